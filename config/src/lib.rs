@@ -1,1 +1,20 @@
-//! To be written.
+//! The config of a run: what a person writes, checked and resolved.
+//!
+//! Way of data: TOML text and `--set key=value` words ([`overrides`]) become one TOML table; [`fields`] takes
+//! typed, range-checked values out of it and refuses the keys that nobody took, naming the nearest known one;
+//! [`sections`] holds the resulting types. [`RunConfig::to_toml`] goes the other way and writes every value as
+//! resolved, so that `parse(to_toml(c)) == c`. Nothing here reads a file but [`RunConfig::read`].
+
+mod error;
+mod fields;
+mod overrides;
+mod read;
+mod sections;
+mod write;
+
+pub use error::ConfigError;
+pub use sections::{
+    BatchSchedule, BatchSection, CoordinatorSection, DataSection, Device, LearningRateSchedule, LearningRateSection,
+    LearningRateShape, Length, Method, ModelKind, ModelSection, OptimizerSection, PolarMethod, PolarSection, Precision,
+    Reduction, RunConfig, RunSection, Scaling, ValidationSection,
+};

@@ -1,0 +1,390 @@
+//! From TOML to [`RunConfig`]: each section's keys, defaults and ranges.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use crate::error::ConfigError;
+use crate::fields::{Fields, MAX, finite, integer_in};
+use crate::overrides::{self, LENGTH_KEYS};
+use crate::sections::*;
+
+const UNIT: &str = "a number of at least 0 and below 1";
+const FRACTION: &str = "a number from 0 to 1";
+const POSITIVE: &str = "a number above 0";
+
+impl RunConfig {
+    /// Reads a config file and lays `sets` (`key=value`) over it.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not TOML, has unknown keys, or a value is out of its range.
+    pub fn read(path: impl AsRef<Path>, sets: &[String]) -> Result<RunConfig, ConfigError> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
+        RunConfig::parse(&text, &path.display().to_string(), sets)
+    }
+
+    /// As [`RunConfig::read`], from text; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// As [`RunConfig::read`].
+    pub fn parse(text: &str, origin: &str, sets: &[String]) -> Result<RunConfig, ConfigError> {
+        let mut table: Table = text.parse().map_err(|error| syntax(text, origin, &error))?;
+        overrides::apply(&mut table, sets)?;
+        let mut root = Fields::new(origin, String::new(), table);
+        let run = run(root.section("run")?)?;
+        let data = data(root.section("data")?)?;
+        let model = model(root.section("model")?, data.sequence_length)?;
+        let batch = batch(root.section("batch")?)?;
+        let learning_rate = learning_rate(root.section("learning_rate")?)?;
+        let optimizer = optimizer(root.section("optimizer")?, run.precision)?;
+        let validation = validation(root.section("validation")?)?;
+        let coordinator = coordinator(root.section("coordinator")?)?;
+        root.done()?;
+        Ok(RunConfig {
+            run,
+            data,
+            model,
+            batch,
+            learning_rate,
+            optimizer,
+            validation,
+            coordinator,
+        })
+    }
+}
+
+fn syntax(text: &str, origin: &str, error: &toml::de::Error) -> ConfigError {
+    let at = error.span().map_or(0, |span| span.start).min(text.len());
+    let before = text.get(..at).unwrap_or_default();
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    ConfigError::Syntax {
+        origin: origin.to_owned(),
+        line: before.matches('\n').count() + 1,
+        column: before[line_start..].chars().count() + 1,
+        reason: error.message().lines().collect::<Vec<_>>().join("; "),
+    }
+}
+
+fn run(mut fields: Fields<'_>) -> Result<RunSection, ConfigError> {
+    let section = RunSection {
+        name: name(&mut fields)?,
+        seed: fields.integer("seed", 0..=MAX, Some(0))?,
+        lanes: fields.integer32("lanes", 1..=4096, Some(4))?,
+        length: length(&mut fields)?,
+        intra_op_threads: fields.integer32("intra_op_threads", 1..=1024, Some(1))?,
+        precision: fields.word("precision", Precision::WORDS, Some(Precision::Bf16))?,
+        reduction: reduction(&mut fields)?,
+        device: fields.word("device", Device::WORDS, Some(Device::Cpu))?,
+    };
+    fields.done()?;
+    Ok(section)
+}
+
+fn name(fields: &mut Fields<'_>) -> Result<String, ConfigError> {
+    const EXPECTED: &str =
+        "a name that can be a folder: 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or digit";
+    let Some(name) = fields.optional_text("name", EXPECTED)? else {
+        return Err(fields.missing("name", EXPECTED));
+    };
+    let safe = name.len() <= 64
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+    if safe {
+        Ok(name)
+    } else {
+        Err(fields.refuse("name", &Value::String(name), EXPECTED))
+    }
+}
+
+fn length(fields: &mut Fields<'_>) -> Result<Length, ConfigError> {
+    let given: Vec<(&str, &Value)> = LENGTH_KEYS
+        .into_iter()
+        .filter_map(|key| Some((key, fields.peek(key)?)))
+        .collect();
+    if let [(first, _), (second, value), ..] = given[..] {
+        return Err(fields.refuse_with(
+            second,
+            value,
+            format!("absent where `run.{first}` says how long the run is"),
+            "keep exactly one of run.steps, run.samples and run.tokens",
+        ));
+    }
+    let [steps, samples, tokens] = LENGTH_KEYS;
+    let mut of = |key| fields.optional_integer(key, 1..=MAX);
+    let length = (of(steps)?.map(Length::Steps))
+        .or(of(samples)?.map(Length::Samples))
+        .or(of(tokens)?.map(Length::Tokens));
+    length.ok_or_else(|| {
+        fields.missing(
+            "steps",
+            "exactly one of run.steps, run.samples and run.tokens, a whole number of at least 1",
+        )
+    })
+}
+
+fn reduction(fields: &mut Fields<'_>) -> Result<Reduction, ConfigError> {
+    const KEY: &str = "reduction";
+    if let Some(value) = fields.peek(KEY).filter(|value| value.as_str() == Some("fast")) {
+        return Err(fields.refuse_with(
+            KEY,
+            value,
+            "\"invariant\"",
+            "\"fast\", which gives up the same bits on any world, is not there yet",
+        ));
+    }
+    fields.word(KEY, Reduction::WORDS, Some(Reduction::Invariant))
+}
+
+fn data(mut fields: Fields<'_>) -> Result<DataSection, ConfigError> {
+    const FOLDER: &str = "the path of a folder made by `lockstep data prepare`";
+    let path = fields.optional_text("path", FOLDER)?;
+    let section = DataSection {
+        path: PathBuf::from(path.ok_or_else(|| fields.missing("path", FOLDER))?),
+        validation: fields.optional_text("validation", FOLDER)?.map(PathBuf::from),
+        sequence_length: fields.integer32("sequence_length", 1..=1_048_576, None)?,
+    };
+    fields.done()?;
+    Ok(section)
+}
+
+fn model(mut fields: Fields<'_>, sequence_length: u32) -> Result<ModelSection, ConfigError> {
+    let kind = fields.word("kind", ModelKind::WORDS, Some(ModelKind::Gpt2))?;
+    let layers = fields.integer32("layers", 1..=1024, None)?;
+    let heads = fields.integer32("heads", 1..=1024, None)?;
+    let width = fields.integer32("width", 1..=65_536, None)?;
+    if width % heads != 0 {
+        return Err(fields.refuse_with(
+            "heads",
+            &Value::Integer(heads.into()),
+            format!("a divisor of model.width, which is {width}"),
+            "change model.heads or model.width",
+        ));
+    }
+    let vocab = fields.optional_integer("vocab", 1..=2_147_483_647)?;
+    let context = fields.optional_integer("context", 1..=1_048_576)?;
+    if let Some(context) = context
+        && context < u64::from(sequence_length)
+    {
+        return Err(fields.refuse_with(
+            "context",
+            &Value::Integer(context as i64),
+            format!("at least data.sequence_length, which is {sequence_length}"),
+            "raise model.context or shorten data.sequence_length",
+        ));
+    }
+    let section = ModelSection {
+        kind,
+        layers,
+        heads,
+        width,
+        vocab: vocab.and_then(|vocab| u32::try_from(vocab).ok()),
+        bias: fields.boolean("bias", false)?,
+        qk_norm: fields.boolean("qk_norm", false)?,
+        context: context.and_then(|context| u32::try_from(context).ok()),
+    };
+    fields.done()?;
+    Ok(section)
+}
+
+fn batch(mut fields: Fields<'_>) -> Result<BatchSection, ConfigError> {
+    let section = BatchSection {
+        micro_batch: fields.integer32("micro_batch", 1..=65_536, None)?,
+        schedule: batch_schedule(&mut fields)?,
+    };
+    fields.done()?;
+    Ok(section)
+}
+
+/// The largest batch: large enough for any run, small enough that no product of it overflows.
+const SIZES: std::ops::RangeInclusive<u64> = 1..=16_777_216;
+
+fn batch_schedule(fields: &mut Fields<'_>) -> Result<BatchSchedule, ConfigError> {
+    const KEY: &str = "schedule";
+    const EXPECTED: &str = "a number of samples from 1 to 16777216, { kind = \"constant\", size = 32 } or { kind = \"steps\", sizes = [[0, 16], [100, 32]] }";
+    match fields.take(KEY) {
+        None => Err(fields.missing(KEY, EXPECTED)),
+        Some(Value::Table(table)) => {
+            let mut inner = Fields::new(fields.origin(), fields.dotted(KEY), table);
+            let stepped = inner.word("kind", &[("constant", false), ("steps", true)], None)?;
+            let schedule = if stepped {
+                BatchSchedule::Steps {
+                    sizes: batch_sizes(&mut inner)?,
+                }
+            } else {
+                BatchSchedule::Constant {
+                    size: inner.integer("size", SIZES, None)?,
+                }
+            };
+            inner.done()?;
+            Ok(schedule)
+        }
+        Some(value) => match integer_in(&value, &SIZES) {
+            Some(size) => Ok(BatchSchedule::Constant { size }),
+            None => Err(fields.refuse(KEY, &value, EXPECTED)),
+        },
+    }
+}
+
+fn batch_sizes(fields: &mut Fields<'_>) -> Result<Vec<(u64, u64)>, ConfigError> {
+    const KEY: &str = "sizes";
+    const EXPECTED: &str = "a list of [from_step, size] pairs such as [[0, 16], [100, 32]], the first from step 0, the steps rising, the sizes from 1 to 16777216";
+    let Some(value) = fields.take(KEY) else {
+        return Err(fields.missing(KEY, EXPECTED));
+    };
+    let pair = |pair: &Value| match pair.as_array().map(Vec::as_slice) {
+        Some([from, size]) => Some((integer_in(from, &(0..=MAX))?, integer_in(size, &SIZES)?)),
+        _ => None,
+    };
+    let pairs: Option<Vec<(u64, u64)>> = value.as_array().and_then(|list| list.iter().map(pair).collect());
+    match pairs {
+        Some(pairs)
+            if pairs.first().is_some_and(|first| first.0 == 0) && pairs.windows(2).all(|two| two[0].0 < two[1].0) =>
+        {
+            Ok(pairs)
+        }
+        _ => Err(fields.refuse(KEY, &value, EXPECTED)),
+    }
+}
+
+fn learning_rate(mut fields: Fields<'_>) -> Result<LearningRateSection, ConfigError> {
+    const KEY: &str = "schedule";
+    const EXPECTED: &str = "a learning rate above 0, or { kind = \"constant\" | \"cosine\" | \"linear\" | \"warmup-stable-decay\", peak = 1e-3, … }";
+    let schedule = match fields.take(KEY) {
+        None => return Err(fields.missing(KEY, EXPECTED)),
+        Some(Value::Table(table)) => learning_rate_table(Fields::new(fields.origin(), fields.dotted(KEY), table))?,
+        Some(value) => match finite(&value) {
+            Some(peak) if peak > 0.0 => LearningRateSchedule {
+                peak,
+                warmup: 0,
+                shape: LearningRateShape::Constant,
+            },
+            _ => return Err(fields.refuse(KEY, &value, EXPECTED)),
+        },
+    };
+    fields.done()?;
+    Ok(LearningRateSection { schedule })
+}
+
+fn learning_rate_table(mut fields: Fields<'_>) -> Result<LearningRateSchedule, ConfigError> {
+    type Build = fn(&mut Fields<'_>) -> Result<LearningRateShape, ConfigError>;
+    fn floor(fields: &mut Fields<'_>) -> Result<f64, ConfigError> {
+        fields.number("floor", Some(0.0), FRACTION, |x| (0.0..=1.0).contains(&x))
+    }
+    let kinds: [(&str, Build); 4] = [
+        ("constant", |_| Ok(LearningRateShape::Constant)),
+        ("cosine", |fields| {
+            Ok(LearningRateShape::Cosine { floor: floor(fields)? })
+        }),
+        ("linear", |fields| {
+            Ok(LearningRateShape::Linear { floor: floor(fields)? })
+        }),
+        ("warmup-stable-decay", |fields| {
+            Ok(LearningRateShape::WarmupStableDecay {
+                floor: floor(fields)?,
+                decay: fields.number(
+                    "decay",
+                    Some(0.2),
+                    "a fraction of the run, above 0 and at most 1",
+                    |x| x > 0.0 && x <= 1.0,
+                )?,
+            })
+        }),
+    ];
+    let build = fields.word("kind", &kinds, None)?;
+    let schedule = LearningRateSchedule {
+        peak: fields.number("peak", None, POSITIVE, |x| x > 0.0)?,
+        warmup: fields.integer("warmup", 0..=MAX, Some(0))?,
+        shape: build(&mut fields)?,
+    };
+    fields.done()?;
+    Ok(schedule)
+}
+
+fn optimizer(mut fields: Fields<'_>, run_precision: Precision) -> Result<OptimizerSection, ConfigError> {
+    let unit = |x: f64| (0.0..1.0).contains(&x);
+    let method = fields.word("method", Method::WORDS, Some(Method::Muon))?;
+    let hidden_scale = match method {
+        Method::Muon => 20.0,
+        Method::AdamW => 1.0,
+    };
+    let section = OptimizerSection {
+        method,
+        momentum: fields.number("momentum", Some(0.95), UNIT, unit)?,
+        nesterov: fields.boolean("nesterov", true)?,
+        betas: betas(&mut fields)?,
+        epsilon: fields.number("epsilon", Some(1e-8), POSITIVE, |x| x > 0.0)?,
+        weight_decay: fields.number("weight_decay", Some(0.0), "a number of at least 0", |x| x >= 0.0)?,
+        hidden_scale: fields.number("hidden_scale", Some(hidden_scale), POSITIVE, |x| x > 0.0)?,
+        scaling: fields.word("scaling", Scaling::WORDS, Some(Scaling::Original))?,
+        clip_norm: fields.optional_number("clip_norm", POSITIVE, |x| x > 0.0)?,
+        polar: polar(fields.section("polar")?, run_precision)?,
+    };
+    fields.done()?;
+    Ok(section)
+}
+
+fn betas(fields: &mut Fields<'_>) -> Result<[f64; 2], ConfigError> {
+    const KEY: &str = "betas";
+    let Some(value) = fields.take(KEY) else {
+        return Ok([0.9, 0.95]);
+    };
+    let numbers: Option<Vec<f64>> = value.as_array().and_then(|list| list.iter().map(finite).collect());
+    match numbers.as_deref() {
+        Some(&[first, second]) if (0.0..1.0).contains(&first) && (0.0..1.0).contains(&second) => Ok([first, second]),
+        _ => Err(fields.refuse(
+            KEY,
+            &value,
+            "two numbers of at least 0 and below 1, such as [0.9, 0.95]",
+        )),
+    }
+}
+
+fn polar(mut fields: Fields<'_>, run_precision: Precision) -> Result<PolarSection, ConfigError> {
+    let section = PolarSection {
+        method: fields.word("method", PolarMethod::WORDS, Some(PolarMethod::PolarExpress))?,
+        steps: fields.integer32("steps", 1..=16, Some(5))?,
+        precision: fields.word("precision", Precision::WORDS, Some(run_precision))?,
+    };
+    fields.done()?;
+    Ok(section)
+}
+
+fn validation(mut fields: Fields<'_>) -> Result<ValidationSection, ConfigError> {
+    let section = ValidationSection {
+        every: fields.integer("every", 0..=MAX, Some(100))?,
+    };
+    fields.done()?;
+    Ok(section)
+}
+
+fn coordinator(mut fields: Fields<'_>) -> Result<CoordinatorSection, ConfigError> {
+    const KEY: &str = "bind";
+    const EXPECTED: &str = "a loopback address and port such as \"127.0.0.1:0\" (port 0 takes a free one)";
+    let text = fields.optional_text(KEY, EXPECTED)?;
+    let text = text.unwrap_or_else(|| "127.0.0.1:0".to_owned());
+    let refuse = |advice: &str| fields.refuse_with(KEY, &Value::String(text.clone()), EXPECTED, advice);
+    let bind: SocketAddr = text.parse().map_err(|_| refuse("write it as ADDRESS:PORT"))?;
+    if !bind.ip().is_loopback() {
+        return Err(refuse(
+            "any other address needs TLS and tokens, which are not there yet",
+        ));
+    }
+    let section = CoordinatorSection {
+        bind,
+        plan_window_seconds: fields.number(
+            "plan_window_seconds",
+            Some(5.0),
+            "a number of seconds above 0 and at most 3600",
+            |x| x > 0.0 && x <= 3600.0,
+        )?,
+    };
+    fields.done()?;
+    Ok(section)
+}

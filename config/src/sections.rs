@@ -1,0 +1,295 @@
+//! The types of a config, section by section. A value of these types has passed every check of [`crate::read`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// A whole run config, checked and resolved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunConfig {
+    /// `[run]`: identity, length and numerics.
+    pub run: RunSection,
+    /// `[data]`: what is trained on.
+    pub data: DataSection,
+    /// `[model]`: the network.
+    pub model: ModelSection,
+    /// `[batch]`: micro-batch and batch-size schedule.
+    pub batch: BatchSection,
+    /// `[learning_rate]`: its schedule.
+    pub learning_rate: LearningRateSection,
+    /// `[optimizer]`: the update.
+    pub optimizer: OptimizerSection,
+    /// `[validation]`: when to validate.
+    pub validation: ValidationSection,
+    /// `[coordinator]`: how the coordinator serves.
+    pub coordinator: CoordinatorSection,
+}
+
+/// `[run]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunSection {
+    /// Name of the run and of its folder under `runs/`: letters, digits, `.`, `_`, `-`; at most 64.
+    pub name: String,
+    /// Seed of initial values, sample order and dropout.
+    pub seed: u64,
+    /// Logical data-parallel workers, fixed for the whole life of the run.
+    pub lanes: u32,
+    /// When the run is over.
+    pub length: Length,
+    /// Threads of each rank's tensor library.
+    pub intra_op_threads: u32,
+    /// Precision of working copies and products.
+    pub precision: Precision,
+    /// How sums over ranks are ordered.
+    pub reduction: Reduction,
+    /// What computes.
+    pub device: Device,
+}
+
+/// When the run is over: exactly one of the keys `run.steps`, `run.samples`, `run.tokens`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    /// After this many steps.
+    Steps(u64),
+    /// With the first step that reaches this many samples (sequences).
+    Samples(u64),
+    /// With the first step that reaches this many tokens.
+    Tokens(u64),
+}
+
+/// A floating-point format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// bfloat16 working copies over float32 masters.
+    Bf16,
+    /// float32 throughout.
+    Fp32,
+}
+
+/// How sums over lanes are ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reduction {
+    /// By the lane tree: the same bits on every world.
+    Invariant,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The processor's cores.
+    Cpu,
+}
+
+/// `[data]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DataSection {
+    /// A folder made by `lockstep data prepare`.
+    pub path: PathBuf,
+    /// Another prepared folder whose validation split is used; default: the one of `path`.
+    pub validation: Option<PathBuf>,
+    /// Tokens a sequence predicts; a training sample is a window of one token more.
+    pub sequence_length: u32,
+}
+
+/// `[model]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSection {
+    /// The family.
+    pub kind: ModelKind,
+    /// Transformer layers.
+    pub layers: u32,
+    /// Attention heads; divides `width`.
+    pub heads: u32,
+    /// Width of the residual stream.
+    pub width: u32,
+    /// Rows of the embedding; default: the data's vocabulary. At least that.
+    pub vocab: Option<u32>,
+    /// Whether linear layers and norms have biases.
+    pub bias: bool,
+    /// Whether queries and keys are normalised.
+    pub qk_norm: bool,
+    /// Positions the model knows; default: `data.sequence_length`. At least that.
+    pub context: Option<u32>,
+}
+
+/// A model family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelKind {
+    /// GPT-2: learned positions, tied head, GELU, pre-norm.
+    Gpt2,
+}
+
+/// `[batch]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchSection {
+    /// Sequences in one micro-batch.
+    pub micro_batch: u32,
+    /// Batch size over the run.
+    pub schedule: BatchSchedule,
+}
+
+/// Batch size over the run, in samples (sequences); rounded up to whole micro-batches by the plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BatchSchedule {
+    /// One size for the whole run.
+    Constant {
+        /// Samples a step.
+        size: u64,
+    },
+    /// Another size from certain steps on.
+    Steps {
+        /// `(from_step, size)`: once `from_step` steps are done, `size` samples a step. The first `from_step`
+        /// is 0 and they rise strictly; never empty.
+        sizes: Vec<(u64, u64)>,
+    },
+}
+
+/// `[learning_rate]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LearningRateSection {
+    /// Its schedule.
+    pub schedule: LearningRateSchedule,
+}
+
+/// Learning rate over the run: a linear warm-up from 0 to the peak, then a shape.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LearningRateSchedule {
+    /// The highest learning rate.
+    pub peak: f64,
+    /// Steps of linear warm-up.
+    pub warmup: u64,
+    /// What comes after the warm-up.
+    pub shape: LearningRateShape,
+}
+
+/// What the learning rate does after its warm-up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum LearningRateShape {
+    /// Stays at the peak.
+    Constant,
+    /// Half a cosine from the peak to `floor × peak` at the end of the run.
+    Cosine {
+        /// Fraction of the peak, in [0, 1].
+        floor: f64,
+    },
+    /// A straight line from the peak to `floor × peak` at the end of the run.
+    Linear {
+        /// Fraction of the peak, in [0, 1].
+        floor: f64,
+    },
+    /// Stays at the peak, then falls in a straight line to `floor × peak` over the last part of the run.
+    WarmupStableDecay {
+        /// Fraction of the peak, in [0, 1].
+        floor: f64,
+        /// Fraction of the run that decays, in (0, 1].
+        decay: f64,
+    },
+}
+
+/// `[optimizer]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OptimizerSection {
+    /// What treats hidden matrices; other tensors take AdamW.
+    pub method: Method,
+    /// Muon's momentum, in [0, 1).
+    pub momentum: f64,
+    /// Whether Muon looks ahead along its momentum.
+    pub nesterov: bool,
+    /// AdamW's decay rates, each in [0, 1).
+    pub betas: [f64; 2],
+    /// AdamW's ε, positive.
+    pub epsilon: f64,
+    /// Decoupled weight decay, at least 0.
+    pub weight_decay: f64,
+    /// Hidden matrices step with `learning_rate × hidden_scale`.
+    pub hidden_scale: f64,
+    /// How Muon's step depends on the shape of a matrix.
+    pub scaling: Scaling,
+    /// Gradients are scaled down to this global norm; none: never.
+    pub clip_norm: Option<f64>,
+    /// How the polar factor is computed.
+    pub polar: PolarSection,
+}
+
+/// An optimiser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Muon on hidden matrices, AdamW on the rest.
+    Muon,
+    /// AdamW on everything.
+    AdamW,
+}
+
+/// How Muon's step depends on the shape of a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scaling {
+    /// √max(1, rows/columns).
+    Original,
+    /// 0.2·√max(rows, columns), which matches AdamW's root mean square.
+    MatchRms,
+}
+
+/// `optimizer.polar`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PolarSection {
+    /// The iteration.
+    pub method: PolarMethod,
+    /// Its steps.
+    pub steps: u32,
+    /// Precision of its products; default: `run.precision`.
+    pub precision: Precision,
+}
+
+/// An iteration for the polar factor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PolarMethod {
+    /// Polar Express: minimax odd quintics, one per step.
+    PolarExpress,
+}
+
+/// `[validation]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ValidationSection {
+    /// Validate every so many steps and at the end; 0: only at the end.
+    pub every: u64,
+}
+
+/// `[coordinator]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CoordinatorSection {
+    /// Where it listens; a loopback address. Port 0 takes a free one.
+    pub bind: SocketAddr,
+    /// Seconds of plans that trainers hold ahead of need.
+    pub plan_window_seconds: f64,
+}
+
+impl RunConfig {
+    /// Positions the model knows: `model.context`, or `data.sequence_length` where it is not given.
+    pub fn context(&self) -> u32 {
+        self.model.context.unwrap_or(self.data.sequence_length)
+    }
+}
+
+/// Gives an enum its words in TOML.
+macro_rules! words {
+    ($kind:ident { $($variant:ident = $word:literal),+ $(,)? }) => {
+        impl $kind {
+            /// Every value with its word in TOML.
+            pub(crate) const WORDS: &'static [(&'static str, $kind)] = &[$(($word, $kind::$variant)),+];
+
+            /// The word in TOML.
+            pub fn word(self) -> &'static str {
+                match self {
+                    $($kind::$variant => $word),+
+                }
+            }
+        }
+    };
+}
+
+words!(Precision { Bf16 = "bf16", Fp32 = "fp32" });
+words!(Reduction { Invariant = "invariant" });
+words!(Device { Cpu = "cpu" });
+words!(ModelKind { Gpt2 = "gpt2" });
+words!(Method { Muon = "muon", AdamW = "adamw" });
+words!(Scaling { Original = "original", MatchRms = "match-rms" });
+words!(PolarMethod { PolarExpress = "polar-express" });

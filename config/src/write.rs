@@ -1,0 +1,158 @@
+//! From [`RunConfig`] back to TOML, every value as resolved, and the hash of it.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use toml::Value;
+
+use crate::sections::*;
+
+impl RunConfig {
+    /// The whole config as TOML, defaults filled in; parsing it gives an equal config.
+    pub fn to_toml(&self) -> String {
+        let mut text = Text(String::new());
+        text.section("run");
+        text.key("name", self.run.name.as_str());
+        self.run_without_name(&mut text);
+        self.training_sections(&mut text);
+        text.section("coordinator");
+        text.key("bind", self.coordinator.bind.to_string());
+        text.key("plan_window_seconds", self.coordinator.plan_window_seconds);
+        text.0
+    }
+
+    /// BLAKE3, in hex, of everything that decides the trained bits: the resolved TOML without `run.name` and
+    /// `[coordinator]`.
+    pub fn hash(&self) -> String {
+        let mut text = Text(String::new());
+        text.section("run");
+        self.run_without_name(&mut text);
+        self.training_sections(&mut text);
+        blake3::hash(text.0.as_bytes()).to_hex().to_string()
+    }
+
+    fn run_without_name(&self, text: &mut Text) {
+        let run = &self.run;
+        text.key("seed", whole(run.seed));
+        text.key("lanes", run.lanes);
+        match run.length {
+            Length::Steps(steps) => text.key("steps", whole(steps)),
+            Length::Samples(samples) => text.key("samples", whole(samples)),
+            Length::Tokens(tokens) => text.key("tokens", whole(tokens)),
+        }
+        text.key("intra_op_threads", run.intra_op_threads);
+        text.key("precision", run.precision.word());
+        text.key("reduction", run.reduction.word());
+        text.key("device", run.device.word());
+    }
+
+    fn training_sections(&self, text: &mut Text) {
+        text.section("data");
+        text.key("path", path(&self.data.path));
+        text.optional("validation", self.data.validation.as_deref().map(path));
+        text.key("sequence_length", self.data.sequence_length);
+
+        let model = &self.model;
+        text.section("model");
+        text.key("kind", model.kind.word());
+        text.key("layers", model.layers);
+        text.key("heads", model.heads);
+        text.key("width", model.width);
+        text.optional("vocab", model.vocab);
+        text.key("bias", model.bias);
+        text.key("qk_norm", model.qk_norm);
+        text.optional("context", model.context);
+
+        text.section("batch");
+        text.key("micro_batch", self.batch.micro_batch);
+        match &self.batch.schedule {
+            BatchSchedule::Constant { size } => text.key("schedule", whole(*size)),
+            BatchSchedule::Steps { sizes } => {
+                let pairs: Vec<String> = sizes.iter().map(|(from, size)| format!("[{from}, {size}]")).collect();
+                let pairs = pairs.join(", ");
+                text.line(&format!("schedule = {{ kind = \"steps\", sizes = [{pairs}] }}"));
+            }
+        }
+
+        text.section("learning_rate");
+        text.line(&learning_rate(&self.learning_rate.schedule));
+
+        let optimizer = &self.optimizer;
+        text.section("optimizer");
+        text.key("method", optimizer.method.word());
+        text.key("momentum", optimizer.momentum);
+        text.key("nesterov", optimizer.nesterov);
+        text.key("betas", optimizer.betas.to_vec());
+        text.key("epsilon", optimizer.epsilon);
+        text.key("weight_decay", optimizer.weight_decay);
+        text.key("hidden_scale", optimizer.hidden_scale);
+        text.key("scaling", optimizer.scaling.word());
+        text.optional("clip_norm", optimizer.clip_norm);
+        let polar = &optimizer.polar;
+        text.line(&format!(
+            "polar = {{ method = \"{}\", steps = {}, precision = \"{}\" }}",
+            polar.method.word(),
+            polar.steps,
+            polar.precision.word()
+        ));
+
+        text.section("validation");
+        text.key("every", whole(self.validation.every));
+    }
+}
+
+fn learning_rate(schedule: &LearningRateSchedule) -> String {
+    let (kind, rest) = match schedule.shape {
+        LearningRateShape::Constant => ("constant", String::new()),
+        LearningRateShape::Cosine { floor } => ("cosine", format!(", floor = {}", number(floor))),
+        LearningRateShape::Linear { floor } => ("linear", format!(", floor = {}", number(floor))),
+        LearningRateShape::WarmupStableDecay { floor, decay } => (
+            "warmup-stable-decay",
+            format!(", floor = {}, decay = {}", number(floor), number(decay)),
+        ),
+    };
+    format!(
+        "schedule = {{ kind = \"{kind}\", peak = {}, warmup = {}{rest} }}",
+        number(schedule.peak),
+        schedule.warmup
+    )
+}
+
+/// TOML under construction.
+struct Text(String);
+
+impl Text {
+    fn section(&mut self, name: &str) {
+        let gap = if self.0.is_empty() { "" } else { "\n" };
+        self.line(&format!("{gap}[{name}]"));
+    }
+
+    fn key(&mut self, key: &str, value: impl Into<Value>) {
+        let value = value.into();
+        self.line(&format!("{key} = {value}"));
+    }
+
+    fn optional(&mut self, key: &str, value: Option<impl Into<Value>>) {
+        if let Some(value) = value {
+            self.key(key, value);
+        }
+    }
+
+    fn line(&mut self, line: &str) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.0, "{line}");
+    }
+}
+
+/// Reading refuses what does not fit in TOML's signed integers.
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn number(number: f64) -> String {
+    Value::Float(number).to_string()
+}
+
+fn path(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
