@@ -1,0 +1,241 @@
+//! Messages of the training service ⇄ domain types.
+
+use super::{ConvertError, bytes_32, header, phases_in, phases_out, required};
+use crate::domain::{
+    CoordinatorBody, Directive, DirectiveKind, FromCoordinator, FromMember, Generation, Header, JoinInfo, MemberBody,
+    Plan, Progress, StepMetrics, StepReport, Validation,
+};
+use crate::v1;
+
+impl From<&FromMember> for v1::MemberMessage {
+    fn from(message: &FromMember) -> Self {
+        use v1::member_message::Body;
+        let body = match &message.body {
+            MemberBody::Join(info) => Body::Join(v1::Join {
+                member: info.member.clone(),
+                pid: info.pid,
+                host: info.host.clone(),
+                build: info.build.clone(),
+                config_hash: info.config_hash.clone(),
+                data_hash: info.data_hash.clone(),
+                fingerprint: info.fingerprint.clone(),
+                devices: info.devices.clone(),
+            }),
+            MemberBody::CommId(id) => Body::CommId(v1::CommId { id: id.clone() }),
+            MemberBody::Ready(hash) => Body::Ready(v1::Ready {
+                initial_parameter_hash: hash.to_vec(),
+            }),
+            MemberBody::Progress(progress) => Body::Progress(v1::Progress {
+                step: progress.step,
+                phase: progress.phase.clone(),
+                counter: progress.counter,
+            }),
+            MemberBody::Report(report) => Body::Report(report_out(report)),
+            MemberBody::Leaving(reason) => Body::Leaving(v1::Leaving { reason: reason.clone() }),
+            MemberBody::Finished { outcome, step } => Body::Finished(v1::Finished {
+                outcome: Some(outcome.into()),
+                step: *step,
+            }),
+        };
+        v1::MemberMessage {
+            header: Some((&message.header).into()),
+            body: Some(body),
+        }
+    }
+}
+
+impl TryFrom<v1::MemberMessage> for FromMember {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::MemberMessage) -> Result<Self, ConvertError> {
+        use v1::member_message::Body;
+        let header = header("MemberMessage", message.header)?;
+        let body = match required("MemberMessage", "body", message.body)? {
+            Body::Join(join) => MemberBody::Join(JoinInfo {
+                member: join.member,
+                pid: join.pid,
+                host: join.host,
+                build: join.build,
+                config_hash: join.config_hash,
+                data_hash: join.data_hash,
+                fingerprint: join.fingerprint,
+                devices: join.devices,
+            }),
+            Body::CommId(v1::CommId { id }) => MemberBody::CommId(id),
+            Body::Ready(ready) => MemberBody::Ready(bytes_32(
+                "Ready",
+                "initial_parameter_hash",
+                &ready.initial_parameter_hash,
+            )?),
+            Body::Progress(v1::Progress { step, phase, counter }) => {
+                MemberBody::Progress(Progress { step, phase, counter })
+            }
+            Body::Report(report) => MemberBody::Report(report_in(&header, report)?),
+            Body::Leaving(v1::Leaving { reason }) => MemberBody::Leaving(reason),
+            Body::Finished(finished) => MemberBody::Finished {
+                outcome: required("Finished", "outcome", finished.outcome)?.try_into()?,
+                step: finished.step,
+            },
+        };
+        Ok(FromMember { header, body })
+    }
+}
+
+fn report_out(report: &StepReport) -> v1::StepReport {
+    v1::StepReport {
+        rank: report.rank,
+        step: report.step,
+        parameter_hash: report.parameter_hash.to_vec(),
+        metrics: report.metrics.as_ref().map(|metrics| v1::StepMetrics {
+            loss: metrics.loss,
+            tokens: metrics.tokens,
+            grad_norm: metrics.grad_norm,
+            update_norm: metrics.update_norm,
+            learning_rate: metrics.learning_rate,
+            effective_learning_rate: metrics.effective_learning_rate,
+            step_ms: metrics.step_ms,
+            phases: phases_out(&metrics.phases),
+            polar_factors: metrics.polar_factors,
+        }),
+        validation: report.validation.map(|validation| v1::Validation {
+            loss: validation.loss,
+            tokens: validation.tokens,
+        }),
+        peak_memory_mib: report.peak_memory_mib,
+    }
+}
+
+fn report_in(header: &Header, report: v1::StepReport) -> Result<StepReport, ConvertError> {
+    Ok(StepReport {
+        stamp: header.stamp,
+        rank: report.rank,
+        step: report.step,
+        parameter_hash: bytes_32("StepReport", "parameter_hash", &report.parameter_hash)?,
+        metrics: report.metrics.map(|metrics| StepMetrics {
+            loss: metrics.loss,
+            tokens: metrics.tokens,
+            grad_norm: metrics.grad_norm,
+            update_norm: metrics.update_norm,
+            learning_rate: metrics.learning_rate,
+            effective_learning_rate: metrics.effective_learning_rate,
+            step_ms: metrics.step_ms,
+            phases: phases_in(metrics.phases),
+            polar_factors: metrics.polar_factors,
+        }),
+        validation: report.validation.map(|validation| Validation {
+            loss: validation.loss,
+            tokens: validation.tokens,
+        }),
+        peak_memory_mib: report.peak_memory_mib,
+    })
+}
+
+impl From<&FromCoordinator> for v1::CoordinatorMessage {
+    fn from(message: &FromCoordinator) -> Self {
+        use v1::coordinator_message::Body;
+        let body = match &message.body {
+            CoordinatorBody::Welcome { config_toml } => Body::Welcome(v1::Welcome {
+                config_toml: config_toml.clone(),
+            }),
+            CoordinatorBody::Generation(generation) => Body::Generation(v1::Generation {
+                members: generation.members.iter().map(Into::into).collect(),
+                lanes: generation.lanes,
+                resume: generation.resume,
+                secret: generation.secret.to_vec(),
+            }),
+            CoordinatorBody::CommId(id) => Body::CommId(v1::CommId { id: id.clone() }),
+            CoordinatorBody::PlanWindow(plans) => Body::PlanWindow(v1::PlanWindow {
+                plans: plans.iter().map(plan_out).collect(),
+            }),
+            CoordinatorBody::Directive(directive) => Body::Directive(v1::Directive {
+                sequence: directive.sequence,
+                kind: match directive.kind {
+                    DirectiveKind::None => v1::DirectiveKind::None,
+                    DirectiveKind::Resume => v1::DirectiveKind::Resume,
+                    DirectiveKind::Pause => v1::DirectiveKind::Pause,
+                    DirectiveKind::Stop => v1::DirectiveKind::Stop,
+                } as i32,
+            }),
+            CoordinatorBody::Abort { reason } => Body::Abort(v1::Abort { reason: reason.clone() }),
+            CoordinatorBody::Acknowledged { step, finished } => Body::Acknowledged(v1::Acknowledged {
+                step: *step,
+                finished: *finished,
+            }),
+        };
+        v1::CoordinatorMessage {
+            header: Some((&message.header).into()),
+            body: Some(body),
+        }
+    }
+}
+
+impl TryFrom<v1::CoordinatorMessage> for FromCoordinator {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::CoordinatorMessage) -> Result<Self, ConvertError> {
+        use v1::coordinator_message::Body;
+        let header = header("CoordinatorMessage", message.header)?;
+        let body = match required("CoordinatorMessage", "body", message.body)? {
+            Body::Welcome(v1::Welcome { config_toml }) => CoordinatorBody::Welcome { config_toml },
+            Body::Generation(generation) => CoordinatorBody::Generation(Generation {
+                stamp: header.stamp,
+                members: generation
+                    .members
+                    .into_iter()
+                    .map(TryInto::try_into)
+                    .collect::<Result<_, _>>()?,
+                lanes: generation.lanes,
+                resume: generation.resume,
+                secret: bytes_32("Generation", "secret", &generation.secret)?,
+            }),
+            Body::CommId(v1::CommId { id }) => CoordinatorBody::CommId(id),
+            Body::PlanWindow(window) => CoordinatorBody::PlanWindow(window.plans.into_iter().map(plan_in).collect()),
+            Body::Directive(directive) => CoordinatorBody::Directive(Directive {
+                sequence: directive.sequence,
+                kind: match v1::DirectiveKind::try_from(directive.kind) {
+                    Ok(v1::DirectiveKind::None) => DirectiveKind::None,
+                    Ok(v1::DirectiveKind::Resume) => DirectiveKind::Resume,
+                    Ok(v1::DirectiveKind::Pause) => DirectiveKind::Pause,
+                    Ok(v1::DirectiveKind::Stop) => DirectiveKind::Stop,
+                    Err(_) => {
+                        let value = i64::from(directive.kind);
+                        return Err(ConvertError::Unknown {
+                            message: "Directive",
+                            field: "kind",
+                            value,
+                        });
+                    }
+                },
+            }),
+            Body::Abort(v1::Abort { reason }) => CoordinatorBody::Abort { reason },
+            Body::Acknowledged(v1::Acknowledged { step, finished }) => CoordinatorBody::Acknowledged { step, finished },
+        };
+        Ok(FromCoordinator { header, body })
+    }
+}
+
+fn plan_out(plan: &Plan) -> v1::Plan {
+    v1::Plan {
+        step: plan.step,
+        learning_rate: plan.learning_rate,
+        micro_batches: plan.micro_batches,
+        first_sample: plan.first_sample,
+        samples: plan.samples,
+        validate: plan.validate,
+        last: plan.last,
+        version: plan.version,
+    }
+}
+
+fn plan_in(plan: v1::Plan) -> Plan {
+    Plan {
+        step: plan.step,
+        learning_rate: plan.learning_rate,
+        micro_batches: plan.micro_batches,
+        first_sample: plan.first_sample,
+        samples: plan.samples,
+        validate: plan.validate,
+        last: plan.last,
+        version: plan.version,
+    }
+}

@@ -1,0 +1,433 @@
+//! The words of the protocol as plain Rust: what the coordinator decides with and what the device thread reads.
+//! Nothing here knows about the wire; `convert` carries these types to the generated messages and back.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+/// Which life of the coordinator and which formation of members a message belongs to. Older ones are ignored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Stamp {
+    /// One life of the coordinator; a higher one fences a lower one.
+    pub term: u64,
+    /// One formation of members into ranks; 0 before the first.
+    pub generation: u64,
+}
+
+/// What stands in front of every message.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    /// The run; empty only where the sender cannot know it yet.
+    pub run_id: String,
+    /// The sender's term and generation; zeros where it cannot know them yet.
+    pub stamp: Stamp,
+}
+
+/// What one step does. Names lanes' micro-batches, never ranks. Never altered once it was issued.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// 1-based: step s consumes its samples and makes parameters s.
+    pub step: u64,
+    /// The learning rate of this step.
+    pub learning_rate: f64,
+    /// Micro-batches of the whole step, over all lanes.
+    pub micro_batches: u32,
+    /// Global index of the first sample.
+    pub first_sample: u64,
+    /// Samples of the step: `micro_batches` × the size of a micro-batch.
+    pub samples: u64,
+    /// Whether the whole validation split is evaluated after the step.
+    pub validate: bool,
+    /// Whether this is the run's last step.
+    pub last: bool,
+    /// Version of the schedule that made this plan; rises with every live change.
+    pub version: u64,
+}
+
+/// Where a member stands in a generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberPlace {
+    /// The member's name.
+    pub member: String,
+    /// Its rank in this generation.
+    pub rank: u32,
+    /// The lanes that it hosts.
+    pub lanes: Range<u32>,
+    /// Process id on its host.
+    pub pid: u32,
+    /// Name of its host.
+    pub host: String,
+}
+
+/// One formation of members into ranks, `members[r]` having rank r.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    /// Term and number.
+    pub stamp: Stamp,
+    /// In rank order.
+    pub members: Vec<MemberPlace>,
+    /// Lanes of the run.
+    pub lanes: u32,
+    /// The step that everybody loads; none: initial values.
+    pub resume: Option<u64>,
+    /// Authenticates the data plane of this generation. Never written to disk.
+    #[serde(skip)]
+    pub secret: [u8; 32],
+}
+
+impl Generation {
+    /// Ranks of the world.
+    pub fn ranks(&self) -> u32 {
+        self.members.len() as u32
+    }
+
+    /// The place of the member of this name.
+    pub fn place_of(&self, member: &str) -> Option<&MemberPlace> {
+        self.members.iter().find(|place| place.member == member)
+    }
+}
+
+impl std::fmt::Debug for Generation {
+    // By hand, so that the secret never lands in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Generation")
+            .field("stamp", &self.stamp)
+            .field("members", &self.members)
+            .field("lanes", &self.lanes)
+            .field("resume", &self.resume)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the operator wants at the end of the running step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum DirectiveKind {
+    /// Nothing was ever asked for.
+    #[default]
+    None,
+    /// Go on.
+    Resume,
+    /// Wait after the step until a newer directive comes.
+    Pause,
+    /// The step is the last one.
+    Stop,
+}
+
+/// An urgent directive. Rides in the first slot exchange as a word whose maximum over the ranks is the newest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Directive {
+    /// Rises with every directive of the run; 0: none yet.
+    pub sequence: u64,
+    /// What to do.
+    pub kind: DirectiveKind,
+}
+
+impl Directive {
+    /// `sequence << 8 | kind`, so that the larger word is the newer directive.
+    pub fn to_word(self) -> u64 {
+        self.sequence << 8
+            | match self.kind {
+                DirectiveKind::None => 0,
+                DirectiveKind::Resume => 1,
+                DirectiveKind::Pause => 2,
+                DirectiveKind::Stop => 3,
+            }
+    }
+
+    /// The directive of a word; none for a word that `to_word` never makes.
+    pub fn from_word(word: u64) -> Option<Directive> {
+        let kind = match word & 0xff {
+            0 => DirectiveKind::None,
+            1 => DirectiveKind::Resume,
+            2 => DirectiveKind::Pause,
+            3 => DirectiveKind::Stop,
+            _ => return None,
+        };
+        Some(Directive {
+            sequence: word >> 8,
+            kind,
+        })
+    }
+}
+
+/// What rank 0 measured in a step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// Mean over the counted tokens of the step, nats a token.
+    pub loss: f64,
+    /// Counted tokens of the step, over all ranks.
+    pub tokens: u64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Global norm of the update.
+    pub update_norm: f64,
+    /// As planned.
+    pub learning_rate: f64,
+    /// As applied.
+    pub effective_learning_rate: f64,
+    /// Wall time of the step, without validation.
+    pub step_ms: f64,
+    /// Milliseconds of the step's phases, in their order.
+    pub phases: Vec<(String, f64)>,
+    /// Polar factors that all owners computed together.
+    pub polar_factors: u32,
+}
+
+/// The loss over the whole validation split.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Validation {
+    /// Mean, nats a token.
+    pub loss: f64,
+    /// Tokens predicted.
+    pub tokens: u64,
+}
+
+/// A rank's word that it made parameters `step`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// Term and generation that the rank trains in.
+    pub stamp: Stamp,
+    /// The rank.
+    pub rank: u32,
+    /// The step.
+    pub step: u64,
+    /// Hash of all parameters after the step.
+    pub parameter_hash: [u8; 32],
+    /// Sent by rank 0.
+    pub metrics: Option<StepMetrics>,
+    /// Where the step was validated; sent by rank 0. May come in a second report of the same step.
+    pub validation: Option<Validation>,
+    /// Peak resident memory of the process.
+    pub peak_memory_mib: u64,
+}
+
+/// What a member says of itself when it joins.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinInfo {
+    /// The member's name; unique in the run.
+    pub member: String,
+    /// Process id.
+    pub pid: u32,
+    /// Host name.
+    pub host: String,
+    /// Version of the trainer's build.
+    pub build: String,
+    /// Hash of the run config.
+    pub config_hash: String,
+    /// Hash of the data manifest.
+    pub data_hash: String,
+    /// Everything that may change the bits: library versions, ISA, threads, probe hashes.
+    pub fingerprint: String,
+    /// The devices that it drives, for people.
+    pub devices: Vec<String>,
+}
+
+/// How a trainer ended its part of the run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Every planned step was made.
+    Completed,
+    /// Stopped by an operator after a step.
+    Stopped,
+    /// It could not go on.
+    Failed {
+        /// One sentence.
+        reason: String,
+    },
+}
+
+/// What a member says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MemberBody {
+    /// Wants to be part of the run.
+    Join(JoinInfo),
+    /// The communicator id, from the lowest rank.
+    CommId(Vec<u8>),
+    /// The communicator stands and the parameters are initialised; their hash.
+    Ready([u8; 32]),
+    /// What the device thread does now.
+    Progress(Progress),
+    /// A step was made.
+    Report(StepReport),
+    /// The member is about to go; why.
+    Leaving(String),
+    /// The member's part is over.
+    Finished {
+        /// How it ended.
+        outcome: Outcome,
+        /// The last step whose parameters this rank holds.
+        step: u64,
+    },
+}
+
+/// What the device thread does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The step it works on.
+    pub step: u64,
+    /// Name of the phase.
+    pub phase: String,
+    /// Rises with every change.
+    pub counter: u64,
+}
+
+/// A message of a member.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FromMember {
+    /// Run, term and generation.
+    pub header: Header,
+    /// What it says.
+    pub body: MemberBody,
+}
+
+/// What the coordinator says to a member.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CoordinatorBody {
+    /// First message of a stream: the run's config as TOML.
+    Welcome {
+        /// As resolved.
+        config_toml: String,
+    },
+    /// The world is complete.
+    Generation(Generation),
+    /// The communicator id of the lowest rank.
+    CommId(Vec<u8>),
+    /// The next plans, in order.
+    PlanWindow(Vec<Plan>),
+    /// An urgent directive.
+    Directive(Directive),
+    /// The generation is over; why.
+    Abort {
+        /// One sentence.
+        reason: String,
+    },
+    /// Everything up to `step` is committed and durable.
+    Acknowledged {
+        /// The last committed step.
+        step: u64,
+        /// Answers `Finished`.
+        finished: bool,
+    },
+}
+
+/// A message of the coordinator.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FromCoordinator {
+    /// Run, term and generation.
+    pub header: Header,
+    /// What it says.
+    pub body: CoordinatorBody,
+}
+
+/// A committed step, as `watch` and the progress bar show it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CommittedStep {
+    /// The step.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub total_steps: u64,
+    /// Samples of the run so far.
+    pub samples: u64,
+    /// Counted tokens of the run so far.
+    pub tokens: u64,
+    /// Mean loss of the step, nats a token.
+    pub loss: f64,
+    /// As planned.
+    pub learning_rate: f64,
+    /// As applied.
+    pub effective_learning_rate: f64,
+    /// Samples of the step.
+    pub batch: u64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Global norm of the update.
+    pub update_norm: f64,
+    /// Counted tokens of the step by its wall time.
+    pub tokens_per_second: f64,
+    /// Wall time of the step.
+    pub step_ms: f64,
+    /// Milliseconds of the step's phases.
+    pub phases: Vec<(String, f64)>,
+    /// The generation that made it.
+    pub generation: u64,
+    /// Ranks of that generation.
+    pub ranks: u32,
+    /// Hash of the parameters after the step, equal on every rank.
+    pub parameter_hash: [u8; 32],
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunEnd {
+    /// Completed, stopped or failed.
+    pub outcome: Outcome,
+    /// One sentence that says what happened.
+    pub reason: String,
+    /// The last committed step.
+    pub last_step: u64,
+}
+
+/// What happens in a run, as `watch` and the progress bar see it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RunEvent {
+    /// The run waits for something else, or for another reason.
+    State {
+        /// Name of the phase.
+        phase: String,
+        /// One sentence.
+        reason: String,
+    },
+    /// A step was committed.
+    Step(CommittedStep),
+    /// A committed step was validated.
+    Validation {
+        /// The step.
+        step: u64,
+        /// Its validation loss.
+        validation: Validation,
+    },
+    /// The run is over; nothing follows.
+    Ended(RunEnd),
+}
+
+/// The answer to `status`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunStatus {
+    /// Run, term and generation.
+    pub header: Header,
+    /// Name of the run.
+    pub name: String,
+    /// What the run waits for.
+    pub phase: String,
+    /// One sentence.
+    pub reason: String,
+    /// The last committed step.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub total_steps: u64,
+    /// Ranks of the world.
+    pub ranks: u32,
+    /// Members present.
+    pub members: u32,
+    /// Transport of the collectives.
+    pub backend: String,
+    /// Of the last committed step.
+    pub loss: Option<f64>,
+    /// The newest one.
+    pub validation_loss: Option<f64>,
+    /// Of the last committed step.
+    pub tokens_per_second: Option<f64>,
+}
+
+/// One line of `members`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// What it said when it joined.
+    pub info: JoinInfo,
+    /// Rank and lanes, once the world is complete.
+    pub place: Option<(u32, Range<u32>)>,
+    /// The newest step that it reported.
+    pub reported_step: u64,
+    /// What its device thread does, as last heard.
+    pub phase: String,
+}

@@ -1,0 +1,247 @@
+//! What goes over the wire comes back equal, and what cannot be understood is refused with a sentence.
+#![allow(clippy::unwrap_used)]
+
+use lockstep_proto::domain::*;
+use lockstep_proto::{ConvertError, PROTOCOL_VERSION, v1};
+use proptest::prelude::*;
+use prost::Message;
+
+fn header() -> Header {
+    Header {
+        run_id: "shakespeare-1".into(),
+        stamp: Stamp { term: 3, generation: 2 },
+    }
+}
+
+fn members() -> Vec<MemberBody> {
+    let report = StepReport {
+        stamp: header().stamp,
+        rank: 1,
+        step: 9,
+        parameter_hash: [7; 32],
+        metrics: Some(StepMetrics {
+            loss: 1.25,
+            tokens: 99,
+            phases: vec![("forward".into(), 1.5)],
+            polar_factors: 4,
+            ..StepMetrics::default()
+        }),
+        validation: Some(Validation { loss: 2.5, tokens: 11 }),
+        peak_memory_mib: 300,
+    };
+    vec![
+        MemberBody::Join(JoinInfo {
+            member: "a".into(),
+            pid: 4,
+            devices: vec!["cpu".into()],
+            ..JoinInfo::default()
+        }),
+        MemberBody::CommId(vec![1, 2, 3]),
+        MemberBody::Ready([9; 32]),
+        MemberBody::Progress(Progress {
+            step: 3,
+            phase: "backward".into(),
+            counter: 12,
+        }),
+        MemberBody::Report(report),
+        MemberBody::Leaving("SIGTERM".into()),
+        MemberBody::Finished {
+            outcome: Outcome::Failed {
+                reason: "no memory".into(),
+            },
+            step: 4,
+        },
+        MemberBody::Finished {
+            outcome: Outcome::Stopped,
+            step: 5,
+        },
+    ]
+}
+
+fn coordinator() -> Vec<CoordinatorBody> {
+    let place = MemberPlace {
+        member: "a".into(),
+        rank: 0,
+        lanes: 0..4,
+        pid: 77,
+        host: "h".into(),
+    };
+    let plan = Plan {
+        step: 1,
+        learning_rate: 0.5,
+        micro_batches: 3,
+        first_sample: 6,
+        samples: 12,
+        validate: true,
+        last: false,
+        version: 1,
+    };
+    vec![
+        CoordinatorBody::Welcome {
+            config_toml: "[run]".into(),
+        },
+        CoordinatorBody::Generation(Generation {
+            stamp: header().stamp,
+            members: vec![place],
+            lanes: 4,
+            resume: Some(0),
+            secret: [5; 32],
+        }),
+        CoordinatorBody::CommId(vec![4]),
+        CoordinatorBody::PlanWindow(vec![plan]),
+        CoordinatorBody::Directive(Directive {
+            sequence: 2,
+            kind: DirectiveKind::Pause,
+        }),
+        CoordinatorBody::Abort {
+            reason: "rank 1 is gone".into(),
+        },
+        CoordinatorBody::Acknowledged {
+            step: 8,
+            finished: true,
+        },
+    ]
+}
+
+#[test]
+fn every_message_comes_back_as_it_was_sent() {
+    for body in members() {
+        let sent = FromMember { header: header(), body };
+        let bytes = v1::MemberMessage::from(&sent).encode_to_vec();
+        assert_eq!(
+            FromMember::try_from(v1::MemberMessage::decode(&bytes[..]).unwrap()).unwrap(),
+            sent
+        );
+    }
+    for body in coordinator() {
+        let sent = FromCoordinator { header: header(), body };
+        let bytes = v1::CoordinatorMessage::from(&sent).encode_to_vec();
+        assert_eq!(
+            FromCoordinator::try_from(v1::CoordinatorMessage::decode(&bytes[..]).unwrap()).unwrap(),
+            sent
+        );
+    }
+    let step = CommittedStep {
+        step: 4,
+        total_steps: 9,
+        samples: 64,
+        tokens: 640,
+        loss: 1.0,
+        learning_rate: 0.1,
+        effective_learning_rate: 0.05,
+        batch: 16,
+        grad_norm: 2.0,
+        update_norm: 3.0,
+        tokens_per_second: 1e4,
+        step_ms: 12.0,
+        phases: vec![("forward".into(), 7.0)],
+        generation: 2,
+        ranks: 3,
+        parameter_hash: [1; 32],
+    };
+    let end = RunEnd {
+        outcome: Outcome::Completed,
+        reason: "all 9 steps were made".into(),
+        last_step: 9,
+    };
+    for event in [
+        RunEvent::State {
+            phase: "training".into(),
+            reason: "why".into(),
+        },
+        RunEvent::Step(step),
+        RunEvent::Validation {
+            step: 4,
+            validation: Validation { loss: 1.5, tokens: 10 },
+        },
+        RunEvent::Ended(end),
+    ] {
+        assert_eq!(
+            RunEvent::try_from(v1::WatchEvent::from((&header(), &event))).unwrap(),
+            event
+        );
+    }
+}
+
+#[test]
+fn another_protocol_version_is_refused_by_name() {
+    let mut message = v1::MemberMessage::from(&FromMember {
+        header: header(),
+        body: MemberBody::CommId(Vec::new()),
+    });
+    message.header.as_mut().unwrap().protocol_version = 99;
+    let error = FromMember::try_from(message).unwrap_err();
+    assert_eq!(
+        error,
+        ConvertError::ProtocolVersion {
+            ours: PROTOCOL_VERSION,
+            theirs: 99
+        }
+    );
+    assert!(error.to_string().contains("protocol version 99"), "{error}");
+}
+
+#[test]
+fn missing_parts_and_short_hashes_name_message_and_field() {
+    let empty = v1::MemberMessage {
+        header: Some((&header()).into()),
+        body: None,
+    };
+    assert_eq!(
+        FromMember::try_from(empty).unwrap_err().to_string(),
+        "the message MemberMessage came without its body"
+    );
+    assert!(
+        FromMember::try_from(v1::MemberMessage::default())
+            .unwrap_err()
+            .to_string()
+            .contains("header")
+    );
+    let mut ready = v1::MemberMessage::from(&FromMember {
+        header: header(),
+        body: MemberBody::Ready([0; 32]),
+    });
+    if let Some(v1::member_message::Body::Ready(ready)) = ready.body.as_mut() {
+        ready.initial_parameter_hash.truncate(8);
+    }
+    let error = FromMember::try_from(ready).unwrap_err().to_string();
+    assert!(
+        error.contains("initial_parameter_hash") && error.contains("8 bytes instead of 32"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_secret_is_never_printed() {
+    let generation = Generation {
+        stamp: header().stamp,
+        members: Vec::new(),
+        lanes: 1,
+        resume: None,
+        secret: [213; 32],
+    };
+    assert!(!format!("{generation:?}").contains("213"));
+}
+
+proptest! {
+    #[test]
+    fn the_larger_word_is_the_newer_directive(a in 0u64..1 << 50, b in 0u64..1 << 50, i in 0u8..4, j in 0u8..4) {
+        let kinds = [DirectiveKind::None, DirectiveKind::Resume, DirectiveKind::Pause, DirectiveKind::Stop];
+        let first = Directive { sequence: a, kind: kinds[i as usize] };
+        let second = Directive { sequence: b, kind: kinds[j as usize] };
+        prop_assert_eq!(Directive::from_word(first.to_word()), Some(first));
+        if a < b {
+            prop_assert!(first.to_word() < second.to_word());
+        }
+    }
+
+    #[test]
+    fn bytes_from_a_stranger_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        if let Ok(message) = v1::MemberMessage::decode(&bytes[..]) {
+            let _refused_or_understood = FromMember::try_from(message);
+        }
+        if let Ok(message) = v1::CoordinatorMessage::decode(&bytes[..]) {
+            let _refused_or_understood = FromCoordinator::try_from(message);
+        }
+    }
+}
