@@ -1,0 +1,50 @@
+//! What a collective can return instead of a result.
+
+use crate::tree::TreeError;
+
+/// An error of a collective. After one that comes from the transport the communicator is spent.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectiveError {
+    /// A peer is gone, somebody aborted, ranks disagree about the call …
+    #[error(transparent)]
+    Transport(#[from] nccl_host::Error),
+    /// Lanes that do not make the tree's sum.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// A call that breaks the rules of [`crate::Collective`]; a defect of the caller, found before anything was changed.
+    #[error("{call}: {why}")]
+    Misuse {
+        /// The call.
+        call: &'static str,
+        /// The rule that it breaks.
+        why: String,
+    },
+    /// A backend that cannot serve this world.
+    #[error("the solo backend serves one rank, not rank {rank} of {size}; use the host backend")]
+    NotSolo {
+        /// The rank asked for.
+        rank: u32,
+        /// The world's size.
+        size: u32,
+    },
+}
+
+impl CollectiveError {
+    /// Shorthand for a broken rule.
+    pub(crate) fn misuse(call: &'static str, why: impl Into<String>) -> CollectiveError {
+        CollectiveError::Misuse { call, why: why.into() }
+    }
+
+    /// The peer (rank, pid) whose death this error reports, if that is what it is.
+    pub fn lost_peer(&self) -> Option<(u32, u32)> {
+        match self {
+            CollectiveError::Transport(nccl_host::Error::PeerLost { rank, pid }) => Some((*rank, *pid)),
+            _ => None,
+        }
+    }
+
+    /// Whether this is the echo of an abort, and not a cause of its own.
+    pub fn is_aborted(&self) -> bool {
+        matches!(self, CollectiveError::Transport(nccl_host::Error::Aborted { .. }))
+    }
+}

@@ -1,0 +1,133 @@
+//! The arithmetic of `reduce_lanes`, the same for every backend that can see all partials as slices.
+//!
+//! request → parts (every rank's maximal subtrees) → expression of the tree → for each owned range, in pieces that fit
+//! the first cache: partials are read where they lie, the sum goes through a scratch piece into this rank's buffer 0.
+
+use std::ops::Range;
+
+use nccl_host::HostMemory;
+
+use crate::error::CollectiveError;
+use crate::tree::{Expression, LaneTree};
+use crate::{BufferId, ReduceLanes};
+
+/// Elements of one piece: 8 KiB an operand, so that two operands and the sum stay in a 32 KiB first cache.
+const PIECE: usize = 2048;
+
+/// Where the partials of one reduction lie, and how they are added.
+pub(crate) struct Reduction<'a> {
+    expression: Expression,
+    /// Part i of the expression: the rank that holds it, and the buffer there.
+    places: Vec<(u32, BufferId)>,
+    owned: &'a [Range<usize>],
+    result: BufferId,
+}
+
+/// A backend's memory, as the arithmetic sees it.
+pub(crate) trait Memories {
+    /// `elements` of `buffer` of `rank`.
+    fn floats(&self, rank: u32, buffer: BufferId, elements: Range<usize>) -> &[f32];
+    /// This rank's own `buffer`, to write.
+    fn own_mut(&mut self, buffer: BufferId) -> &mut HostMemory;
+    /// This rank's own `buffer`.
+    fn own(&self, buffer: BufferId) -> Option<&HostMemory>;
+}
+
+impl<'a> Reduction<'a> {
+    /// Checks a request against a world of `size` ranks. Nothing is waited for or written.
+    pub(crate) fn plan(
+        request: &ReduceLanes<'a>,
+        size: u32,
+        memories: &impl Memories,
+    ) -> Result<Reduction<'a>, CollectiveError> {
+        let misuse = |why: String| Err(CollectiveError::misuse("reduce_lanes", why));
+        let Some(result) = request.buffers.first().copied() else {
+            return misuse("no buffer was given".into());
+        };
+        if request.rank_lanes.len() != size as usize {
+            return misuse(format!(
+                "lanes of {} ranks were given in a world of {size}",
+                request.rank_lanes.len()
+            ));
+        }
+        for buffer in request.buffers {
+            let Some(memory) = memories.own(*buffer) else {
+                return misuse("a buffer of another communicator was given".into());
+            };
+            let elements = memory.len() / size_of::<f32>();
+            if let Some(range) = request
+                .owned
+                .iter()
+                .find(|range| range.start > range.end || range.end > elements)
+            {
+                return misuse(format!(
+                    "the owned elements {}..{} are not inside a buffer of {elements}",
+                    range.start, range.end
+                ));
+            }
+        }
+        let (parts, places) = parts(request.tree, request.rank_lanes, request.buffers)?;
+        let expression = request.tree.combine(&parts)?;
+        Ok(Reduction {
+            expression,
+            places,
+            owned: request.owned,
+            result,
+        })
+    }
+
+    /// Does the sums, once every rank's partials are final.
+    pub(crate) fn run(&self, rank: u32, memories: &mut impl Memories) {
+        // The sum is already where it belongs when one rank holds the whole tree.
+        if self.expression == Expression::Part(0) && self.places == [(rank, self.result)] {
+            return;
+        }
+        let mut sum = vec![0.0; PIECE];
+        let mut scratch = vec![0.0; PIECE * self.expression.scratch_pieces()];
+        for range in self.owned {
+            let mut start = range.start;
+            while start < range.end {
+                let piece = start..range.end.min(start + PIECE);
+                let sum = &mut sum[..piece.len()];
+                let part = |index: usize| {
+                    let (rank, buffer) = self.places[index];
+                    memories.floats(rank, buffer, piece.clone())
+                };
+                self.expression.evaluate(&part, sum, &mut scratch);
+                memories
+                    .own_mut(self.result)
+                    .floats_mut(piece.clone())
+                    .copy_from_slice(sum);
+                start = piece.end;
+            }
+        }
+    }
+}
+
+/// The lanes of every part, and where it lies.
+type Parts = (Vec<Range<u32>>, Vec<(u32, BufferId)>);
+
+/// The maximal subtrees of every rank: partial i of a rank lies in `buffers[i]`.
+fn parts(tree: &LaneTree, rank_lanes: &[Range<u32>], buffers: &[BufferId]) -> Result<Parts, CollectiveError> {
+    let (mut parts, mut places) = (Vec::new(), Vec::new());
+    for (rank, lanes) in (0u32..).zip(rank_lanes) {
+        let subtrees = tree.maximal_subtrees(lanes.clone());
+        if subtrees.len() > buffers.len() {
+            return Err(CollectiveError::misuse(
+                "reduce_lanes",
+                format!(
+                    "rank {rank} has {} partial sums for lanes {}..{}, and {} buffers were given",
+                    subtrees.len(),
+                    lanes.start,
+                    lanes.end,
+                    buffers.len()
+                ),
+            ));
+        }
+        for (subtree, buffer) in subtrees.into_iter().zip(buffers) {
+            parts.push(subtree);
+            places.push((rank, *buffer));
+        }
+    }
+    Ok((parts, places))
+}

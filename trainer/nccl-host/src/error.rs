@@ -1,0 +1,101 @@
+//! What can go wrong in a communicator, in sentences for people and in types for programs.
+
+/// An error of a communicator. After any of them in a collective the communicator is spent: later calls return
+/// [`Error::Aborted`] with the first reason.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A peer's process has ended (or closed its end without a word) while this rank needed it.
+    #[error("rank {rank} (pid {pid}) is gone: its process ended in the middle of the generation")]
+    PeerLost {
+        /// The rank that is gone.
+        rank: u32,
+        /// Its process, as this rank's kernel named it.
+        pid: u32,
+    },
+    /// A peer left on its own account (it was aborted, or it had finished) while this rank still needed it.
+    #[error("rank {rank} (pid {pid}) left the communicator while this rank was waiting for it")]
+    PeerLeft {
+        /// The rank that left.
+        rank: u32,
+        /// Its process.
+        pid: u32,
+    },
+    /// Somebody in this process called [`crate::Aborter::abort`], or an earlier collective failed.
+    #[error("the communicator was aborted: {reason}")]
+    Aborted {
+        /// The first reason given.
+        reason: String,
+    },
+    /// Not all peers came in time.
+    #[error("after {waited_ms} ms rank {rank} had not met {missing}{}", refused.as_deref().map(|why| format!("; a connection was refused: {why}")).unwrap_or_default())]
+    Deadline {
+        /// The rank that waited.
+        rank: u32,
+        /// Who was missing, in words.
+        missing: String,
+        /// How long the wait was.
+        waited_ms: u64,
+        /// The last connection that was turned away meanwhile, and why.
+        refused: Option<String>,
+    },
+    /// A peer, or the id, was turned away.
+    #[error("{} was refused: {why}", rank.map(|rank| format!("rank {rank}")).unwrap_or_else(|| "a connection".into()))]
+    Refused {
+        /// The rank that the other side claimed, where it got so far.
+        rank: Option<u32>,
+        /// Why, in words.
+        why: String,
+    },
+    /// The id's bytes are not one that this version understands.
+    #[error("the communicator id cannot be used: {why}; every rank of a generation needs the same build")]
+    BadId {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Rank and size do not make a world.
+    #[error("rank {rank} of {size} is not a place in a world of 1 to {most} ranks")]
+    BadWorld {
+        /// The rank asked for.
+        rank: u32,
+        /// The world's size asked for.
+        size: u32,
+        /// The largest world.
+        most: u32,
+    },
+    /// Two ranks are not at the same call, or not with the same arguments.
+    #[error(
+        "rank {rank} called {theirs} where this rank called {ours}: every rank must make the same calls in the same order with the same sizes"
+    )]
+    Mismatch {
+        /// The other rank.
+        rank: u32,
+        /// Its call, in words.
+        theirs: String,
+        /// This rank's call, in words.
+        ours: String,
+    },
+    /// More memory than an address space can hold.
+    #[error("{bytes} bytes cannot be mapped")]
+    TooLarge {
+        /// What was asked for.
+        bytes: usize,
+    },
+    /// A system call failed.
+    #[error("{call} failed: {source}")]
+    System {
+        /// The call.
+        call: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// A system call's failure.
+    pub(crate) fn system(call: &'static str, source: rustix::io::Errno) -> Error {
+        Error::System {
+            call,
+            source: source.into(),
+        }
+    }
+}
