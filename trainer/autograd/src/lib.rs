@@ -1,1 +1,22 @@
-//! To be written.
+//! Gradient slots, gradient-ready hooks, custom functions and tensors over foreign memory, for tch.
+//!
+//! What lives here: the only C++ of the project (`shim.cpp`) and its safe Rust face.
+//! - [`set_gradient_slot`] makes a float32 view of the flat gradient buffer the `.grad` of a leaf: gradients accumulate
+//!   there in place ([`hooks`]).
+//! - [`on_gradient_ready`] calls a closure when a leaf's gradient has been accumulated, in backward order ([`hooks`]).
+//! - [`custom`] makes tensors the outputs of a function whose backward is a Rust closure ([`function`]).
+//! - [`FlatBuffer`] is memory that Rust owns, seen as tensors of any kind and as slices ([`memory`]).
+//!
+//! Data flows: flat buffers → leaves and slots → forward (custom functions record nodes) → `backward()` → closures
+//! write into the slots → hooks tell the buckets.
+
+mod errors;
+mod function;
+mod hooks;
+mod memory;
+mod shim;
+
+pub use errors::AutogradError;
+pub use function::{custom, run_backward};
+pub use hooks::{accumulate_in_float32, on_gradient_ready, set_gradient_slot};
+pub use memory::{Element, FlatBuffer, HeapMemory, Memory, elements, elements_mut, keep_freed_memory};

@@ -1,0 +1,132 @@
+// What tch lacks, and nothing more: a gradient slot on a leaf, a hook that fires when a leaf's gradient has been
+// accumulated, functions whose backward is a Rust closure, and tensors over memory that Rust owns.
+//
+// Every extern "C" function returns 0, or a code with its text in a thread-local: 4 for libtorch's own errors, 5 for
+// other exceptions, 6 for anything else. Rust callbacks return non-zero when they failed (they have kept their own
+// error); only a std::runtime_error leaves a hook or a node, since libtorch ends the process on anything else.
+
+#include <exception>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/variable.h>
+
+namespace {
+thread_local std::string last_error;
+
+template <typename F>
+int guarded(F&& body) {
+  try {
+    body();
+    return 0;
+  } catch (const c10::Error& e) {
+    last_error = e.what_without_backtrace();
+    return 4;
+  } catch (const std::exception& e) {
+    last_error = e.what();
+    return 5;
+  } catch (...) {
+    last_error = "an exception that is not a std::exception";
+    return 6;
+  }
+}
+
+using Call = int (*)(void* context);
+using Drop = void (*)(void* context);
+// gradients: n_out tensors or null, borrowed; inputs: n_in places, each filled with an owned tensor or left null.
+using Backward = int (*)(void* context, at::Tensor** gradients, at::Tensor** inputs);
+
+struct ReadyHook : torch::autograd::PostAccumulateGradHook {
+  ReadyHook(Call call, Drop drop, void* context) : call(call), drop(drop), context(context) {}
+  ~ReadyHook() override { drop(context); }
+  void operator()(const at::Tensor&) override {
+    if (call(context) != 0) throw std::runtime_error("a gradient-ready hook failed");
+  }
+  Call call;
+  Drop drop;
+  void* context;
+};
+
+struct RustNode : torch::autograd::Node {
+  ~RustNode() override { release(); }
+  std::string name() const override { return label; }
+  void release_variables() override { release(); }
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
+    if (context == nullptr) throw std::runtime_error(label + ": backward was already run through this node");
+    std::vector<at::Tensor*> in(gradients.size());
+    for (size_t i = 0; i < in.size(); ++i) in[i] = gradients[i].defined() ? &gradients[i] : nullptr;
+    std::vector<at::Tensor*> out(num_outputs(), nullptr);
+    int code = backward(context, in.data(), out.data());
+    torch::autograd::variable_list result(out.size());
+    for (size_t i = 0; i < out.size(); ++i) {
+      if (out[i] == nullptr) continue;
+      result[i] = std::move(*out[i]);
+      delete out[i];
+    }
+    if (code != 0) throw std::runtime_error(label + ": the Rust backward failed");
+    return result;
+  }
+  void release() {
+    if (context != nullptr) drop(context);
+    context = nullptr;
+  }
+  std::string label;
+  Backward backward = nullptr;
+  Drop drop = nullptr;
+  void* context = nullptr;
+};
+}  // namespace
+
+extern "C" {
+
+const char* lockstep_last_error() { return last_error.c_str(); }
+
+int lockstep_set_gradient(at::Tensor* leaf, at::Tensor* slot) {
+  return guarded([&] { leaf->mutable_grad() = *slot; });
+}
+
+int lockstep_set_hook(at::Tensor* leaf, Call call, Drop drop, void* context) {
+  auto hook = std::make_unique<ReadyHook>(call, drop, context);
+  return guarded([&] { torch::autograd::impl::set_post_acc_grad_hooks(*leaf, std::move(hook)); });
+}
+
+int lockstep_set_gradient_kind_float(at::Tensor* leaf) {
+  return guarded([&] { leaf->set_grad_dtype(at::kFloat); });
+}
+
+int lockstep_over_memory(void* data, const int64_t* sizes, int64_t dimensions, int8_t kind, Drop drop, void* context,
+                         at::Tensor** out) {
+  return guarded([&] {
+    *out = new at::Tensor(at::from_blob(
+        data, at::IntArrayRef(sizes, static_cast<size_t>(dimensions)), [drop, context](void*) { drop(context); },
+        at::TensorOptions().dtype(static_cast<at::ScalarType>(kind))));
+  });
+}
+
+// Makes `outputs` results of a function of `inputs`. Owns `context` from here on, also when it fails.
+int lockstep_custom(const char* label, at::Tensor** inputs, int64_t n_in, at::Tensor** outputs, int64_t n_out,
+                    Backward backward, Drop drop, void* context) {
+  auto node = c10::make_intrusive<RustNode>();
+  node->label = label;
+  node->backward = backward;
+  node->drop = drop;
+  node->context = context;
+  return guarded([&] {
+    torch::autograd::edge_list edges;
+    for (int64_t i = 0; i < n_in; ++i) {
+      edges.push_back(inputs[i]->requires_grad() ? torch::autograd::impl::gradient_edge(*inputs[i])
+                                                 : torch::autograd::Edge());
+    }
+    node->set_next_edges(std::move(edges));
+    for (int64_t i = 0; i < n_out; ++i) torch::autograd::set_history(*outputs[i], node);
+  });
+}
+
+}  // extern "C"

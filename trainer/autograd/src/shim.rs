@@ -1,0 +1,53 @@
+//! The C functions of `shim.cpp`, and the two callbacks' contexts: boxes of closures that C++ calls and drops.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use crate::AutogradError;
+
+pub(crate) type Call = extern "C" fn(*mut c_void) -> c_int;
+pub(crate) type Drop = extern "C" fn(*mut c_void);
+pub(crate) type Backward = extern "C" fn(*mut c_void, *mut *mut C_tensor, *mut *mut C_tensor) -> c_int;
+
+unsafe extern "C" {
+    fn lockstep_last_error() -> *const c_char;
+    pub(crate) fn lockstep_set_gradient(leaf: *mut C_tensor, slot: *mut C_tensor) -> c_int;
+    pub(crate) fn lockstep_set_hook(leaf: *mut C_tensor, call: Call, drop: Drop, context: *mut c_void) -> c_int;
+    pub(crate) fn lockstep_set_gradient_kind_float(leaf: *mut C_tensor) -> c_int;
+    pub(crate) fn lockstep_over_memory(
+        data: *mut c_void,
+        sizes: *const i64,
+        dimensions: i64,
+        kind: i8,
+        drop: Drop,
+        context: *mut c_void,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn lockstep_custom(
+        label: *const c_char,
+        inputs: *mut *mut C_tensor,
+        n_in: i64,
+        outputs: *mut *mut C_tensor,
+        n_out: i64,
+        backward: Backward,
+        drop: Drop,
+        context: *mut c_void,
+    ) -> c_int;
+}
+
+/// The C++ tensor behind a tch tensor; the shim does not take ownership of it.
+pub(crate) fn raw(tensor: &Tensor) -> *mut C_tensor {
+    tensor.as_ptr().cast_mut()
+}
+
+/// Turns a code of the shim into a result.
+pub(crate) fn check(what: &'static str, code: c_int) -> Result<(), AutogradError> {
+    if code == 0 {
+        return Ok(());
+    }
+    // SAFETY: the shim returns a pointer to a NUL-terminated thread-local string, set by the call that just failed.
+    let text = unsafe { CStr::from_ptr(lockstep_last_error()) }.to_string_lossy().into_owned();
+    Err(AutogradError::Torch { what, text })
+}
