@@ -1,0 +1,160 @@
+//! `setup`: a C++ compiler and libtorch, then nothing more is needed to build.
+//!
+//! The way of things: [`tools`] checks the compiler; a `LIBTORCH` of the user's is checked by [`chosen`] and used;
+//! else [`stamp`] says whether `third_party/libtorch` is complete. If not, [`wheels`] fetches the pinned wheels into
+//! `third_party/.download` and checks their hashes, [`unpack`] takes what a build needs out of them into
+//! `third_party/.libtorch.partial`, and the folder is renamed when its stamp is written. So an interruption at any
+//! moment leaves either no `libtorch` or a whole one, and what was downloaded whole is not downloaded again.
+
+mod chosen;
+mod stamp;
+mod tools;
+mod unpack;
+mod wheels;
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::time::Instant;
+
+use rustix::fs::{FlockOperation, flock, statvfs};
+
+use crate::failure::{Failure, on_path};
+use crate::workspace::Workspace;
+
+/// Room for the unpacked files, beside the wheels themselves.
+const UNPACKED_BYTES: u64 = 600 << 20;
+
+/// Makes the workspace ready to build, and says what was done. `root` puts libtorch elsewhere than `third_party`.
+pub(crate) fn setup(workspace: &Workspace, root: Option<&Path>) -> Result<(), Failure> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return Err(Failure::input(
+            "Lockstep runs on Linux on x86-64 so far, and this is another system; use such a machine or a container",
+        ));
+    }
+    let third_party = root.map_or_else(|| workspace.third_party(), Path::to_path_buf);
+    fs::create_dir_all(&third_party).map_err(on_path("create", &third_party))?;
+    tools::check_compiler(&third_party)?;
+    if root.is_none()
+        && let Some(libtorch) = workspace.user_libtorch()
+    {
+        chosen::check(&libtorch)?;
+        println!(
+            "setup: LIBTORCH is set, so libtorch {} at {} is used",
+            wheels::TORCH,
+            libtorch.display()
+        );
+        return Ok(());
+    }
+    install(&third_party)
+}
+
+/// Puts libtorch into `third_party/libtorch` unless it is there.
+fn install(third_party: &Path) -> Result<(), Failure> {
+    let libtorch = third_party.join("libtorch");
+    let lock_path = third_party.join(".lock");
+    let lock = File::create(&lock_path).map_err(on_path("create", &lock_path))?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        println!(
+            "setup: another setup is at work in {}; waiting for it",
+            third_party.display()
+        );
+        flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|error| Failure::work(format!("cannot lock {}: {error}", lock_path.display())))?;
+    }
+
+    match stamp::state(&libtorch) {
+        stamp::State::Complete => {
+            println!(
+                "setup: libtorch {} is in place at {}: nothing to do",
+                wheels::TORCH,
+                libtorch.display()
+            );
+            return Ok(());
+        }
+        stamp::State::Absent => {}
+        stamp::State::Unfinished(reason) => println!("setup: {} is made anew: {reason}", libtorch.display()),
+    }
+
+    let started = Instant::now();
+    let downloads = third_party.join(".download");
+    fs::create_dir_all(&downloads).map_err(on_path("create", &downloads))?;
+    let missing = wheels::missing(&downloads)?;
+    check_space(third_party, wheels::download_bytes(&missing) + UNPACKED_BYTES)?;
+    wheels::download(&missing, &downloads)?;
+
+    let partial = third_party.join(".libtorch.partial");
+    remove_folder(&partial)?;
+    for wheel in wheels::WHEELS {
+        let file = wheels::verified(wheel, &downloads)?;
+        unpack::unpack(&file, &partial)?;
+    }
+    unpack::link_libtorch(&partial)?;
+    stamp::write(&partial)?;
+
+    let old = third_party.join(".libtorch.old");
+    remove_folder(&old)?;
+    if libtorch.symlink_metadata().is_ok() {
+        fs::rename(&libtorch, &old).map_err(on_path("move away", &libtorch))?;
+    }
+    fs::rename(&partial, &libtorch).map_err(on_path("rename", &partial))?;
+    remove_folder(&old)?;
+    remove_folder(&downloads)?;
+    println!(
+        "setup: libtorch {} is ready at {} ({:.0} s)",
+        wheels::TORCH,
+        libtorch.display(),
+        started.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+fn remove_folder(path: &Path) -> Result<(), Failure> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(on_path("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn check_space(folder: &Path, needed: u64) -> Result<(), Failure> {
+    let system = statvfs(folder).map_err(|error| {
+        Failure::work(format!(
+            "the free space of {} cannot be read: {error}",
+            folder.display()
+        ))
+    })?;
+    enough_space(folder, system.f_bavail.saturating_mul(system.f_frsize), needed)
+}
+
+fn enough_space(folder: &Path, free: u64, needed: u64) -> Result<(), Failure> {
+    if free >= needed {
+        return Ok(());
+    }
+    Err(Failure::input(format!(
+        "setup needs {} MiB of free disk space under {} and there are {} MiB; free some space and run `cargo xtask setup` again",
+        needed >> 20,
+        folder.display(),
+        free >> 20
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_small_a_disk_is_refused_before_anything_is_fetched() {
+        let folder = Path::new("third_party");
+        assert!(enough_space(folder, 10 << 20, 10 << 20).is_ok());
+        let sentence = enough_space(folder, 9 << 20, 10 << 20).unwrap_err().to_string();
+        assert!(sentence.contains("10 MiB") && sentence.contains("9 MiB") && sentence.contains("third_party"));
+    }
+
+    #[test]
+    fn a_complete_folder_is_left_alone() {
+        let third_party = tempfile::tempdir().unwrap();
+        let libtorch = third_party.path().join("libtorch");
+        stamp::tests::make_complete(&libtorch);
+        install(third_party.path()).unwrap();
+        assert!(!third_party.path().join(".download").exists(), "nothing was fetched");
+    }
+}
