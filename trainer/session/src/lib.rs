@@ -1,1 +1,217 @@
-//! To be written.
+//! A trainer's end of the stream to the coordinator.
+//!
+//! The device thread calls [`Session`], which blocks where it must wait and never runs async code. A thread of the
+//! session's own carries the stream (`link`): what the coordinator sends lands in `inbox` (plans, directive,
+//! acknowledgements, abort), what the device thread says leaves through the outbox there. Plans come in windows, so
+//! [`Session::next_plan`] normally finds its plan without waiting; [`Session::report`] waits only on a full queue.
+//! A pushed abort or a broken stream sets the [`AbortSignal`] and wakes every wait.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod abort;
+mod error;
+mod inbox;
+mod link;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lockstep_proto::domain::{
+    Directive, FromMember, Generation, Header, JoinInfo, MemberBody, Outcome, Plan, Progress, Stamp, StepReport,
+};
+
+pub use crate::abort::AbortSignal;
+pub use crate::error::SessionError;
+use crate::inbox::Inbox;
+
+/// How to reach the coordinator.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// `http://ADDRESS:PORT`.
+    pub coordinator: String,
+    /// This trainer's name, unique in the run.
+    pub member: String,
+    /// How long to try to connect, and to wait for a communicator id and for the last acknowledgement.
+    pub patience: Duration,
+}
+
+/// What the coordinator says first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// The run.
+    pub run_id: String,
+    /// The coordinator's term.
+    pub term: u64,
+    /// The run's config as resolved.
+    pub config_toml: String,
+}
+
+/// The device thread's connection to the coordinator. Dropping it closes the stream; without [`Session::finish`]
+/// the coordinator then counts this trainer as lost.
+#[derive(Debug)]
+pub struct Session {
+    inbox: Arc<Inbox>,
+    header: Header,
+    patience: Duration,
+    link: Option<JoinHandle<()>>,
+}
+
+impl Session {
+    /// Opens the stream, trying again for as long as the patience lasts, and waits for the coordinator's welcome.
+    ///
+    /// # Errors
+    /// When nobody answers in time, or when the coordinator speaks another protocol version.
+    pub fn connect(options: SessionOptions) -> Result<(Session, Welcome), SessionError> {
+        let inbox = Arc::new(Inbox::new());
+        let (link, welcome) = link::open(&options, inbox.clone())?;
+        let stamp = Stamp {
+            term: welcome.term,
+            generation: 0,
+        };
+        let header = Header {
+            run_id: welcome.run_id.clone(),
+            stamp,
+        };
+        Ok((
+            Session {
+                inbox,
+                header,
+                patience: options.patience,
+                link: Some(link),
+            },
+            welcome,
+        ))
+    }
+
+    /// Joins the run and waits until its world is complete.
+    ///
+    /// # Errors
+    /// When the coordinator refuses this member (its sentence is the error), or the run ends meanwhile.
+    pub fn join(&mut self, info: JoinInfo) -> Result<Generation, SessionError> {
+        self.say(MemberBody::Join(info));
+        let generation = self
+            .inbox
+            .wait(None, "the other trainers", |state| state.generation.clone())?;
+        self.header.stamp = generation.stamp;
+        Ok(generation)
+    }
+
+    /// The communicator id of this generation: made here on the lowest rank, received on the others.
+    ///
+    /// # Errors
+    /// When the run ends meanwhile or the id does not come within the session's patience.
+    pub fn exchange_comm_id(
+        &self,
+        is_lowest_rank: bool,
+        make: impl FnOnce() -> Vec<u8>,
+    ) -> Result<Vec<u8>, SessionError> {
+        if is_lowest_rank {
+            let id = make();
+            self.say(MemberBody::CommId(id.clone()));
+            return Ok(id);
+        }
+        let deadline = Instant::now() + self.patience;
+        self.inbox.wait(
+            Some((deadline, self.patience)),
+            "the communicator id of rank 0",
+            |state| state.comm_id.clone(),
+        )
+    }
+
+    /// Says that the communicator stands and that the parameters are initialised, with their hash.
+    ///
+    /// # Errors
+    /// When the run is already over.
+    pub fn ready(&self, initial_parameter_hash: [u8; 32]) -> Result<(), SessionError> {
+        self.inbox.check()?;
+        self.say(MemberBody::Ready(initial_parameter_hash));
+        Ok(())
+    }
+
+    /// The plan of `step`, waiting for its window if it has not come yet. `None`: the run ends before that step.
+    /// Plans must be asked for in order; those of earlier steps are forgotten.
+    ///
+    /// # Errors
+    /// When the run is aborted or the stream breaks.
+    pub fn next_plan(&self, step: u64) -> Result<Option<Plan>, SessionError> {
+        self.inbox.wait(None, "the next plan", |state| state.take_plan(step))
+    }
+
+    /// The newest directive. Never waits.
+    pub fn directive(&self) -> Directive {
+        self.inbox.directive()
+    }
+
+    /// Waits for a directive newer than `sequence`: what a paused trainer does.
+    ///
+    /// # Errors
+    /// When the run is aborted or the stream breaks.
+    pub fn wait_directive_after(&self, sequence: u64) -> Result<Directive, SessionError> {
+        self.inbox.wait(None, "the next directive", |_| {
+            Some(self.inbox.directive()).filter(|d| d.sequence > sequence)
+        })
+    }
+
+    /// Says what the device thread does now. Sent from time to time; cheap enough for every phase of every step.
+    pub fn progress(&self, step: u64, phase: &str) {
+        self.inbox.set_progress(step, phase);
+    }
+
+    /// Hands a report over; it is kept, and sent again, until the coordinator has acknowledged it. Waits only while
+    /// the queue of unacknowledged reports is full.
+    ///
+    /// # Errors
+    /// When the run is aborted or the stream breaks.
+    pub fn report(&self, report: StepReport) -> Result<(), SessionError> {
+        self.inbox.push_report(&self.header.run_id, report)
+    }
+
+    /// Says that this member is about to go away, before it does.
+    pub fn leaving(&self, reason: &str) {
+        self.say(MemberBody::Leaving(reason.to_owned()));
+    }
+
+    /// Ends this member's part: every report goes out first, then the outcome; waits for the acknowledgement.
+    /// Works after an abort too, so that a survivor ends in order.
+    ///
+    /// # Errors
+    /// When the stream breaks before the acknowledgement or it does not come within the session's patience.
+    pub fn finish(&self, outcome: Outcome, step: u64) -> Result<(), SessionError> {
+        self.say(MemberBody::Finished { outcome, step });
+        self.inbox.wait_finished(Instant::now() + self.patience, self.patience)
+    }
+
+    /// The signal that is set when the coordinator pushes an abort or the stream breaks for good.
+    pub fn abort_signal(&self) -> AbortSignal {
+        self.inbox.abort.clone()
+    }
+
+    fn say(&self, body: MemberBody) {
+        self.inbox.say(FromMember {
+            header: self.header.clone(),
+            body,
+        });
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.inbox.close();
+        if let Some(link) = self.link.take() {
+            // The thread ends at once when the inbox is closed; a panic in it has nobody left to tell.
+            let _ended = link.join();
+        }
+    }
+}
+
+/// Progress as it is sent: what the device thread does, with a counter that rises with every change.
+fn progress_message(run_id: &str, stamp: Stamp, progress: Progress) -> FromMember {
+    FromMember {
+        header: Header {
+            run_id: run_id.to_owned(),
+            stamp,
+        },
+        body: MemberBody::Progress(progress),
+    }
+}

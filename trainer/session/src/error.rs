@@ -1,0 +1,63 @@
+//! Why a session cannot go on.
+
+use std::time::Duration;
+
+/// One sentence for the person who started the trainer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// Not an address.
+    #[error("{address} is not the address of a coordinator: it must look like http://127.0.0.1:5000 ({cause})")]
+    Address {
+        /// As given.
+        address: String,
+        /// Of the parser.
+        cause: String,
+    },
+    /// Nobody answered.
+    #[error("no coordinator answered at {address} within {} s: {cause}", patience.as_secs_f64())]
+    Unreachable {
+        /// Where it should be.
+        address: String,
+        /// How long it was tried.
+        patience: Duration,
+        /// Of the last try.
+        cause: String,
+    },
+    /// The coordinator refused this member or one of its messages.
+    #[error("the coordinator refused this trainer: {reason}")]
+    Refused {
+        /// Its sentence.
+        reason: String,
+    },
+    /// The coordinator ended the generation.
+    #[error("the coordinator aborted the run: {reason}")]
+    Aborted {
+        /// Its sentence.
+        reason: String,
+    },
+    /// The stream is gone.
+    #[error("the connection to the coordinator at {address} broke: {cause}")]
+    Broken {
+        /// Where it was.
+        address: String,
+        /// What happened.
+        cause: String,
+    },
+    /// Something did not come in time.
+    #[error("{what} did not come within {} s", patience.as_secs_f64())]
+    Deadline {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        patience: Duration,
+    },
+    /// The session's own thread could not be started.
+    #[error("the session's thread could not be started: {cause}")]
+    Thread {
+        /// Of the system.
+        cause: String,
+    },
+    /// The session was closed by its owner.
+    #[error("the session is closed")]
+    Closed,
+}

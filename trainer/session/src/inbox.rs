@@ -1,0 +1,316 @@
+//! What the device thread and the session's thread share: arrived plans, directive, acknowledgements and abort on
+//! one side, messages to send and reports that wait for their acknowledgement on the other.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use lockstep_proto::domain::{
+    CoordinatorBody, Directive, FromCoordinator, FromMember, Generation, Header, MemberBody, Plan, Progress, StepReport,
+};
+use tokio::sync::Notify;
+
+use crate::abort::AbortSignal;
+use crate::error::SessionError;
+
+/// Reports that may wait for their acknowledgement before [`Inbox::push_report`] waits.
+const REPORT_QUEUE: usize = 1024;
+
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    state: Mutex<State>,
+    changed: Condvar,
+    directive: AtomicU64,
+    closed: AtomicBool,
+    progress: Mutex<Progress>,
+    /// Wakes the session's thread: there is something to send, or the session is closed.
+    pub(crate) wake: Notify,
+    pub(crate) abort: AbortSignal,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// The newest term heard from; lower ones are fenced.
+    term: u64,
+    pub(crate) generation: Option<Generation>,
+    pub(crate) comm_id: Option<Vec<u8>>,
+    plans: VecDeque<Plan>,
+    last_step: Option<u64>,
+    outbox: VecDeque<FromMember>,
+    unacknowledged: VecDeque<Kept>,
+    finished: bool,
+    broken: Option<SessionError>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    message: FromMember,
+    step: u64,
+    sent: Option<Instant>,
+}
+
+impl State {
+    /// The plan of `step` (outer `None`: not there yet; inner: the run ends before it).
+    pub(crate) fn take_plan(&mut self, step: u64) -> Option<Option<Plan>> {
+        while self.plans.front().is_some_and(|plan| plan.step < step) {
+            self.plans.pop_front();
+        }
+        match self.plans.front() {
+            Some(plan) if plan.step == step => Some(self.plans.pop_front()),
+            _ if self.last_step.is_some_and(|last| step > last) => Some(None),
+            _ => None,
+        }
+    }
+}
+
+impl Inbox {
+    pub(crate) fn new() -> Inbox {
+        Inbox {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            directive: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            progress: Mutex::default(),
+            wake: Notify::new(),
+            abort: AbortSignal::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `found` gives something. `limit`: the instant of the deadline and how long it was.
+    pub(crate) fn wait<T>(
+        &self,
+        limit: Option<(Instant, Duration)>,
+        what: &'static str,
+        mut found: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<T, SessionError> {
+        let mut state = self.lock();
+        loop {
+            // What has arrived counts even where the stream has ended since, but an abort overrules it.
+            if let Some(reason) = self.abort.reason() {
+                return Err(state.broken.clone().unwrap_or(SessionError::Aborted { reason }));
+            }
+            if let Some(value) = found(&mut state) {
+                return Ok(value);
+            }
+            state = match limit {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some((deadline, patience)) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(SessionError::Deadline { what, patience });
+                    }
+                    self.changed
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+            };
+        }
+    }
+
+    /// Waits for the answer to `Finished`. An abort does not cut it short; only a broken stream and the clock do.
+    pub(crate) fn wait_finished(&self, deadline: Instant, patience: Duration) -> Result<(), SessionError> {
+        let mut state = self.lock();
+        loop {
+            if state.finished {
+                return Ok(());
+            }
+            if let Some(error) = &state.broken {
+                return Err(error.clone());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(SessionError::Deadline {
+                    what: "the acknowledgement of the end",
+                    patience,
+                });
+            }
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// An error if the run is already over.
+    pub(crate) fn check(&self) -> Result<(), SessionError> {
+        match self.abort.reason() {
+            None => Ok(()),
+            Some(reason) => Err(self.lock().broken.clone().unwrap_or(SessionError::Aborted { reason })),
+        }
+    }
+
+    pub(crate) fn directive(&self) -> Directive {
+        // Only words of `Directive::to_word` are ever stored.
+        Directive::from_word(self.directive.load(Ordering::Acquire)).unwrap_or_default()
+    }
+
+    pub(crate) fn set_progress(&self, step: u64, phase: &str) {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.step = step;
+        progress.phase.clear();
+        progress.phase.push_str(phase);
+        progress.counter += 1;
+    }
+
+    /// The present progress, and the header to send it under, if it changed since `counter`.
+    pub(crate) fn progress_since(&self, counter: u64) -> Option<(Progress, lockstep_proto::domain::Stamp)> {
+        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let stamp = self.lock().generation.as_ref()?.stamp;
+        (progress.counter > counter).then_some((progress, stamp))
+    }
+
+    pub(crate) fn say(&self, message: FromMember) {
+        self.lock().outbox.push_back(message);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn push_report(&self, run_id: &str, report: StepReport) -> Result<(), SessionError> {
+        let header = Header {
+            run_id: run_id.to_owned(),
+            stamp: report.stamp,
+        };
+        let step = report.step;
+        let mut message = Some(FromMember {
+            header,
+            body: MemberBody::Report(report),
+        });
+        self.wait(None, "room for a report", |state| {
+            if state.unacknowledged.len() >= REPORT_QUEUE {
+                return None;
+            }
+            let message = message.take()?;
+            state.unacknowledged.push_back(Kept {
+                message: message.clone(),
+                step,
+                sent: None,
+            });
+            state.outbox.push_back(message);
+            Some(())
+        })?;
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// The next message to send, in the order in which they were said.
+    pub(crate) fn next_outgoing(&self) -> Option<FromMember> {
+        let mut state = self.lock();
+        let message = state.outbox.pop_front()?;
+        if let MemberBody::Report(report) = &message.body {
+            let now = Instant::now();
+            let unsent = state
+                .unacknowledged
+                .iter_mut()
+                .find(|kept| kept.sent.is_none() && kept.step == report.step);
+            if let Some(kept) = unsent {
+                kept.sent = Some(now);
+            }
+        }
+        Some(message)
+    }
+
+    /// Puts every report back into the outbox whose acknowledgement is overdue.
+    pub(crate) fn resend_overdue(&self, after: Duration) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        let State {
+            outbox, unacknowledged, ..
+        } = &mut *state;
+        for kept in unacknowledged {
+            if kept.sent.is_some_and(|sent| now.duration_since(sent) >= after) {
+                kept.sent = None;
+                outbox.push_back(kept.message.clone());
+            }
+        }
+    }
+
+    /// Takes a message of the coordinator in.
+    pub(crate) fn accept(&self, message: FromCoordinator) {
+        let mut state = self.lock();
+        if message.header.stamp.term < state.term {
+            return;
+        }
+        state.term = message.header.stamp.term;
+        let current = state.generation.as_ref().map(|generation| generation.stamp);
+        let of_older_generation = current.is_some_and(|stamp| message.header.stamp < stamp);
+        match message.body {
+            CoordinatorBody::Welcome { .. } => {}
+            CoordinatorBody::Generation(generation) if !of_older_generation => {
+                if current != Some(generation.stamp) {
+                    state.comm_id = None;
+                    state.plans.clear();
+                    state.generation = Some(generation);
+                }
+            }
+            CoordinatorBody::CommId(id) if !of_older_generation => state.comm_id = Some(id),
+            CoordinatorBody::PlanWindow(plans) if !of_older_generation => {
+                for plan in plans {
+                    if plan.last {
+                        state.last_step = Some(plan.step);
+                    }
+                    if state.plans.back().is_none_or(|newest| newest.step < plan.step) {
+                        state.plans.push_back(plan);
+                    }
+                }
+            }
+            CoordinatorBody::Directive(directive) => {
+                self.directive.fetch_max(directive.to_word(), Ordering::AcqRel);
+            }
+            CoordinatorBody::Abort { reason } if !of_older_generation => {
+                drop(state);
+                self.set_abort(&reason);
+                return;
+            }
+            CoordinatorBody::Acknowledged { step, finished } => {
+                state
+                    .unacknowledged
+                    .retain(|kept| kept.step > step || kept.sent.is_none());
+                state.finished |= finished;
+            }
+            CoordinatorBody::Generation(_)
+            | CoordinatorBody::CommId(_)
+            | CoordinatorBody::PlanWindow(_)
+            | CoordinatorBody::Abort { .. } => {}
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Whether the coordinator has acknowledged this member's end: the stream may close now.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.lock().finished
+    }
+
+    /// The stream is gone for good.
+    pub(crate) fn break_with(&self, error: SessionError) {
+        let reason = match &error {
+            SessionError::Refused { reason } => reason.clone(),
+            other => other.to_string(),
+        };
+        self.lock().broken.get_or_insert(error);
+        self.set_abort(&reason);
+    }
+
+    fn set_abort(&self, reason: &str) {
+        // Callbacks run without the lock; taking it afterwards means that no waiter stands between its check of the
+        // signal and its wait, so none misses the wake-up.
+        self.abort.set(reason);
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+}
