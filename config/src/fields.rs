@@ -63,12 +63,20 @@ impl<'a> Fields<'a> {
         Ok(Fields::new(self.origin, self.dotted(key), table))
     }
 
-    /// The error for a missing key.
+    /// The error for a missing key. A key much like it that is there in its stead is the likelier slip.
     pub(crate) fn missing(&self, key: &str, expected: impl Into<String>) -> ConfigError {
-        ConfigError::Missing {
-            origin: self.origin.to_owned(),
-            key: self.dotted(key),
-            expected: expected.into(),
+        let misspelt = self.table.keys().find(|other| strsim::jaro_winkler(key, other) > 0.85);
+        match misspelt {
+            Some(misspelt) => ConfigError::UnknownKey {
+                origin: self.origin.to_owned(),
+                key: self.dotted(misspelt),
+                nearest: Some(self.dotted(key)),
+            },
+            None => ConfigError::Missing {
+                origin: self.origin.to_owned(),
+                key: self.dotted(key),
+                expected: expected.into(),
+            },
         }
     }
 

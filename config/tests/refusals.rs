@@ -1,0 +1,270 @@
+//! What a config may not say, and the sentence that it gets.
+#![allow(clippy::unwrap_used)]
+
+use lockstep_config::{ConfigError, RunConfig};
+
+const GOOD: &str = r#"
+[run]
+name = "first"
+steps = 10
+
+[data]
+path = "data"
+sequence_length = 64
+
+[model]
+layers = 2
+heads = 4
+width = 64
+
+[batch]
+micro_batch = 4
+schedule = 32
+
+[learning_rate]
+schedule = 0.001
+"#;
+
+fn with(set: &str) -> Result<RunConfig, ConfigError> {
+    RunConfig::parse(GOOD, "run.toml", &[set.to_owned()])
+}
+
+/// The sentence for a `--set`, which must hold every one of `parts`.
+fn refused(set: &str, parts: &[&str]) {
+    let sentence = with(set).expect_err(set).to_string();
+    for part in parts {
+        assert!(
+            sentence.contains(part),
+            "--set {set}: {part:?} is missing in: {sentence}"
+        );
+    }
+}
+
+#[test]
+fn a_minimal_config_is_taken_with_its_defaults() {
+    let config = RunConfig::parse(GOOD, "run.toml", &[]).unwrap();
+    assert_eq!(config.run.lanes, 4);
+    assert_eq!(config.context(), 64);
+    assert_eq!(config.optimizer.hidden_scale, 20.0);
+    assert_eq!(config.optimizer.polar.precision, config.run.precision);
+    assert_eq!(config.coordinator.bind.to_string(), "127.0.0.1:0");
+    assert_eq!(config.validation.every, 100);
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+    for (set, unknown, nearest) in [
+        ("run.lane=4", "`run.lane`", "`run.lanes`"),
+        ("optimizer.momentun=0.9", "`optimizer.momentun`", "`optimizer.momentum`"),
+        (
+            "optimizer.polar.step=3",
+            "`optimizer.polar.step`",
+            "`optimizer.polar.steps`",
+        ),
+        ("learnign_rate.schedule=1e-3", "`learnign_rate`", "`learning_rate`"),
+        (
+            "batch.schedule={kind=\"constant\",siez=3}",
+            "`batch.schedule.siez`",
+            "`batch.schedule.size`",
+        ),
+        (
+            "learning_rate.schedule={kind=\"cosine\",peak=1.0,warm_up=3}",
+            "warm_up",
+            "`learning_rate.schedule.warmup`",
+        ),
+    ] {
+        refused(set, &["run.toml", unknown, nearest]);
+    }
+}
+
+#[test]
+fn a_misspelt_key_that_has_to_be_there_is_named_as_misspelt() {
+    let text = GOOD.replace("layers = 2", "layrs = 2");
+    let sentence = RunConfig::parse(&text, "run.toml", &[]).unwrap_err().to_string();
+    assert!(
+        sentence.contains("`model.layrs`") && sentence.contains("`model.layers`"),
+        "{sentence}"
+    );
+}
+
+#[test]
+fn a_schedule_key_that_its_kind_does_not_have_is_refused() {
+    refused(
+        "learning_rate.schedule={kind=\"constant\",peak=1.0,decay=0.2}",
+        &["`learning_rate.schedule.decay`"],
+    );
+}
+
+#[test]
+fn values_out_of_their_range_are_refused_with_key_value_and_range() {
+    for (set, parts) in [
+        ("run.lanes=0", ["`run.lanes`", "is 0", "from 1 to 4096"]),
+        ("run.lanes=2.5", ["`run.lanes`", "2.5", "whole number"]),
+        ("run.seed=-1", ["`run.seed`", "-1", "at least 0"]),
+        ("run.name=a/b", ["`run.name`", "a/b", "folder"]),
+        ("run.name=..", ["`run.name`", "..", "folder"]),
+        ("run.name=\"\"", ["`run.name`", "\"\"", "folder"]),
+        ("run.steps=0", ["`run.steps`", "0", "at least 1"]),
+        ("run.precision=fp16", ["`run.precision`", "fp16", "\"bf16\", \"fp32\""]),
+        ("run.reduction=fast", ["`run.reduction`", "fast", "not there yet"]),
+        ("run.reduction=slow", ["`run.reduction`", "slow", "\"invariant\""]),
+        ("run.device=cuda", ["`run.device`", "cuda", "\"cpu\""]),
+        ("run.intra_op_threads=0", ["`run.intra_op_threads`", "0", "from 1"]),
+        ("data.sequence_length=0", ["`data.sequence_length`", "0", "from 1"]),
+        ("model.kind=llama", ["`model.kind`", "llama", "\"gpt2\""]),
+        ("model.heads=5", ["`model.heads`", "5", "model.width, which is 64"]),
+        ("model.layers=-3", ["`model.layers`", "-3", "from 1"]),
+        (
+            "model.context=32",
+            ["`model.context`", "32", "data.sequence_length, which is 64"],
+        ),
+        ("model.vocab=0", ["`model.vocab`", "0", "from 1"]),
+        ("model.bias=1", ["`model.bias`", "1", "true or false"]),
+        ("batch.micro_batch=0", ["`batch.micro_batch`", "0", "from 1"]),
+        ("batch.schedule=0", ["`batch.schedule`", "0", "samples"]),
+        (
+            "batch.schedule={kind=\"steps\",sizes=[]}",
+            ["`batch.schedule.sizes`", "[]", "from step 0"],
+        ),
+        (
+            "batch.schedule={kind=\"steps\",sizes=[[1,8]]}",
+            ["`batch.schedule.sizes`", "8", "from step 0"],
+        ),
+        (
+            "batch.schedule={kind=\"steps\",sizes=[[0,8],[0,9]]}",
+            ["`batch.schedule.sizes`", "9", "rising"],
+        ),
+        (
+            "learning_rate.schedule=-1e-3",
+            ["`learning_rate.schedule`", "-0.001", "above 0"],
+        ),
+        (
+            "learning_rate.schedule=nan",
+            ["`learning_rate.schedule`", "nan", "above 0"],
+        ),
+        (
+            "learning_rate.schedule={kind=\"cosine\",peak=1,floor=2}",
+            ["`learning_rate.schedule.floor`", "2", "0 to 1"],
+        ),
+        (
+            "learning_rate.schedule={kind=\"exp\",peak=1}",
+            ["`learning_rate.schedule.kind`", "exp", "\"cosine\""],
+        ),
+        (
+            "optimizer.method=sgd",
+            ["`optimizer.method`", "sgd", "\"muon\", \"adamw\""],
+        ),
+        ("optimizer.momentum=1", ["`optimizer.momentum`", "1", "below 1"]),
+        ("optimizer.betas=[0.9,1.0]", ["`optimizer.betas`", "1.0", "below 1"]),
+        ("optimizer.betas=[0.9]", ["`optimizer.betas`", "0.9", "two numbers"]),
+        ("optimizer.epsilon=0", ["`optimizer.epsilon`", "0", "above 0"]),
+        (
+            "optimizer.weight_decay=-0.1",
+            ["`optimizer.weight_decay`", "-0.1", "at least 0"],
+        ),
+        (
+            "optimizer.hidden_scale=inf",
+            ["`optimizer.hidden_scale`", "inf", "above 0"],
+        ),
+        ("optimizer.clip_norm=0", ["`optimizer.clip_norm`", "0", "above 0"]),
+        (
+            "optimizer.scaling=mine",
+            ["`optimizer.scaling`", "mine", "\"match-rms\""],
+        ),
+        (
+            "optimizer.polar.steps=99",
+            ["`optimizer.polar.steps`", "99", "from 1 to 16"],
+        ),
+        (
+            "optimizer.polar.method=svd",
+            ["`optimizer.polar.method`", "svd", "\"polar-express\""],
+        ),
+        ("optimizer.polar=3", ["`optimizer.polar`", "3", "[optimizer.polar]"]),
+        ("validation.every=-1", ["`validation.every`", "-1", "at least 0"]),
+        (
+            "coordinator.bind=0.0.0.0:0",
+            ["`coordinator.bind`", "0.0.0.0:0", "TLS and tokens"],
+        ),
+        (
+            "coordinator.bind=localhost",
+            ["`coordinator.bind`", "localhost", "ADDRESS:PORT"],
+        ),
+        (
+            "coordinator.plan_window_seconds=0",
+            ["`coordinator.plan_window_seconds`", "0", "above 0"],
+        ),
+    ] {
+        refused(set, &["run.toml", parts[0], parts[1], parts[2]]);
+    }
+}
+
+#[test]
+fn a_set_that_does_not_parse_is_refused() {
+    for (set, reason) in [
+        ("run.lanes", "no `=`"),
+        ("=4", "not a dotted key"),
+        ("run..lanes=4", "not a dotted key"),
+        ("lanes=4", "names no section"),
+        ("run.lanes=", "is empty"),
+        ("optimizer.betas=[0.9, 0.95", "not valid TOML"),
+        ("batch.schedule={ kind = }", "not valid TOML"),
+        ("run.name.first=4", "no keys of its own"),
+    ] {
+        refused(set, &["--set", set, reason]);
+    }
+}
+
+#[test]
+fn broken_toml_is_refused_with_line_and_column() {
+    let error = RunConfig::parse("[run]\nname = \"x\"\nlanes = = 4\n", "run.toml", &[]).unwrap_err();
+    assert!(
+        matches!(error, ConfigError::Syntax { line: 3, column: 9, .. }),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains("run.toml, line 3, column 9"), "{error}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let absent = folder.path().join("absent.toml");
+    for path in [absent.as_path(), folder.path()] {
+        let sentence = RunConfig::read(path, &[]).unwrap_err().to_string();
+        assert!(sentence.contains(&path.display().to_string()), "{sentence}");
+    }
+}
+
+#[test]
+fn missing_keys_are_named_with_what_they_may_be() {
+    for key in [
+        "name",
+        "steps",
+        "path",
+        "sequence_length",
+        "layers",
+        "heads",
+        "width",
+        "micro_batch",
+    ] {
+        let without: String = GOOD
+            .lines()
+            .filter(|line| !line.starts_with(key))
+            .fold(String::new(), |text, line| text + line + "\n");
+        let sentence = RunConfig::parse(&without, "run.toml", &[]).unwrap_err().to_string();
+        assert!(sentence.contains(&format!(".{key}` is missing")), "{key}: {sentence}");
+    }
+}
+
+#[test]
+fn exactly_one_length_stands() {
+    let two = GOOD.replace("steps = 10", "steps = 10\ntokens = 5");
+    let sentence = RunConfig::parse(&two, "run.toml", &[]).unwrap_err().to_string();
+    assert!(
+        sentence.contains("`run.tokens`") && sentence.contains("exactly one"),
+        "{sentence}"
+    );
+    let set = with("run.tokens=5000").unwrap();
+    assert_eq!(set.run.length, lockstep_config::Length::Tokens(5000));
+    let both = ["run.tokens=5".to_owned(), "run.samples=5".to_owned()];
+    assert!(RunConfig::parse(GOOD, "run.toml", &both).is_err());
+}

@@ -1,0 +1,239 @@
+//! A config that is written and read again is the same config.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+
+use lockstep_config::*;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+const MAX: u64 = i64::MAX as u64;
+
+fn number() -> impl Strategy<Value = f64> {
+    prop_oneof![
+        1e-12..1e12f64,
+        Just(1.0),
+        Just(1e-8),
+        Just(f64::MIN_POSITIVE),
+        Just(1e300)
+    ]
+}
+
+fn run() -> impl Strategy<Value = RunSection> {
+    let length = prop_oneof![
+        (1..=MAX).prop_map(Length::Steps),
+        (1..=MAX).prop_map(Length::Samples),
+        (1..=MAX).prop_map(Length::Tokens)
+    ];
+    (
+        "[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+        0..=MAX,
+        1..=4096u32,
+        length,
+        1..=1024u32,
+        precision(),
+    )
+        .prop_map(|(name, seed, lanes, length, intra_op_threads, precision)| RunSection {
+            name,
+            seed,
+            lanes,
+            length,
+            intra_op_threads,
+            precision,
+            reduction: Reduction::Invariant,
+            device: Device::Cpu,
+        })
+}
+
+fn precision() -> impl Strategy<Value = Precision> {
+    prop_oneof![Just(Precision::Bf16), Just(Precision::Fp32)]
+}
+
+fn path() -> impl Strategy<Value = PathBuf> {
+    // Any text but an empty one, with quotes, backslashes and control characters among it.
+    "\\PC{1,20}|[\"'\\\\\\n\\t#=]{1,8}".prop_map(PathBuf::from)
+}
+
+fn model_and_data() -> impl Strategy<Value = (ModelSection, DataSection)> {
+    let shape = (
+        1..=1024u32,
+        1..=64u32,
+        1..=64u32,
+        1..=1000u32,
+        option::of(0..1000u32),
+        option::of(1..=2_147_483_647u32),
+    );
+    (shape, any::<[bool; 2]>(), path(), option::of(path())).prop_map(
+        |((layers, heads, head, sequence_length, longer, vocab), [bias, qk_norm], path, validation)| {
+            let model = ModelSection {
+                kind: ModelKind::Gpt2,
+                layers,
+                heads,
+                width: heads * head,
+                vocab,
+                bias,
+                qk_norm,
+                context: longer.map(|longer| sequence_length + longer),
+            };
+            (
+                model,
+                DataSection {
+                    path,
+                    validation,
+                    sequence_length,
+                },
+            )
+        },
+    )
+}
+
+fn batch() -> impl Strategy<Value = BatchSection> {
+    let size = 1..=16_777_216u64;
+    let steps = (size.clone(), vec((1..1000u64, size.clone()), 0..5)).prop_map(|(first, later)| {
+        let mut from = 0;
+        let mut sizes = vec![(0, first)];
+        for (gap, size) in later {
+            from += gap;
+            sizes.push((from, size));
+        }
+        BatchSchedule::Steps { sizes }
+    });
+    let schedule = prop_oneof![size.prop_map(|size| BatchSchedule::Constant { size }), steps];
+    (1..=65_536u32, schedule).prop_map(|(micro_batch, schedule)| BatchSection { micro_batch, schedule })
+}
+
+fn learning_rate() -> impl Strategy<Value = LearningRateSection> {
+    let floor = 0.0..=1.0f64;
+    let shape = prop_oneof![
+        Just(LearningRateShape::Constant),
+        floor.clone().prop_map(|floor| LearningRateShape::Cosine { floor }),
+        floor.clone().prop_map(|floor| LearningRateShape::Linear { floor }),
+        (floor, 1e-6..=1.0f64).prop_map(|(floor, decay)| LearningRateShape::WarmupStableDecay { floor, decay }),
+    ];
+    (number(), 0..=MAX, shape).prop_map(|(peak, warmup, shape)| LearningRateSection {
+        schedule: LearningRateSchedule { peak, warmup, shape },
+    })
+}
+
+fn optimizer() -> impl Strategy<Value = OptimizerSection> {
+    let unit = 0.0..1.0f64;
+    let words = (
+        prop_oneof![Just(Method::Muon), Just(Method::AdamW)],
+        prop_oneof![Just(Scaling::Original), Just(Scaling::MatchRms)],
+        any::<bool>(),
+        1..=16u32,
+        precision(),
+    );
+    let numbers = (
+        unit.clone(),
+        [unit.clone(), unit],
+        number(),
+        number(),
+        number(),
+        option::of(number()),
+    );
+    (words, numbers).prop_map(
+        |(
+            (method, scaling, nesterov, steps, precision),
+            (momentum, betas, epsilon, weight_decay, hidden_scale, clip_norm),
+        )| OptimizerSection {
+            method,
+            momentum,
+            nesterov,
+            betas,
+            epsilon,
+            weight_decay,
+            hidden_scale,
+            scaling,
+            clip_norm,
+            polar: PolarSection {
+                method: PolarMethod::PolarExpress,
+                steps,
+                precision,
+            },
+        },
+    )
+}
+
+fn config() -> impl Strategy<Value = RunConfig> {
+    let coordinator = (any::<u16>(), 1e-3..=3600.0f64).prop_map(|(port, plan_window_seconds)| CoordinatorSection {
+        bind: ([127, 0, 0, 1], port).into(),
+        plan_window_seconds,
+    });
+    (
+        run(),
+        model_and_data(),
+        batch(),
+        learning_rate(),
+        optimizer(),
+        0..=MAX,
+        coordinator,
+    )
+        .prop_map(
+            |(run, (model, data), batch, learning_rate, optimizer, every, coordinator)| RunConfig {
+                run,
+                data,
+                model,
+                batch,
+                learning_rate,
+                optimizer,
+                validation: ValidationSection { every },
+                coordinator,
+            },
+        )
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_again(config in config()) {
+        let text = config.to_toml();
+        let again = RunConfig::parse(&text, "config.toml", &[]);
+        prop_assert_eq!(again.as_ref(), Ok(&config), "{}", text);
+    }
+
+    #[test]
+    fn the_hash_is_of_what_decides_the_bits(config in config()) {
+        let mut other = config.clone();
+        other.run.name = "another".into();
+        other.coordinator = CoordinatorSection { bind: ([127, 0, 0, 1], 1).into(), plan_window_seconds: 1.0 };
+        prop_assert_eq!(other.hash(), config.hash());
+        other.run.seed ^= 1;
+        prop_assert_ne!(other.hash(), config.hash());
+    }
+}
+
+#[test]
+fn the_same_value_has_the_same_meaning_in_every_spelling() {
+    let base = |schedules: &str| {
+        format!(
+            "[run]\nname = \"a\"\nsteps = 1\n[data]\npath = \"d\"\nsequence_length = 8\n[model]\nlayers = 1\nheads = 1\nwidth = 8\n{schedules}"
+        )
+    };
+    let read = |text: &str| RunConfig::parse(text, "run.toml", &[]).unwrap();
+    let short = read(&base(
+        "[batch]\nmicro_batch = 1\nschedule = 8\n[learning_rate]\nschedule = 0.5\n",
+    ));
+    let long = read(&base(
+        "[batch]\nmicro_batch = 1\nschedule = { kind = \"constant\", size = 8 }\n[learning_rate.schedule]\nkind = \"constant\"\npeak = 0.5\n",
+    ));
+    assert_eq!(short, long);
+    assert_eq!(short.hash(), long.hash());
+}
+
+#[test]
+fn a_set_wins_over_the_file_and_the_later_one_over_the_earlier() {
+    let text = "[run]\nname = \"a\"\nsteps = 1\n[data]\npath = \"d\"\nsequence_length = 8\n[model]\nlayers = 1\nheads = 1\nwidth = 8\n[batch]\nmicro_batch = 1\nschedule = 8\n[learning_rate]\nschedule = 0.5\n";
+    let sets = [
+        "run.seed=3",
+        "run.seed=4",
+        "data.path=some/dir",
+        "optimizer.polar.steps=7",
+        "run.name=\"quoted\"",
+    ];
+    let config = RunConfig::parse(text, "run.toml", &sets.map(str::to_owned)).unwrap();
+    assert_eq!(config.run.seed, 4);
+    assert_eq!(config.run.name, "quoted");
+    assert_eq!(config.data.path, PathBuf::from("some/dir"));
+    assert_eq!(config.optimizer.polar.steps, 7);
+}
