@@ -1,0 +1,86 @@
+//! The examples and docs/config.md keep up with the config: every example is valid, every key is documented.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use lockstep_config::RunConfig;
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(repository().join(path)).unwrap()
+}
+
+#[test]
+fn every_example_is_a_valid_config() {
+    let mut seen = 0;
+    for entry in std::fs::read_dir(repository().join("examples")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            let config = RunConfig::read(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(
+                Some(config.run.name.as_str()),
+                path.file_stem().unwrap().to_str(),
+                "named as its file"
+            );
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 3);
+}
+
+#[test]
+fn every_key_and_no_other_is_documented() {
+    let sets: Vec<String> = [
+        "model.vocab=512",
+        "model.context=256",
+        "data.validation=elsewhere",
+        "optimizer.clip_norm=1.0",
+        "learning_rate.schedule={ kind = \"warmup-stable-decay\", peak = 1e-3, warmup = 1, floor = 0.1, decay = 0.5 }",
+    ]
+    .map(str::to_owned)
+    .into();
+    let full = RunConfig::parse(&read("examples/shakespeare.toml"), "the example", &sets)
+        .unwrap()
+        .to_toml();
+    let table: toml::Table = full.parse().unwrap();
+    // Two of the three lengths are never in a resolved config, and a schedule may be a plain number.
+    let mut known = vec!["samples".to_owned(), "tokens".to_owned(), "schedule".to_owned()];
+    keys(&toml::Value::Table(table), &mut known);
+
+    let text = read("docs/config.md");
+    for key in &known {
+        let explained = text.contains(&format!("`{key}`")) || text.contains(&format!("## `[{key}]`"));
+        assert!(explained, "docs/config.md does not explain {key}");
+    }
+    for key in first_cells(&text) {
+        assert!(known.contains(&key), "docs/config.md explains {key}, which is no key");
+    }
+}
+
+/// The names of all keys and sections, wherever they stand.
+fn keys(value: &toml::Value, names: &mut Vec<String>) {
+    if let Some(table) = value.as_table() {
+        for (name, inner) in table {
+            names.push(name.clone());
+            keys(inner, names);
+        }
+    }
+}
+
+/// The words in backquotes in the first cells of the tables' rows.
+fn first_cells(text: &str) -> Vec<String> {
+    let rows = text.lines().filter(|line| line.starts_with("| `"));
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    cells
+        .flat_map(|cell| {
+            cell.split('`')
+                .skip(1)
+                .step_by(2)
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
