@@ -63,11 +63,23 @@ pub fn merge_heads<A: Real, B: Real>(shape: Shape, heads: &[A], parts: usize, pa
     });
 }
 
-/// Causal softmax of `scale`·scores in place: row i of each `[time, time]` matrix keeps columns 0..=i, the rest is 0.
+/// A block of query rows of the causal scores: `rows` queries from position `first` on, against `columns` keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// Position of the first query.
+    pub first: usize,
+    /// Queries of each matrix.
+    pub rows: usize,
+    /// Keys of each matrix, at least `first + rows`.
+    pub columns: usize,
+}
+
+/// Causal softmax of `scale`·scores in place, for matrices `[rows, columns]` of a [`Window`]: the query at position i keeps
+/// keys 0..=i, the rest is 0.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub fn causal_softmax<T: Real>(scores: &mut [T], time: usize, scale: f32) {
-    for (index, row) in scores.chunks_exact_mut(time).enumerate() {
-        let seen = index % time + 1;
+pub fn causal_softmax<T: Real>(scores: &mut [T], window: Window, scale: f32) {
+    for (index, row) in scores.chunks_exact_mut(window.columns).enumerate() {
+        let seen = window.first + index % window.rows + 1;
         let (row, hidden) = row.split_at_mut(seen);
         let whole = seen / LANES * LANES;
         let mut top = [f32::NEG_INFINITY; LANES];
@@ -104,10 +116,11 @@ pub fn causal_softmax<T: Real>(scores: &mut [T], time: usize, scale: f32) {
 /// From the gradient of the probabilities (in `d`) to that of the unscaled scores, in place:
 /// dS = scale · P ∘ (dP − Σ P∘dP), row by row, 0 where the mask hides.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub fn causal_softmax_backward<T: Real>(probabilities: &[T], d: &mut [T], time: usize, scale: f32) {
+pub fn causal_softmax_backward<T: Real>(probabilities: &[T], d: &mut [T], window: Window, scale: f32) {
     assert_eq!(probabilities.len(), d.len());
-    for (index, (p, d)) in probabilities.chunks_exact(time).zip(d.chunks_exact_mut(time)).enumerate() {
-        let seen = index % time + 1;
+    let rows = probabilities.chunks_exact(window.columns).zip(d.chunks_exact_mut(window.columns));
+    for (index, (p, d)) in rows.enumerate() {
+        let seen = window.first + index % window.rows + 1;
         let whole = seen / LANES * LANES;
         let mut sums = [0.0f32; LANES];
         for (p, d) in p[..whole].chunks_exact(LANES).zip(d[..whole].chunks_exact(LANES)) {

@@ -1,7 +1,7 @@
-//! Layer norm over rows, fused with the residual addition, in float32 throughout.
+//! Layer norm over rows and the residual addition before it, in float32 throughout.
 //!
-//! Forward: x ← x + branch, then y = (x − mean)·rstd·gain + bias, kept with mean and rstd per row. Backward: from dy and
-//! the gradient that came down the residual stream, the gradient of x (which is the branch's too), gain and bias.
+//! Forward: x = residual + branch, then y = (x − mean)·rstd·gain + bias, kept with mean and rstd per row. Backward: from dy
+//! and the gradient that came down the residual stream, the gradient of x (which is the branch's too), gain and bias.
 
 use crate::LANES;
 use crate::real::{Real, fold};
@@ -26,31 +26,24 @@ fn row_sum(values: impl Fn(usize) -> f32, count: usize) -> f32 {
     fold(sums)
 }
 
-/// Normalises the rows of `x` `[rows, width]` after adding `branch` (if there is one) to it in place.
-///
-/// `stats` receives (mean, 1/√(variance + ε)) per row.
+/// x = residual + branch, all `[rows, width]`: the addition before a norm.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub fn forward<B: Real, Y: Real>(
-    x: &mut [f32],
-    branch: Option<&[B]>,
-    gain: &[f32],
-    bias: Option<&[f32]>,
-    y: &mut [Y],
-    stats: &mut [(f32, f32)],
-) {
+pub fn add_branch<B: Real>(residual: &[f32], branch: &[B], x: &mut [f32]) {
+    assert!(residual.len() == x.len() && branch.len() == x.len());
+    for ((x, residual), branch) in x.iter_mut().zip(residual).zip(branch) {
+        *x = residual + branch.to_f32();
+    }
+}
+
+/// Normalises the rows of `x` `[rows, width]`; `stats` receives (mean, 1/√(variance + ε)) per row.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub fn forward<Y: Real>(x: &[f32], gain: &[f32], bias: Option<&[f32]>, y: &mut [Y], stats: &mut [(f32, f32)]) {
     let width = gain.len();
-    assert!(x.len() == y.len() && x.len() == stats.len() * width && branch.is_none_or(|b| b.len() == x.len()));
+    assert!(x.len() == y.len() && x.len() == stats.len() * width);
     assert!(bias.is_none_or(|b| b.len() == width));
     for (row, stat) in stats.iter_mut().enumerate() {
-        let x = &mut x[row * width..][..width];
+        let x = &x[row * width..][..width];
         let y = &mut y[row * width..][..width];
-        if let Some(branch) = branch {
-            let branch = &branch[row * width..][..width];
-            for i in 0..width {
-                x[i] += branch[i].to_f32();
-            }
-        }
-        let x = &*x;
         let mean = row_sum(|i| x[i], width) / width as f32;
         let variance = row_sum(|i| (x[i] - mean) * (x[i] - mean), width) / width as f32;
         let rstd = 1.0 / (variance + EPSILON).sqrt();
