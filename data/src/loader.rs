@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread::JoinHandle;
 
@@ -22,6 +23,9 @@ pub struct Loader {
     ready: Option<Receiver<Result<MicroBatch, DataError>>>,
     thread: Option<JoinHandle<()>>,
     outstanding: usize,
+    /// Micro-batches that the thread has read since the start.
+    prepared: Arc<AtomicUsize>,
+    taken: usize,
 }
 
 impl Loader {
@@ -32,9 +36,12 @@ impl Loader {
     pub fn start(dataset: Arc<Dataset>, order: Order, sequence_length: u32, depth: usize) -> Result<Loader, DataError> {
         let (requests, submitted) = channel::<Range<u64>>();
         let (finished, ready) = sync_channel(depth.max(1));
+        let prepared = Arc::new(AtomicUsize::new(0));
+        let counter = prepared.clone();
         let work = move || {
             for samples in submitted {
                 let batch = micro_batch(dataset.train(), &order, samples, sequence_length);
+                counter.fetch_add(1, Ordering::Relaxed);
                 if finished.send(batch).is_err() {
                     return;
                 }
@@ -49,6 +56,8 @@ impl Loader {
             ready: Some(ready),
             thread: Some(thread),
             outstanding: 0,
+            prepared,
+            taken: 0,
         })
     }
 
@@ -66,6 +75,11 @@ impl Loader {
         self.outstanding
     }
 
+    /// Micro-batches that were read and not yet taken: 0 before [`Loader::next`] means that it will wait.
+    pub fn ready(&self) -> usize {
+        self.prepared.load(Ordering::Relaxed) - self.taken
+    }
+
     /// The next micro-batch in the order of submission; waits for it.
     ///
     /// # Errors
@@ -77,7 +91,9 @@ impl Loader {
         }
         self.outstanding -= 1;
         let received = self.ready.as_ref().and_then(|ready| ready.recv().ok());
-        received.unwrap_or(Err(DataError::Loader("its thread has ended")))
+        let result = received.ok_or(DataError::Loader("its thread has ended"))?;
+        self.taken += 1;
+        result
     }
 }
 
