@@ -35,7 +35,8 @@ impl Stage {
     }
 
     fn run(self, workspace: &Workspace) -> Result<(), Failure> {
-        let cargo = |arguments: &[&str]| process::run(&self.name(), workspace.cargo().args(arguments));
+        let cargo =
+            |arguments: &[&str]| process::run(&format!("`cargo {}`", arguments[0]), workspace.cargo().args(arguments));
         match self {
             Stage::Setup => setup(workspace, None),
             Stage::Repository => repository::check(&workspace.root),

@@ -84,3 +84,54 @@ fn first_cells(text: &str) -> Vec<String> {
         })
         .collect()
 }
+
+#[test]
+fn every_link_and_every_named_file_exists() {
+    let pages = [
+        "README.md",
+        "CHANGELOG.md",
+        "PERFORMANCE.md",
+        "docs/architecture.md",
+        "docs/config.md",
+    ];
+    let mut seen = 0;
+    for page in pages.map(Path::new) {
+        let text = read(page.to_str().unwrap());
+        let here = repository().join(page.parent().unwrap());
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            assert!(
+                here.join(link).exists(),
+                "{} links to {link}, which is not there",
+                page.display()
+            );
+            seen += 1;
+        }
+        // Files and folders of the repository are named from its root, in backquotes.
+        let roots = [
+            "proto/",
+            "config/",
+            "data/",
+            "coordinator/",
+            "trainer/",
+            "launch/",
+            "xtask/",
+            "examples/",
+            "docs/",
+        ];
+        for name in text
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|name| roots.iter().any(|root| name.starts_with(root)))
+        {
+            let name = name.split_whitespace().next().unwrap();
+            assert!(
+                repository().join(name).exists(),
+                "{} names {name}, which is not there",
+                page.display()
+            );
+            seen += 1;
+        }
+    }
+    assert!(seen > 30, "{seen} links and files were found");
+}
