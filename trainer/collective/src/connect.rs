@@ -6,6 +6,7 @@ use nccl_host::{Aborter, CommunicatorId};
 
 use crate::Collective;
 use crate::error::CollectiveError;
+use crate::host::Host;
 use crate::solo::Solo;
 
 /// The ways in which ranks can be joined.
@@ -55,9 +56,6 @@ pub fn connect(
     match backend {
         Backend::Solo if (rank, size) != (0, 1) => Err(CollectiveError::NotSolo { rank, size }),
         Backend::Solo => Ok(Box::new(Solo::new(aborter))),
-        Backend::Host => Err(CollectiveError::misuse(
-            "connect",
-            format!("the host backend of {id:?} is not built in (deadline {deadline:?})"),
-        )),
+        Backend::Host => Ok(Box::new(Host::connect(&id, rank, size, deadline, aborter)?)),
     }
 }

@@ -29,6 +29,7 @@
 mod checks;
 mod connect;
 mod error;
+mod host;
 mod order;
 mod reduce;
 mod solo;

@@ -27,7 +27,6 @@ impl Solo {
 
     /// What every full collective does.
     fn enter(&mut self) -> Result<(), CollectiveError> {
-        self.aborter.check()?;
         self.order.full_collective();
         Ok(())
     }
@@ -89,21 +88,25 @@ impl Collective for Solo {
     }
 
     fn all_gather_v(&mut self, buffer: BufferId, ranges: &[GatherRange]) -> Result<(), CollectiveError> {
+        self.aborter.check()?;
         checks::gather(self.own(buffer), ranges, 1)?;
         self.enter()
     }
 
     fn exchange_slots(&mut self, table: &mut [u64], owner_of_slot: &[u32]) -> Result<(), CollectiveError> {
+        self.aborter.check()?;
         checks::slots(table, owner_of_slot, 1)?;
         self.enter()
     }
 
     fn broadcast(&mut self, buffer: BufferId, bytes: Range<usize>, root: u32) -> Result<(), CollectiveError> {
+        self.aborter.check()?;
         checks::broadcast(self.own(buffer), &bytes, root, 1)?;
         self.enter()
     }
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {
+        self.aborter.check()?;
         self.enter()
     }
 

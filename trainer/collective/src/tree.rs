@@ -161,8 +161,7 @@ impl Expression {
         match self {
             Expression::Part(_) => 0,
             Expression::Sum(left, right) => match (&**left, &**right) {
-                (_, Expression::Part(_)) => left.scratch_pieces(),
-                (Expression::Part(_), _) => right.scratch_pieces(),
+                (inner, Expression::Part(_)) | (Expression::Part(_), inner) => inner.scratch_pieces(),
                 (_, _) => left.scratch_pieces().max(1 + right.scratch_pieces()),
             },
         }
@@ -175,19 +174,16 @@ impl Expression {
             Expression::Part(index) => output.copy_from_slice(part(*index)),
             Expression::Sum(left, right) => match (&**left, &**right) {
                 (Expression::Part(left), Expression::Part(right)) => add_into(part(*left), part(*right), output),
-                (left, Expression::Part(right)) => {
-                    left.evaluate(part, output, scratch);
-                    add_right(output, part(*right));
-                }
-                (Expression::Part(left), right) => {
-                    right.evaluate(part, output, scratch);
-                    add_left(part(*left), output);
+                // Either way round: a + b and b + a have the same bits (but for what a NaN carries).
+                (inner, Expression::Part(index)) | (Expression::Part(index), inner) => {
+                    inner.evaluate(part, output, scratch);
+                    add(output, part(*index));
                 }
                 (left, right) => {
                     left.evaluate(part, output, scratch);
                     let (piece, rest) = scratch.split_at_mut(output.len());
                     right.evaluate(part, piece, rest);
-                    add_right(output, piece);
+                    add(output, piece);
                 }
             },
         }
@@ -201,16 +197,9 @@ fn add_into(left: &[f32], right: &[f32], sum: &mut [f32]) {
     }
 }
 
-/// sum = sum + right.
-fn add_right(sum: &mut [f32], right: &[f32]) {
-    for (sum, right) in sum.iter_mut().zip(right) {
-        *sum += right;
-    }
-}
-
-/// sum = left + sum.
-fn add_left(left: &[f32], sum: &mut [f32]) {
-    for (sum, left) in sum.iter_mut().zip(left) {
-        *sum = left + *sum;
+/// sum = sum + more.
+fn add(sum: &mut [f32], more: &[f32]) {
+    for (sum, more) in sum.iter_mut().zip(more) {
+        *sum += more;
     }
 }

@@ -80,6 +80,16 @@ pub enum Error {
         /// What was asked for.
         bytes: usize,
     },
+    /// The machine has not that much left.
+    #[error(
+        "{bytes} bytes of shared memory were asked for, and the machine has {available} left: use a smaller model or fewer ranks on this machine"
+    )]
+    NoMemory {
+        /// What was asked for.
+        bytes: usize,
+        /// What the machine could give.
+        available: u64,
+    },
     /// A system call failed.
     #[error("{call} failed: {source}")]
     System {

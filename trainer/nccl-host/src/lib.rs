@@ -6,11 +6,16 @@
 //! payload is read straight from the peer's mapping. What is computed from it is the business of `lockstep-collective`.
 
 mod abort;
+mod communicator;
+mod control;
 mod error;
 mod id;
+mod link;
 mod memory;
+mod rendezvous;
 
 pub use abort::Aborter;
+pub use communicator::{Call, CallKind, Communicator};
 pub use error::Error;
 pub use id::CommunicatorId;
-pub use memory::{HostMemory, PeerMemory};
+pub use memory::{HostMemory, MemoryHold, PeerMemory};

@@ -8,8 +8,9 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::error::Error;
@@ -82,10 +83,54 @@ fn pages(bytes: usize) -> Result<usize, Error> {
         .ok_or(Error::TooLarge { bytes })
 }
 
+/// Bytes that the machine can give without pushing anybody out.
+fn available_memory() -> Result<u64, Error> {
+    let failed = |source| Error::System {
+        call: "reading /proc/meminfo",
+        source,
+    };
+    let report = std::fs::read_to_string("/proc/meminfo").map_err(failed)?;
+    report
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("MemAvailable:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse::<u64>()
+                .ok()
+        })
+        .map(|kib| kib.saturating_mul(1024))
+        .ok_or_else(|| failed(std::io::Error::other("it has no line MemAvailable")))
+}
+
 /// This rank's own memory: page aligned, zeroed when made, writable, at one address for its whole life.
 pub struct HostMemory {
-    mapping: Mapping,
+    mapping: Arc<Mapping>,
     len: usize,
+}
+
+/// Keeps a [`HostMemory`]'s mapping alive: for whoever holds its address (tensors over it) longer than the communicator.
+#[derive(Clone)]
+pub struct MemoryHold {
+    mapping: Arc<Mapping>,
+    len: usize,
+}
+
+impl MemoryHold {
+    /// The first byte; as [`HostMemory::ptr`].
+    pub fn ptr(&self) -> NonNull<u8> {
+        self.mapping.start
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
 }
 
 impl HostMemory {
@@ -104,7 +149,7 @@ impl HostMemory {
                 MapFlags::PRIVATE,
             )
         };
-        let mapping = own(start, mapped)?;
+        let mapping = Arc::new(own(start, mapped)?);
         // SAFETY: advice on a mapping that was just made. Advice may be refused; that costs speed only.
         let _ = unsafe { rustix::mm::madvise(mapping.start.as_ptr().cast(), mapped, Advice::LinuxHugepage) };
         Ok(HostMemory { mapping, len: bytes })
@@ -113,14 +158,18 @@ impl HostMemory {
     /// Memory that peers can map: the descriptor is sealed, and is not needed here once it was passed on.
     pub(crate) fn shared(name: &str, bytes: usize) -> Result<(HostMemory, OwnedFd), Error> {
         let mapped = pages(bytes)?;
+        // The kernel would promise the pages, populate them, and kill somebody when they run out.
+        let available = available_memory()?;
+        if mapped as u64 > available {
+            return Err(Error::NoMemory { bytes, available });
+        }
         let failed = |call: &'static str| move |source: rustix::io::Errno| Error::system(call, source);
         let descriptor = rustix::fs::memfd_create(
             format!("lockstep-{name}"),
             MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
         )
         .map_err(failed("memfd_create"))?;
-        // Reserves the pages, so that a machine without memory says so here and not by a SIGBUS in the middle of a step.
-        rustix::fs::fallocate(&descriptor, FallocateFlags::empty(), 0, mapped as u64).map_err(failed("fallocate"))?;
+        rustix::fs::ftruncate(&descriptor, mapped as u64).map_err(failed("ftruncate"))?;
         // SAFETY: no address is asked for, so no existing mapping is touched.
         let start = unsafe {
             rustix::mm::mmap(
@@ -132,9 +181,17 @@ impl HostMemory {
                 0,
             )
         };
-        let mapping = own(start, mapped)?;
+        let mapping = Arc::new(own(start, mapped)?);
         rustix::fs::fcntl_add_seals(&descriptor, SEALS).map_err(failed("fcntl(F_ADD_SEALS)"))?;
         Ok((HostMemory { mapping, len: bytes }, descriptor))
+    }
+
+    /// A handle that keeps the mapping where it is, even after this value is gone.
+    pub fn hold(&self) -> MemoryHold {
+        MemoryHold {
+            mapping: Arc::clone(&self.mapping),
+            len: self.len,
+        }
     }
 
     /// The first byte. Whoever writes through it answers for the collectives' write-after-read rules.
@@ -265,4 +322,73 @@ fn own(start: rustix::io::Result<*mut std::ffi::c_void>, mapped: usize) -> Resul
     let start = start.map_err(|source| Error::system("mmap", source))?;
     let start = NonNull::new(start.cast()).ok_or(Error::TooLarge { bytes: mapped })?;
     Ok(Mapping { start, mapped })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_zeroed_aligned_and_seen_by_the_peer_as_it_is_written() {
+        for bytes in [0, 1, 4095, 4096, 4097, 1 << 20] {
+            let (mut own, descriptor) = HostMemory::shared("test", bytes).unwrap();
+            let peer = PeerMemory::map(descriptor.as_fd(), bytes, 1).unwrap();
+            drop(descriptor);
+            assert_eq!((own.len(), own.ptr().as_ptr() as usize % PAGE), (bytes, 0));
+            assert!(own.bytes(0..bytes).iter().all(|byte| *byte == 0));
+            own.bytes_mut(0..bytes).fill(7);
+            assert!(peer.bytes(0..bytes).iter().all(|byte| *byte == 7));
+        }
+    }
+
+    #[test]
+    fn a_passed_descriptor_gives_no_way_to_write_or_to_resize() {
+        let (_own, descriptor) = HostMemory::shared("test", 4096).unwrap();
+        assert!(rustix::io::pwrite(&descriptor, &[1], 0).is_err());
+        assert!(rustix::fs::ftruncate(&descriptor, 0).is_err());
+        assert!(rustix::fs::ftruncate(&descriptor, 8192).is_err());
+        // SAFETY: no address is asked for, so no existing mapping is touched.
+        let writable = unsafe {
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            rustix::mm::mmap(std::ptr::null_mut(), 4096, protection, MapFlags::SHARED, &descriptor, 0)
+        };
+        assert!(writable.is_err());
+    }
+
+    #[test]
+    fn descriptors_that_could_be_shortened_under_a_reader_are_refused() {
+        let unsealed = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::fs::ftruncate(&unsealed, 4096).unwrap();
+        let refusal = PeerMemory::map(unsealed.as_fd(), 4096, 3).err().unwrap().to_string();
+        assert!(
+            refusal.contains("rank 3 was refused") && refusal.contains("not sealed"),
+            "{refusal}"
+        );
+
+        let (_own, sealed) = HostMemory::shared("test", 4096).unwrap();
+        let refusal = PeerMemory::map(sealed.as_fd(), 4097, 3).err().unwrap().to_string();
+        assert!(
+            refusal.contains("4096 bytes long where 8192 were announced"),
+            "{refusal}"
+        );
+
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        assert!(PeerMemory::map(file.as_fd(), 4096, 3).is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "the range 1..3 is not inside a buffer of 2 elements")]
+    fn a_view_outside_the_buffer_panics_like_indexing() {
+        HostMemory::anonymous(11).unwrap().floats(1..3);
+    }
+
+    #[test]
+    fn more_than_the_machine_has_is_an_error_not_a_crash() {
+        assert!(matches!(HostMemory::anonymous(usize::MAX), Err(Error::TooLarge { .. })));
+        assert!(matches!(
+            HostMemory::shared("test", 1 << 60),
+            Err(Error::NoMemory { .. })
+        ));
+    }
 }

@@ -1,0 +1,304 @@
+//! The socket between two ranks: small bounded frames, some with a descriptor, and the news of the peer's end.
+//!
+//! Sockets are of the kind that keeps message borders, so a frame comes whole or not at all. They stay open for the life
+//! of the communicator: the kernel closes a dead process's end, and that is how its peers learn of it.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+
+use crate::abort::Aborter;
+use crate::error::Error;
+
+/// No frame is longer.
+const LONGEST: usize = 128;
+
+/// How long a wait sleeps before it looks at abort and at its peers again.
+pub(crate) const SLICE: Duration = Duration::from_millis(10);
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Connecting side: who it is, and its nonce.
+    Hello = 1,
+    /// Listening side: its nonce and its proof.
+    Challenge = 2,
+    /// Connecting side: its proof.
+    Proof = 3,
+    /// Either side: the connection is not wanted, with a sentence.
+    Refusal = 4,
+    /// A control page's descriptor.
+    Control = 5,
+    /// A buffer's descriptor.
+    Buffer = 6,
+    /// This end closes on its own account; names the rank that this end lost, if that is why.
+    Goodbye = 7,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Kind> {
+        use Kind::*;
+        [Hello, Challenge, Proof, Refusal, Control, Buffer, Goodbye]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// A received frame.
+pub(crate) struct Frame {
+    pub(crate) kind: Kind,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) descriptor: Option<OwnedFd>,
+}
+
+impl Frame {
+    /// The rank that a goodbye names as lost.
+    pub(crate) fn lost(&self) -> Option<u32> {
+        self.payload.first_chunk::<4>().map(|rank| u32::from_le_bytes(*rank))
+    }
+}
+
+/// Why there is no frame.
+pub(crate) enum Broken {
+    /// The other end is closed.
+    Closed,
+    /// The time is over.
+    Late,
+    /// Abort, a system call's failure, or a frame that no peer of ours sends.
+    Error(Error),
+}
+
+impl Broken {
+    fn system(call: &'static str) -> impl Fn(Errno) -> Broken {
+        move |source| Broken::Error(Error::system(call, source))
+    }
+
+    fn malformed(why: &str) -> Broken {
+        Broken::Error(Error::Refused {
+            rank: None,
+            why: why.into(),
+        })
+    }
+}
+
+/// How long a wait may last, and what ends it early.
+#[derive(Clone, Copy)]
+pub(crate) struct Patience<'a> {
+    pub(crate) until: Option<Instant>,
+    pub(crate) aborter: &'a Aborter,
+}
+
+impl Patience<'_> {
+    /// The next slice to sleep.
+    pub(crate) fn slice(&self) -> Result<Duration, Broken> {
+        self.aborter.check().map_err(Broken::Error)?;
+        let Some(until) = self.until else { return Ok(SLICE) };
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            Err(Broken::Late)
+        } else {
+            Ok(left.min(SLICE))
+        }
+    }
+}
+
+/// How a peer's end was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Without a word: its process is gone.
+    Silent,
+    /// With a goodbye, which may name a rank that it had lost.
+    Goodbye { lost: Option<u32> },
+}
+
+/// One end of a socket between two ranks.
+pub(crate) struct Link {
+    socket: OwnedFd,
+    /// The process at the other end.
+    pub(crate) pid: u32,
+    end: Option<End>,
+}
+
+impl Link {
+    /// Takes a connected socket, after checking that its other end belongs to the same user.
+    pub(crate) fn new(socket: OwnedFd) -> Result<Link, Error> {
+        let peer =
+            rustix::net::sockopt::socket_peercred(&socket).map_err(|s| Error::system("getsockopt(SO_PEERCRED)", s))?;
+        let own = rustix::process::geteuid();
+        if peer.uid != own {
+            let why = format!(
+                "it belongs to user {} and this process to user {}",
+                peer.uid.as_raw(),
+                own.as_raw()
+            );
+            return Err(Error::Refused { rank: None, why });
+        }
+        Ok(Link {
+            socket,
+            pid: peer.pid.as_raw_nonzero().get().unsigned_abs(),
+            end: None,
+        })
+    }
+
+    /// Sends a frame.
+    pub(crate) fn send(
+        &self,
+        kind: Kind,
+        payload: &[u8],
+        descriptor: Option<BorrowedFd<'_>>,
+        patience: Patience<'_>,
+    ) -> Result<(), Broken> {
+        assert!(payload.len() < LONGEST, "frames are at most {LONGEST} bytes long");
+        let kind = [kind as u8];
+        let parts = [IoSlice::new(&kind), IoSlice::new(payload)];
+        let descriptors = descriptor.as_slice();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        loop {
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !descriptors.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(descriptors));
+            }
+            match sendmsg(
+                &self.socket,
+                &parts,
+                &mut control,
+                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+            ) {
+                Ok(_) => return Ok(()),
+                Err(Errno::AGAIN) => self.sleep(PollFlags::OUT, patience.slice()?)?,
+                Err(Errno::INTR) => {}
+                Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => return Err(Broken::Closed),
+                Err(source) => return Err(Broken::system("sendmsg")(source)),
+            }
+        }
+    }
+
+    /// Waits for the next frame.
+    pub(crate) fn receive(&self, patience: Patience<'_>) -> Result<Frame, Broken> {
+        loop {
+            match self.try_receive()? {
+                Some(frame) => return Ok(frame),
+                None => self.sleep(PollFlags::IN, patience.slice()?)?,
+            }
+        }
+    }
+
+    /// The next frame, if it is there.
+    fn try_receive(&self) -> Result<Option<Frame>, Broken> {
+        let mut bytes = [0; LONGEST];
+        // Room for more than the one descriptor that is expected, so that surplus ones come here and are closed.
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let mut reset = false;
+        let received = loop {
+            match recvmsg(
+                &self.socket,
+                &mut parts,
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+            ) {
+                Ok(received) => break received,
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR) => {}
+                // Reported once, before the frames that the peer had sent until then.
+                Err(Errno::CONNRESET) if !reset => reset = true,
+                Err(Errno::CONNRESET) => return Err(Broken::Closed),
+                Err(source) => return Err(Broken::system("recvmsg")(source)),
+            }
+        };
+        let mut descriptors = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(more) = message {
+                descriptors.extend(more);
+            }
+        }
+        if received.bytes == 0 {
+            return Err(Broken::Closed);
+        }
+        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) || descriptors.len() > 1 {
+            return Err(Broken::malformed("it sent a frame that is longer than any of ours"));
+        }
+        let Some(kind) = Kind::from_byte(bytes[0]) else {
+            return Err(Broken::malformed("it sent a frame of an unknown kind"));
+        };
+        Ok(Some(Frame {
+            kind,
+            payload: bytes[1..received.bytes].to_vec(),
+            descriptor: descriptors.pop(),
+        }))
+    }
+
+    /// Sleeps until the socket is ready for `events`, closed, or `slice` is over.
+    fn sleep(&self, events: PollFlags, slice: Duration) -> Result<(), Broken> {
+        let mut polled = [PollFd::new(&self.socket, events)];
+        poll_for(&mut polled, slice).map_err(Broken::Error)
+    }
+
+    /// How the other end was closed, once it is. What it had sent before is read and dropped.
+    pub(crate) fn end(&mut self) -> Result<Option<End>, Error> {
+        if self.end.is_some() {
+            return Ok(self.end);
+        }
+        let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        poll_for(&mut polled, Duration::ZERO)?;
+        if !polled[0]
+            .revents()
+            .intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR)
+        {
+            return Ok(None);
+        }
+        let mut end = End::Silent;
+        // A closed socket holds finitely many frames, and then says that it is closed.
+        while let Ok(Some(frame)) = self.try_receive() {
+            if frame.kind == Kind::Goodbye {
+                end = End::Goodbye { lost: frame.lost() };
+            }
+        }
+        self.end = Some(end);
+        Ok(self.end)
+    }
+
+    /// Tells the other end that this one closes on purpose, and whom it had lost, if that is why.
+    pub(crate) fn say_goodbye(&self, lost: Option<u32>) {
+        let payload = lost.map(u32::to_le_bytes);
+        let aborter = Aborter::new();
+        // Best effort, without waiting: a peer that does not get it sees the closed socket.
+        let patience = Patience {
+            until: Some(Instant::now()),
+            aborter: &aborter,
+        };
+        let _ = self.send(
+            Kind::Goodbye,
+            payload.as_ref().map(<[u8; 4]>::as_slice).unwrap_or_default(),
+            None,
+            patience,
+        );
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// poll(2), where an interruption counts as nothing having happened.
+pub(crate) fn poll_for(polled: &mut [PollFd<'_>], slice: Duration) -> Result<(), Error> {
+    let slice = Timespec {
+        tv_sec: slice.as_secs() as i64,
+        tv_nsec: i64::from(slice.subsec_nanos()),
+    };
+    match poll(polled, Some(&slice)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(source) => Err(Error::system("poll", source)),
+    }
+}
