@@ -72,7 +72,7 @@ pub(crate) fn demo(workspace: &Workspace) -> Result<(), Failure> {
     generate.args(["generate", &checkpoint, "--prompt", PROMPT]);
     let sample = process::text_of("generating a sample", &mut generate)?;
     write_sample(&workspace.root, &sample)?;
-    println!("{sample}\n\n({SAMPLE})");
+    println!("{}\n\n({SAMPLE})", sample.trim_end());
 
     let summary = Summary::read(&run)?;
     heading("done");
