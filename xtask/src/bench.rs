@@ -53,14 +53,12 @@ pub(crate) fn train(workspace: &Workspace, peer: Option<&Peer>, runs: u32, sets:
     let place = workspace.programs.parent().unwrap_or(&workspace.programs).join("bench");
     fs::create_dir_all(&place).map_err(on_path("create", &place))?;
     let data = place.join("data");
-    if !data.exists() {
-        let mut prepare = Command::new(workspace.program("lockstep"));
-        prepare
-            .args(["data", "prepare", "--tokenizer", "gpt2", "--out"])
-            .arg(&data)
-            .arg(workspace.root.join(TEXT));
-        process::run("preparing the data", &mut prepare)?;
-    }
+    let mut prepare = Command::new(workspace.program("lockstep"));
+    prepare
+        .args(["data", "prepare", "--tokenizer", "gpt2", "--out"])
+        .arg(&data)
+        .arg(workspace.root.join(TEXT));
+    process::run("preparing the data", &mut prepare)?;
 
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for turn in 1..=runs {

@@ -37,12 +37,8 @@ pub(crate) fn demo(workspace: &Workspace) -> Result<(), Failure> {
     };
 
     heading("prepare the text");
-    if !workspace.root.join(DATA).exists() {
-        let prepare = ["data", "prepare", "--tokenizer", "byte", "--out", DATA, TEXT];
-        process::run("preparing the text", lockstep().args(prepare))?;
-    } else {
-        println!("{DATA} is there already");
-    }
+    let prepare = ["data", "prepare", "--tokenizer", "byte", "--out", DATA, TEXT];
+    process::run("preparing the text", lockstep().args(prepare))?;
 
     let runs = workspace.root.join("runs");
     let name = fresh_name("shakespeare", |name| runs.join(name).exists());
