@@ -1,0 +1,209 @@
+//! What goes into the machine and what comes out of it.
+
+use lockstep_proto::domain::{
+    CommittedStep, CoordinatorBody, Directive as Urgent, Generation, JoinInfo, Outcome, Plan, Progress, RunEnd, Stamp,
+    StepMetrics, StepReport, Validation,
+};
+use serde::{Deserialize, Serialize};
+
+/// A connection of a member: a new stream is a new peer, whoever is behind it.
+pub type Peer = u64;
+
+/// What happens to a run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A member wants to be part of the run.
+    Join {
+        /// Its stream.
+        peer: Peer,
+        /// What it says of itself.
+        info: JoinInfo,
+    },
+    /// The communicator id of rank 0.
+    CommId {
+        /// The stream.
+        peer: Peer,
+        /// The generation it was made for.
+        stamp: Stamp,
+        /// The id.
+        id: Vec<u8>,
+    },
+    /// A rank's communicator stands and its parameters are initialised.
+    Ready {
+        /// The stream.
+        peer: Peer,
+        /// Its generation.
+        stamp: Stamp,
+        /// Hash of the initial parameters.
+        hash: [u8; 32],
+    },
+    /// What a device thread does.
+    Progress {
+        /// The stream.
+        peer: Peer,
+        /// As said.
+        progress: Progress,
+    },
+    /// A rank made a step.
+    Report {
+        /// The stream.
+        peer: Peer,
+        /// As said.
+        report: StepReport,
+    },
+    /// A member is asked to go away by its host.
+    Leaving {
+        /// The stream.
+        peer: Peer,
+        /// As said.
+        reason: String,
+    },
+    /// A member's part is over.
+    Finished {
+        /// The stream.
+        peer: Peer,
+        /// How it ended.
+        outcome: Outcome,
+        /// The last step whose parameters it holds.
+        step: u64,
+    },
+    /// A stream closed.
+    MemberLost {
+        /// The stream.
+        peer: Peer,
+    },
+    /// Time went by.
+    Tick,
+    /// An operator's command.
+    Pause,
+    /// An operator's command.
+    Resume,
+    /// An operator's command.
+    Stop,
+}
+
+/// What the machine decided about one event.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// To be carried out in this order: whatever is persisted must be durable before what follows is sent.
+    pub directives: Vec<Directive>,
+    /// One sentence: the answer to a command, else what the run waits for now.
+    pub reason: String,
+    /// Whoever sent the event is refused.
+    pub refusal: Option<Refusal>,
+}
+
+/// One thing that the service must do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Directive {
+    /// Make this durable.
+    Persist(Record),
+    /// Send this to a member.
+    Send {
+        /// The stream.
+        to: Peer,
+        /// Under this term and generation.
+        stamp: Stamp,
+        /// The message.
+        body: CoordinatorBody,
+    },
+    /// The run is over.
+    End(RunEnd),
+}
+
+/// What the ledger keeps.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    /// A formation of members into ranks.
+    Generation(Generation),
+    /// Plans that are issued together.
+    Plans(Vec<Plan>),
+    /// An urgent directive that is given.
+    Urgent(Urgent),
+    /// A committed step.
+    Committed(Box<Commit>),
+    /// The validation of a committed step.
+    Validation {
+        /// The step.
+        step: u64,
+        /// Its loss.
+        validation: Validation,
+    },
+    /// A decision that people may ask about later.
+    Decision {
+        /// One sentence.
+        reason: String,
+    },
+    /// The end.
+    End(RunEnd),
+}
+
+/// A committed step as the ledger keeps it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Commit {
+    /// The generation that made it.
+    pub stamp: Stamp,
+    /// Its plan: step, learning rate, sample range.
+    pub plan: Plan,
+    /// Hash of the parameters after it, equal on every rank.
+    pub parameter_hash: [u8; 32],
+    /// What rank 0 measured.
+    pub metrics: StepMetrics,
+    /// Ranks that reported it.
+    pub ranks: u32,
+    /// Samples of the run so far, this step included.
+    pub samples: u64,
+    /// Counted tokens of the run so far, this step included.
+    pub tokens: u64,
+}
+
+impl Commit {
+    /// As `watch` and the progress bar show it, in a run of `total_steps`.
+    pub fn to_committed_step(&self, total_steps: u64) -> CommittedStep {
+        let metrics = &self.metrics;
+        let seconds = metrics.step_ms / 1e3;
+        CommittedStep {
+            step: self.plan.step,
+            total_steps,
+            samples: self.samples,
+            tokens: self.tokens,
+            loss: metrics.loss,
+            learning_rate: self.plan.learning_rate,
+            effective_learning_rate: metrics.effective_learning_rate,
+            batch: self.plan.samples,
+            grad_norm: metrics.grad_norm,
+            update_norm: metrics.update_norm,
+            tokens_per_second: if seconds > 0.0 {
+                metrics.tokens as f64 / seconds
+            } else {
+                0.0
+            },
+            step_ms: metrics.step_ms,
+            phases: metrics.phases.clone(),
+            generation: self.stamp.generation,
+            ranks: self.ranks,
+            parameter_hash: self.parameter_hash,
+        }
+    }
+}
+
+/// Why somebody's wish is not granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// A word for programs, in capitals.
+    pub kind: &'static str,
+    /// What is refused: a member, a config key, the run.
+    pub subject: String,
+    /// One sentence for people.
+    pub reason: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(kind: &'static str, subject: impl Into<String>, reason: String) -> Refusal {
+        Refusal {
+            kind,
+            subject: subject.into(),
+            reason,
+        }
+    }
+}

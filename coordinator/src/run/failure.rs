@@ -1,0 +1,135 @@
+//! How a run ends, well or badly: lost members, failed ranks, farewells.
+
+use std::time::Duration;
+
+use lockstep_proto::domain::{CoordinatorBody, DirectiveKind, Outcome, RunEnd};
+
+use crate::run::{Directive, Peer, Phase, Record, Run};
+
+/// A rank whose peer is killed may report its broken collective before the killed rank's stream is seen to close.
+/// So long is waited, after a rank's report of failure, for the death that caused it.
+const CAUSE_MAY_FOLLOW: Duration = Duration::from_millis(300);
+
+impl Run {
+    /// A member's name for sentences: rank, pid, host.
+    pub(super) fn name(&self, peer: Peer) -> String {
+        let Some(member) = self.members.get(&peer) else {
+            return "a stranger".to_owned();
+        };
+        let (name, pid, host) = (&member.info.member, member.info.pid, &member.info.host);
+        match member.rank {
+            Some(rank) => format!("rank {rank} (pid {pid}, {name} on {host})"),
+            None => format!("member {name} (pid {pid} on {host})"),
+        }
+    }
+
+    /// A stream closed. Without a farewell before it, that ends the run.
+    pub(super) fn lost(&mut self, peer: Peer, directives: &mut Vec<Directive>) {
+        let Some(member) = self.members.get(&peer) else { return };
+        if member.finished.is_some() || self.phase == Phase::Ended {
+            return;
+        }
+        let during = match self.phase {
+            Phase::WaitingForMembers => "before all trainers had joined".to_owned(),
+            Phase::WaitingForCommId | Phase::WaitingForReady => "before the first step".to_owned(),
+            _ => format!(
+                "after it had reported step {} of {}",
+                member.reported,
+                self.facts.planner.total_steps()
+            ),
+        };
+        let reason = format!(
+            "{} was lost {during}: its connection closed without a farewell",
+            self.name(peer)
+        );
+        if let Some(member) = self.members.get_mut(&peer) {
+            // Nothing more can be sent to it.
+            member.finished = Some((Outcome::Failed { reason: reason.clone() }, member.reported));
+        }
+        self.fail(reason, directives);
+    }
+
+    /// A rank said that it failed. Its peer's death may be the cause and is the better sentence, so wait a moment.
+    pub(super) fn member_failed(&mut self, peer: Peer, said: &str, now: Duration, directives: &mut Vec<Directive>) {
+        if matches!(self.phase, Phase::Ended | Phase::Failing) {
+            return;
+        }
+        let reason = format!("{} failed: {said}", self.name(peer));
+        if self.members.values().all(|member| member.finished.is_some()) {
+            self.fail(reason, directives);
+            return;
+        }
+        self.phase = Phase::Failing;
+        self.failing = Some((reason, now));
+    }
+
+    pub(super) fn end_if_failing_is_over(&mut self, now: Duration, directives: &mut Vec<Directive>) {
+        if self.phase != Phase::Failing {
+            return;
+        }
+        if let Some((reason, since)) = &self.failing
+            && now.saturating_sub(*since) >= CAUSE_MAY_FOLLOW
+        {
+            let reason = reason.clone();
+            self.fail(reason, directives);
+        }
+    }
+
+    /// Ends the run when everybody has said farewell.
+    pub(super) fn end_if_all_finished(&mut self, directives: &mut Vec<Directive>) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        let mut farewells = Vec::new();
+        for (peer, member) in &self.members {
+            let Some((outcome, step)) = &member.finished else {
+                return;
+            };
+            farewells.push((*peer, outcome.clone(), *step));
+        }
+        if self.phase == Phase::Failing {
+            if let Some((reason, _)) = self.failing.clone() {
+                self.fail(reason, directives);
+            }
+            return;
+        }
+        let (committed, total) = (self.committed, self.facts.planner.total_steps());
+        if let Some((peer, _, step)) = farewells.iter().find(|(_, _, step)| *step != committed) {
+            let reason = format!(
+                "{} ended after step {step}, but the last step that every rank made is {committed}",
+                self.name(*peer)
+            );
+            self.fail(reason, directives);
+        } else if committed == total {
+            self.end_with(Outcome::Completed, format!("all {total} steps were made"), directives);
+        } else if self.urgent.kind == DirectiveKind::Stop {
+            let reason = format!("the run was stopped after step {committed} of {total}");
+            self.end_with(Outcome::Stopped, reason, directives);
+        } else {
+            let reason = format!("the ranks ended after step {committed} of {total} without having been told to");
+            self.fail(reason, directives);
+        }
+    }
+
+    /// Ends the run badly.
+    pub(super) fn fail(&mut self, reason: String, directives: &mut Vec<Directive>) {
+        self.end_with(Outcome::Failed { reason: reason.clone() }, reason, directives);
+    }
+
+    /// Ends the run and tells everybody who is still there to abort.
+    pub(super) fn end_with(&mut self, outcome: Outcome, reason: String, directives: &mut Vec<Directive>) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        self.phase = Phase::Ended;
+        let end = RunEnd {
+            outcome,
+            reason: reason.clone(),
+            last_step: self.committed,
+        };
+        self.end = Some(end.clone());
+        directives.push(Directive::Persist(Record::End(end.clone())));
+        self.broadcast(CoordinatorBody::Abort { reason }, directives);
+        directives.push(Directive::End(end));
+    }
+}

@@ -1,0 +1,508 @@
+//! The transitions: one function per event, called by [`Run::step`].
+
+use std::time::Duration;
+
+use lockstep_proto::domain::{
+    CoordinatorBody, Directive as Urgent, DirectiveKind, Outcome, Stamp, StepReport, Validation,
+};
+
+use crate::run::{Commit, Decision, Directive, Event, Member, Peer, Phase, Record, Refusal, Reported, Run};
+
+/// Hashes of committed steps that are kept to compare repeated reports with; more than a session's queue holds.
+const RECENT_STEPS: usize = 2048;
+
+/// What a transition answers besides its directives.
+type Answer = Result<Option<String>, Refusal>;
+
+impl Run {
+    /// Decides about one event. `now`: time since the coordinator began; it never goes back.
+    pub fn step(&mut self, event: Event, now: Duration) -> Decision {
+        let mut directives = Vec::new();
+        let answer = match event {
+            Event::Join { peer, info } => self.join(peer, info, &mut directives),
+            Event::CommId { peer, stamp, id } => self.pass_comm_id(peer, stamp, id, &mut directives),
+            Event::Ready { peer, stamp, hash } => self.ready(peer, stamp, hash, &mut directives),
+            Event::Progress { peer, progress } => {
+                if let Some(member) = self.members.get_mut(&peer)
+                    && progress.counter >= member.progress.counter
+                {
+                    member.progress = progress;
+                }
+                Ok(None)
+            }
+            Event::Report { peer, report } => self.report(peer, report, &mut directives),
+            Event::Leaving { peer, reason } => self.leaving(peer, &reason, &mut directives),
+            Event::Finished { peer, outcome, step } => self.finished(peer, outcome, step, now, &mut directives),
+            Event::MemberLost { peer } => {
+                self.lost(peer, &mut directives);
+                Ok(None)
+            }
+            Event::Tick => {
+                self.end_if_failing_is_over(now, &mut directives);
+                Ok(None)
+            }
+            Event::Pause => self.pause(&mut directives),
+            Event::Resume => self.resume(&mut directives),
+            Event::Stop => self.stop("an operator", &mut directives),
+        };
+        #[cfg(test)]
+        if let Some(fault) = self.fault {
+            fault.distort(&mut directives);
+        }
+        let (said, refusal) = match answer {
+            Ok(said) => (said, None),
+            Err(refusal) => (Some(refusal.reason.clone()), Some(refusal)),
+        };
+        Decision {
+            reason: said.unwrap_or_else(|| self.reason()),
+            directives,
+            refusal,
+        }
+    }
+
+    /// What the run waits for now, and why, as one sentence.
+    pub fn reason(&self) -> String {
+        let ranks = self.facts.ranks;
+        let total = self.facts.planner.total_steps();
+        match self.phase {
+            Phase::WaitingForMembers => format!("waiting for trainers: {} of {ranks} have joined", self.members.len()),
+            Phase::WaitingForCommId => "waiting for rank 0 to make the communicator id".to_owned(),
+            Phase::WaitingForReady => {
+                let ready = self.members.values().filter(|member| member.ready.is_some()).count();
+                format!("waiting for the ranks to connect and initialise: {ready} of {ranks} are ready")
+            }
+            Phase::Training => format!("training {total} steps on {ranks} ranks"),
+            Phase::Paused => "paused by an operator: the ranks wait at the end of a step for resume or stop".to_owned(),
+            Phase::Stopping => "stopping: the ranks end the running step, which is the last one".to_owned(),
+            Phase::Finishing => format!("all {total} steps are made: waiting for the ranks to write their files"),
+            Phase::Failing => self
+                .failing
+                .as_ref()
+                .map(|failing| failing.0.clone())
+                .unwrap_or_default(),
+            Phase::Ended => self.end.as_ref().map(|end| end.reason.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// Sends to every member that has not finished.
+    pub(super) fn broadcast(&self, body: CoordinatorBody, directives: &mut Vec<Directive>) {
+        for (peer, member) in &self.members {
+            if member.finished.is_none() {
+                directives.push(self.send(*peer, body.clone()));
+            }
+        }
+    }
+
+    pub(super) fn send(&self, to: Peer, body: CoordinatorBody) -> Directive {
+        Directive::Send {
+            to,
+            stamp: self.stamp(),
+            body,
+        }
+    }
+
+    /// The member and its rank, if its message is of the present generation. Older messages are ignored.
+    fn present(&self, peer: Peer, stamp: Stamp) -> Option<(u32, &Member)> {
+        let member = self.members.get(&peer)?;
+        let generation = self.generation.as_ref()?;
+        (generation.stamp == stamp).then_some(())?;
+        Some((member.rank?, member))
+    }
+
+    fn join(&mut self, peer: Peer, info: lockstep_proto::domain::JoinInfo, directives: &mut Vec<Directive>) -> Answer {
+        if self.members.get(&peer).is_some_and(|member| member.info == info) {
+            return Ok(None); // said twice
+        }
+        if let Some(refusal) = self.refusal_of(&info) {
+            return Err(refusal);
+        }
+        self.admit(peer, info, directives);
+        Ok(None)
+    }
+
+    fn pass_comm_id(&mut self, peer: Peer, stamp: Stamp, id: Vec<u8>, directives: &mut Vec<Directive>) -> Answer {
+        let from_lowest = self.present(peer, stamp).is_some_and(|(rank, _)| rank == 0);
+        if self.phase != Phase::WaitingForCommId || !from_lowest {
+            return Ok(None);
+        }
+        self.phase = Phase::WaitingForReady;
+        for other in self.members.keys().filter(|other| **other != peer) {
+            directives.push(self.send(*other, CoordinatorBody::CommId(id.clone())));
+        }
+        Ok(None)
+    }
+
+    fn ready(&mut self, peer: Peer, stamp: Stamp, hash: [u8; 32], directives: &mut Vec<Directive>) -> Answer {
+        if self.phase != Phase::WaitingForReady || self.present(peer, stamp).is_none() {
+            return Ok(None);
+        }
+        if let Some(member) = self.members.get_mut(&peer) {
+            member.ready.get_or_insert(hash);
+        }
+        let mut hashes = vec![None; self.facts.ranks as usize];
+        for member in self.members.values() {
+            if let Some(rank) = member.rank {
+                hashes[rank as usize] = member.ready;
+            }
+        }
+        let Some(hashes) = hashes.into_iter().collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        if let Some(disagreement) = disagreement(&hashes) {
+            let reason = format!(
+                "the ranks disagree about the initial parameters, before step 1: {disagreement}. All ranks must run \
+                 the same build on the same kind of hardware"
+            );
+            self.fail(reason, directives);
+            return Ok(None);
+        }
+        let paused = self.urgent.kind == DirectiveKind::Pause;
+        self.phase = if paused { Phase::Paused } else { Phase::Training };
+        self.issue_plans(directives);
+        Ok(None)
+    }
+
+    fn report(&mut self, peer: Peer, report: StepReport, directives: &mut Vec<Directive>) -> Answer {
+        let Some((rank, _)) = self.present(peer, report.stamp) else {
+            return Ok(None);
+        };
+        let phase_takes_reports = matches!(
+            self.phase,
+            Phase::Training | Phase::Paused | Phase::Stopping | Phase::Finishing | Phase::Failing
+        );
+        if !phase_takes_reports {
+            return Ok(None);
+        }
+        let step = report.step;
+        if report.rank != rank {
+            let reason = format!("rank {rank} reported step {step} under the rank {}", report.rank);
+            self.fail(reason, directives);
+        } else if step > self.issued_through || step == 0 {
+            let reason = format!("rank {rank} reported step {step}, for which no plan was issued");
+            self.fail(reason, directives);
+        } else if step <= self.committed {
+            self.repeated(peer, rank, &report, directives);
+        } else {
+            self.peak_memory_mib = self.peak_memory_mib.max(report.peak_memory_mib);
+            self.note(peer, rank, report, directives);
+        }
+        Ok(None)
+    }
+
+    /// A report of a committed step: said twice, or with the validation that came later. It must not differ.
+    fn repeated(&mut self, peer: Peer, rank: u32, report: &StepReport, directives: &mut Vec<Directive>) {
+        let step = report.step;
+        let back = (self.committed - step) as usize;
+        let known = self.recent.len().checked_sub(back + 1).map(|index| self.recent[index]);
+        if let Some(known) = known
+            && known != report.parameter_hash
+        {
+            let reason = format!(
+                "step {step} is committed with the hash {}, and rank {rank} now reports {} for it",
+                hex(&known),
+                hex(&report.parameter_hash)
+            );
+            self.fail(reason, directives);
+            return;
+        }
+        if rank == 0
+            && let Some(validation) = report.validation
+        {
+            self.keep_validation(step, validation, directives);
+        }
+        if self.phase == Phase::Ended {
+            return;
+        }
+        directives.push(self.send(
+            peer,
+            CoordinatorBody::Acknowledged {
+                step: self.committed,
+                finished: false,
+            },
+        ));
+    }
+
+    /// A report of a step that is not committed yet.
+    fn note(&mut self, peer: Peer, rank: u32, report: StepReport, directives: &mut Vec<Directive>) {
+        let step = report.step;
+        if rank == 0 {
+            let numbers = report
+                .metrics
+                .as_ref()
+                .map(|metrics| [("loss", metrics.loss), ("gradient norm", metrics.grad_norm)]);
+            let Some(numbers) = numbers else {
+                self.fail(
+                    format!("rank 0 reported step {step} without the step's metrics"),
+                    directives,
+                );
+                return;
+            };
+            if let Some((what, value)) = numbers.into_iter().find(|(_, value)| !value.is_finite()) {
+                let reason = format!(
+                    "the {what} of step {step} is {value}: the run stops, and the parameters of step {} are the last \
+                     good ones. Lower the learning rate, or look at the samples of that step",
+                    step - 1
+                );
+                self.fail(reason, directives);
+                return;
+            }
+        }
+        let ranks = self.facts.ranks as usize;
+        let reported = self.reports.entry(step).or_insert_with(|| Reported {
+            hashes: vec![None; ranks],
+            metrics: None,
+            validation: None,
+        });
+        let place = &mut reported.hashes[rank as usize];
+        if let Some(before) = place.replace(report.parameter_hash)
+            && before != report.parameter_hash
+        {
+            let (before, now) = (hex(&before), hex(&report.parameter_hash));
+            let reason = format!("rank {rank} reported step {step} twice, with the hash {before} and then {now}");
+            self.fail(reason, directives);
+            return;
+        }
+        if rank == 0 {
+            reported.metrics = report.metrics.or(reported.metrics.take());
+            reported.validation = report.validation.or(reported.validation);
+        }
+        if let Some(member) = self.members.get_mut(&peer) {
+            member.reported = member.reported.max(step);
+        }
+        self.commit(directives);
+    }
+
+    /// Commits every step that all ranks have reported, in order.
+    fn commit(&mut self, directives: &mut Vec<Directive>) {
+        let before = self.committed;
+        while let Some(reported) = self.reports.get(&(self.committed + 1)) {
+            let Some(hashes) = self.complete(reported) else { break };
+            let step = self.committed + 1;
+            if let Some(disagreement) = disagreement(&hashes) {
+                let reason = format!(
+                    "the ranks disagree about the parameters after step {step}: {disagreement}. Step {before} stands",
+                    before = step - 1
+                );
+                self.fail(reason, directives);
+                return;
+            }
+            let (Some(plan), Some(reported)) = (self.issued.pop_front(), self.reports.remove(&step)) else {
+                return;
+            };
+            self.committed = step;
+            self.recent.push_back(hashes[0]);
+            if self.recent.len() > RECENT_STEPS {
+                self.recent.pop_front();
+            }
+            let metrics = reported.metrics.unwrap_or_default();
+            self.measure(metrics.step_ms);
+            self.samples += plan.samples;
+            self.tokens = self.tokens.saturating_add(metrics.tokens);
+            let commit = Commit {
+                stamp: self.stamp(),
+                plan,
+                parameter_hash: hashes[0],
+                metrics,
+                ranks: self.facts.ranks,
+                samples: self.samples,
+                tokens: self.tokens,
+            };
+            directives.push(Directive::Persist(Record::Committed(Box::new(commit))));
+            if let Some(validation) = reported.validation {
+                self.keep_validation(step, validation, directives);
+            }
+        }
+        if self.committed == before || self.phase == Phase::Ended {
+            return;
+        }
+        self.broadcast(
+            CoordinatorBody::Acknowledged {
+                step: self.committed,
+                finished: false,
+            },
+            directives,
+        );
+        let all_made = self.committed == self.facts.planner.total_steps();
+        if all_made && matches!(self.phase, Phase::Training | Phase::Paused | Phase::Stopping) {
+            self.phase = Phase::Finishing;
+        }
+        self.issue_plans(directives);
+    }
+
+    /// The hash of every rank, once all of them are there.
+    fn complete(&self, reported: &Reported) -> Option<Vec<[u8; 32]>> {
+        #[cfg(test)]
+        if self.fault == Some(super::simulator::Fault::CommitBeforeEveryHash) {
+            let first = *reported.hashes.iter().flatten().next()?;
+            return Some(reported.hashes.iter().map(|hash| hash.unwrap_or(first)).collect());
+        }
+        reported.hashes.iter().copied().collect()
+    }
+
+    fn keep_validation(&mut self, step: u64, validation: Validation, directives: &mut Vec<Directive>) {
+        if step <= self.newest_validation {
+            return;
+        }
+        if !validation.loss.is_finite() {
+            let reason = format!(
+                "the validation loss after step {step} is {}: the run stops",
+                validation.loss
+            );
+            self.fail(reason, directives);
+            return;
+        }
+        self.newest_validation = step;
+        directives.push(Directive::Persist(Record::Validation { step, validation }));
+    }
+
+    fn leaving(&mut self, peer: Peer, reason: &str, directives: &mut Vec<Directive>) -> Answer {
+        let Some(member) = self.members.get(&peer) else {
+            return Ok(None);
+        };
+        let who = format!("member {}, which must leave ({reason})", member.info.member);
+        self.stop(&who, directives)
+    }
+
+    fn finished(
+        &mut self,
+        peer: Peer,
+        outcome: Outcome,
+        step: u64,
+        now: Duration,
+        directives: &mut Vec<Directive>,
+    ) -> Answer {
+        let Some(member) = self.members.get_mut(&peer) else {
+            return Ok(None);
+        };
+        let farewell = (outcome.clone(), step);
+        if member.finished.is_none() {
+            member.finished = Some(farewell);
+            if self.phase != Phase::Ended {
+                let reason = format!("{} ended after step {step}: {}", self.name(peer), in_words(&outcome));
+                directives.push(Directive::Persist(Record::Decision { reason }));
+            }
+        }
+        directives.push(self.send(
+            peer,
+            CoordinatorBody::Acknowledged {
+                step: self.committed,
+                finished: true,
+            },
+        ));
+        match outcome {
+            Outcome::Failed { reason } => self.member_failed(peer, &reason, now, directives),
+            Outcome::Completed | Outcome::Stopped => self.end_if_all_finished(directives),
+        }
+        Ok(None)
+    }
+
+    fn pause(&mut self, directives: &mut Vec<Directive>) -> Answer {
+        match self.phase {
+            Phase::Ended => Err(self.over("pause")),
+            Phase::Stopping | Phase::Finishing | Phase::Failing => {
+                Ok(Some(format!("nothing to pause: {}", self.reason())))
+            }
+            _ if self.urgent.kind == DirectiveKind::Pause => Ok(Some(format!("nothing to do: {}", self.paused()))),
+            _ => {
+                self.give(DirectiveKind::Pause, "an operator asked for a pause", directives);
+                if self.phase == Phase::Training {
+                    self.phase = Phase::Paused;
+                }
+                Ok(Some(self.paused()))
+            }
+        }
+    }
+
+    fn paused(&self) -> String {
+        match self.phase {
+            Phase::Paused => self.reason(),
+            _ => "the run will pause as soon as it trains".to_owned(),
+        }
+    }
+
+    fn resume(&mut self, directives: &mut Vec<Directive>) -> Answer {
+        if self.phase == Phase::Ended {
+            return Err(self.over("resume"));
+        }
+        if self.urgent.kind != DirectiveKind::Pause {
+            return Ok(Some(format!("the run is not paused: {}", self.reason())));
+        }
+        self.give(DirectiveKind::Resume, "an operator resumed the run", directives);
+        if self.phase == Phase::Paused {
+            self.phase = Phase::Training;
+        }
+        self.issue_plans(directives);
+        Ok(None)
+    }
+
+    fn stop(&mut self, who: &str, directives: &mut Vec<Directive>) -> Answer {
+        match self.phase {
+            Phase::Ended => Err(self.over("stop")),
+            Phase::WaitingForMembers | Phase::WaitingForCommId | Phase::WaitingForReady => {
+                let reason = format!("the run was stopped before its first step by {who}");
+                self.end_with(Outcome::Stopped, reason, directives);
+                Ok(None)
+            }
+            Phase::Training | Phase::Paused => {
+                self.give(
+                    DirectiveKind::Stop,
+                    &format!("the run is being stopped by {who}"),
+                    directives,
+                );
+                self.phase = Phase::Stopping;
+                // A rank may be waiting for its next plan, and learns of the stop only in that step.
+                self.issue_plans(directives);
+                Ok(None)
+            }
+            Phase::Stopping | Phase::Finishing | Phase::Failing => Ok(None),
+        }
+    }
+
+    fn give(&mut self, kind: DirectiveKind, reason: &str, directives: &mut Vec<Directive>) {
+        self.urgent = Urgent {
+            sequence: self.urgent.sequence + 1,
+            kind,
+        };
+        directives.push(Directive::Persist(Record::Decision {
+            reason: reason.to_owned(),
+        }));
+        directives.push(Directive::Persist(Record::Urgent(self.urgent)));
+        self.broadcast(CoordinatorBody::Directive(self.urgent), directives);
+    }
+
+    fn over(&self, wish: &str) -> Refusal {
+        Refusal::new(
+            "RUN_OVER",
+            "run",
+            format!("cannot {wish}: the run is over ({})", self.reason()),
+        )
+    }
+}
+
+fn in_words(outcome: &Outcome) -> &str {
+    match outcome {
+        Outcome::Completed => "completed",
+        Outcome::Stopped => "stopped",
+        Outcome::Failed { reason } => reason,
+    }
+}
+
+/// Which ranks have which hash, if they do not all have the same one.
+fn disagreement(hashes: &[[u8; 32]]) -> Option<String> {
+    let mut groups: Vec<([u8; 32], Vec<String>)> = Vec::new();
+    for (rank, hash) in hashes.iter().enumerate() {
+        match groups.iter_mut().find(|(known, _)| known == hash) {
+            Some((_, ranks)) => ranks.push(rank.to_string()),
+            None => groups.push((*hash, vec![rank.to_string()])),
+        }
+    }
+    let said = |(hash, ranks): &([u8; 32], Vec<String>)| match &ranks[..] {
+        [rank] => format!("rank {rank} has the hash {}", hex(hash)),
+        ranks => format!("ranks {} have the hash {}", ranks.join(", "), hex(hash)),
+    };
+    (groups.len() > 1).then(|| groups.iter().map(said).collect::<Vec<_>>().join("; "))
+}
+
+pub(super) fn hex(hash: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*hash).to_hex().to_string()
+}

@@ -1,0 +1,245 @@
+//! The run as a pure state machine: `(state, event, now) -> (state, directives, reason)`.
+//!
+//! Way of data: the service turns what arrives (messages, closed streams, commands, the clock) into an [`Event`];
+//! [`Run::step`] decides and answers with a [`Decision`]: records to make durable, messages to send, the end, and a
+//! sentence that says why. Nothing here reads a clock, a socket or a file, so the simulator (`simulator`, tests only)
+//! can drive it through thousands of schedules. It checks, and other tests name, these invariants:
+//!
+//! 1. One generation at a time: messages of a generation go out only while it is the present one.
+//! 2. Terms and generations only rise.
+//! 3. No sample twice and none left out: the committed steps' sample ranges follow each other without gap or overlap.
+//! 4. No plan is altered after it was issued; plans are issued in order, each once.
+//! 5. A step is committed only when every rank of the generation reported one equal hash for it; a committed step
+//!    stays committed: steps are committed in order, each once.
+//! 6. Nothing is sent before it is durable: a generation, plan, directive or acknowledgement follows its record.
+//! 7. A window reaches at least two plans ahead of the committed step while the run trains, never past the last step
+//!    and never further than [`LONGEST_WINDOW`].
+//! 8. There is one end, with one sentence; after it nothing is sent but answers to farewells.
+//! 9. When a member is lost, every other member that has not finished is told to abort, in the same decision.
+//! 10. A schedule without losses, faults and stops commits every planned step.
+
+mod decision;
+mod failure;
+mod machine;
+#[cfg(test)]
+mod simulator;
+#[cfg(test)]
+mod tests;
+mod window;
+mod world;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use lockstep_proto::domain::{
+    Directive as Urgent, Generation, JoinInfo, MemberStatus, Outcome, Plan, Progress, RunEnd, Stamp, StepMetrics,
+    Validation,
+};
+
+use crate::plan::Planner;
+pub use crate::run::decision::{Commit, Decision, Directive, Event, Peer, Record, Refusal};
+pub use crate::run::window::LONGEST_WINDOW;
+
+/// What is known of a run before anybody joins.
+#[derive(Clone, Debug)]
+pub struct RunFacts {
+    /// Hash of the config that every member must have.
+    pub config_hash: String,
+    /// Hash of the data manifest that every member must have.
+    pub data_hash: String,
+    /// Lanes of the run.
+    pub lanes: u32,
+    /// Members that make the world complete.
+    pub ranks: u32,
+    /// This life of the coordinator.
+    pub term: u64,
+    /// The last generation of earlier terms; 0 for none.
+    pub last_generation: u64,
+    /// Time that a plan window reaches ahead.
+    pub window: Duration,
+    /// What the secrets of the generations are derived from.
+    pub secret: [u8; 32],
+    /// Makes the plans.
+    pub planner: Planner,
+}
+
+/// What the run waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// For members to join until the world is complete.
+    WaitingForMembers,
+    /// For rank 0's communicator id.
+    WaitingForCommId,
+    /// For every rank's communicator and initial parameters.
+    WaitingForReady,
+    /// For step reports.
+    Training,
+    /// For `resume` or `stop`.
+    Paused,
+    /// For the ranks to stop at the end of a step and say farewell.
+    Stopping,
+    /// For the farewells after the last step.
+    Finishing,
+    /// A rank failed: for a moment, to learn whether another rank's death is the cause.
+    Failing,
+    /// For nothing.
+    Ended,
+}
+
+impl Phase {
+    /// The name that people see.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::WaitingForMembers => "waiting-for-members",
+            Phase::WaitingForCommId => "waiting-for-comm-id",
+            Phase::WaitingForReady => "waiting-for-ready",
+            Phase::Training => "training",
+            Phase::Paused => "paused",
+            Phase::Stopping => "stopping",
+            Phase::Finishing => "finishing",
+            Phase::Failing => "failing",
+            Phase::Ended => "ended",
+        }
+    }
+}
+
+/// A member as the machine knows it.
+#[derive(Clone, Debug)]
+struct Member {
+    info: JoinInfo,
+    rank: Option<u32>,
+    ready: Option<[u8; 32]>,
+    reported: u64,
+    progress: Progress,
+    finished: Option<(Outcome, u64)>,
+}
+
+/// What the ranks said about a step that is not committed yet.
+#[derive(Clone, Debug)]
+struct Reported {
+    hashes: Vec<Option<[u8; 32]>>,
+    metrics: Option<StepMetrics>,
+    validation: Option<Validation>,
+}
+
+/// The state of a run. See the module's first lines for what always holds.
+#[derive(Clone, Debug)]
+pub struct Run {
+    facts: RunFacts,
+    phase: Phase,
+    members: BTreeMap<Peer, Member>,
+    /// Build and fingerprint of the first member: the ones that the others must have.
+    fixed: Option<(String, String)>,
+    generation: Option<Generation>,
+    /// The newest urgent directive.
+    urgent: Urgent,
+    /// Plans that were issued and are not committed, in order.
+    issued: VecDeque<Plan>,
+    issued_through: u64,
+    /// First sample of the next plan.
+    cursor: u64,
+    reports: BTreeMap<u64, Reported>,
+    committed: u64,
+    /// Hashes of the newest committed steps, the last one being of step `committed`.
+    recent: VecDeque<[u8; 32]>,
+    newest_validation: u64,
+    samples: u64,
+    tokens: u64,
+    /// Smoothed milliseconds of a step.
+    step_ms: Option<f64>,
+    peak_memory_mib: u64,
+    /// In `Failing`: the sentence and when it was said.
+    failing: Option<(String, Duration)>,
+    end: Option<RunEnd>,
+    #[cfg(test)]
+    fault: Option<simulator::Fault>,
+}
+
+impl Run {
+    /// A run that waits for its members.
+    ///
+    /// # Errors
+    /// When the world cannot be made: no ranks, or fewer lanes than ranks.
+    pub fn new(facts: RunFacts) -> Result<Run, Refusal> {
+        let RunFacts { lanes, ranks, .. } = facts;
+        if ranks == 0 || lanes < ranks {
+            let reason = format!(
+                "run.lanes is {lanes} and the run was started with {ranks} ranks: every rank hosts at least one lane, \
+                 so start at least one and at most {lanes} ranks, or raise run.lanes"
+            );
+            return Err(Refusal::new("LANES", "run.lanes", reason));
+        }
+        Ok(Run {
+            facts,
+            phase: Phase::WaitingForMembers,
+            members: BTreeMap::new(),
+            fixed: None,
+            generation: None,
+            urgent: Urgent::default(),
+            issued: VecDeque::new(),
+            issued_through: 0,
+            cursor: 0,
+            reports: BTreeMap::new(),
+            committed: 0,
+            recent: VecDeque::new(),
+            newest_validation: 0,
+            samples: 0,
+            tokens: 0,
+            step_ms: None,
+            peak_memory_mib: 0,
+            failing: None,
+            end: None,
+            #[cfg(test)]
+            fault: None,
+        })
+    }
+
+    /// What the run waits for.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Term and number of the present generation; number 0 (or the last of earlier terms) before the first.
+    pub fn stamp(&self) -> Stamp {
+        let before = Stamp {
+            term: self.facts.term,
+            generation: self.facts.last_generation,
+        };
+        self.generation.as_ref().map_or(before, |generation| generation.stamp)
+    }
+
+    /// The last committed step.
+    pub fn committed(&self) -> u64 {
+        self.committed
+    }
+
+    /// Largest peak memory that a rank reported.
+    pub fn peak_memory_mib(&self) -> u64 {
+        self.peak_memory_mib
+    }
+
+    /// How the run ended, once it has.
+    pub fn end(&self) -> Option<&RunEnd> {
+        self.end.as_ref()
+    }
+
+    /// The members, by rank where they have one.
+    pub fn members(&self) -> Vec<MemberStatus> {
+        let mut members: Vec<_> = self
+            .members
+            .values()
+            .map(|member| MemberStatus {
+                info: member.info.clone(),
+                place: self
+                    .generation
+                    .as_ref()
+                    .and_then(|generation| generation.place_of(&member.info.member))
+                    .map(|place| (place.rank, place.lanes.clone())),
+                reported_step: member.reported,
+                phase: member.progress.phase.clone(),
+            })
+            .collect();
+        members.sort_by_key(|member| member.place.as_ref().map_or(u32::MAX, |place| place.0));
+        members
+    }
+}

@@ -1,0 +1,803 @@
+//! What the machine promises, said one by one; the numbers are those of the module's invariants. The random
+//! schedules of the simulator stand at the end.
+
+use std::time::{Duration, Instant};
+
+use lockstep_config::{Length, RunConfig};
+use lockstep_proto::domain::*;
+
+use super::simulator::{Fault, simulate};
+use super::{Decision, Directive as Done, Event, Peer, Phase, Record, Run, RunFacts};
+use crate::plan::Planner;
+
+pub(super) fn facts(ranks: u32, lanes: u32, steps: u64) -> RunFacts {
+    let text = r#"
+        [run]
+        name = "machine"
+        steps = 1
+        [data]
+        path = "data"
+        sequence_length = 16
+        [model]
+        kind = "gpt2"
+        layers = 1
+        heads = 1
+        width = 8
+        [batch]
+        micro_batch = 2
+        schedule = { kind = "steps", sizes = [[0, 4], [5, 7]] }
+        [learning_rate]
+        schedule = { kind = "cosine", peak = 1.0, warmup = 3 }
+        [optimizer]
+        method = "muon"
+        [validation]
+        every = 3
+    "#;
+    let mut config = RunConfig::parse(text, "test", &[]).unwrap();
+    config.run.length = Length::Steps(steps);
+    RunFacts {
+        config_hash: "config".to_owned(),
+        data_hash: "data".to_owned(),
+        lanes,
+        ranks,
+        term: 1,
+        last_generation: 0,
+        window: Duration::from_secs(5),
+        secret: [3; 32],
+        planner: Planner::new(&config, 0),
+    }
+}
+
+pub(super) fn info(member: &str) -> JoinInfo {
+    JoinInfo {
+        member: member.to_owned(),
+        pid: 4000 + member.len() as u32,
+        host: "host".to_owned(),
+        build: "build".to_owned(),
+        config_hash: "config".to_owned(),
+        data_hash: "data".to_owned(),
+        fingerprint: "avx2, 1 thread".to_owned(),
+        devices: vec!["cpu".to_owned()],
+    }
+}
+
+const NOW: Duration = Duration::ZERO;
+
+/// A run of `ranks` ranks that trains: peer p has rank p.
+fn training(ranks: u32, steps: u64) -> Run {
+    let mut run = Run::new(facts(ranks, 8, steps)).unwrap();
+    for peer in 0..u64::from(ranks) {
+        run.step(
+            Event::Join {
+                peer,
+                info: info(&format!("trainer-{peer}")),
+            },
+            NOW,
+        );
+    }
+    let stamp = run.stamp();
+    run.step(
+        Event::CommId {
+            peer: 0,
+            stamp,
+            id: vec![1],
+        },
+        NOW,
+    );
+    for peer in 0..u64::from(ranks) {
+        run.step(
+            Event::Ready {
+                peer,
+                stamp,
+                hash: [0; 32],
+            },
+            NOW,
+        );
+    }
+    assert_eq!(run.phase(), Phase::Training);
+    run
+}
+
+fn report(run: &Run, rank: u32, step: u64, hash: u8) -> Event {
+    let metrics = StepMetrics {
+        loss: 2.0,
+        tokens: 64,
+        step_ms: 10.0,
+        ..StepMetrics::default()
+    };
+    let report = StepReport {
+        stamp: run.stamp(),
+        rank,
+        step,
+        parameter_hash: [hash; 32],
+        metrics: (rank == 0).then_some(metrics),
+        validation: None,
+        peak_memory_mib: 5 + u64::from(rank),
+    };
+    Event::Report {
+        peer: u64::from(rank),
+        report,
+    }
+}
+
+fn everybody_reports(run: &mut Run, ranks: u32, step: u64) -> Decision {
+    let mut last = None;
+    for rank in 0..ranks {
+        let event = report(run, rank, step, step as u8);
+        last = Some(run.step(event, NOW));
+    }
+    last.unwrap()
+}
+
+fn sent(decision: &Decision, peer: Peer) -> Vec<CoordinatorBody> {
+    let to_peer = |directive: &Done| match directive {
+        Done::Send { to, body, .. } if *to == peer => Some(body.clone()),
+        _ => None,
+    };
+    decision.directives.iter().filter_map(to_peer).collect()
+}
+
+fn planned(decision: &Decision, peer: Peer) -> Vec<u64> {
+    let windows = sent(decision, peer).into_iter().filter_map(|body| match body {
+        CoordinatorBody::PlanWindow(plans) => Some(plans),
+        _ => None,
+    });
+    windows.flatten().map(|plan| plan.step).collect()
+}
+
+fn the_end(run: &Run) -> &RunEnd {
+    run.end().expect("the run has ended")
+}
+
+#[test]
+fn the_world_is_made_when_the_last_member_joins_and_ranks_follow_names() {
+    let mut run = Run::new(facts(2, 5, 3)).unwrap();
+    let first = run.step(
+        Event::Join {
+            peer: 7,
+            info: info("trainer-10"),
+        },
+        NOW,
+    );
+    assert_eq!(first.reason, "waiting for trainers: 1 of 2 have joined");
+    let second = run.step(
+        Event::Join {
+            peer: 8,
+            info: info("trainer-9"),
+        },
+        NOW,
+    );
+    assert_eq!(run.phase(), Phase::WaitingForCommId);
+    for peer in [7, 8] {
+        let [CoordinatorBody::Generation(generation)] = &sent(&second, peer)[..] else {
+            panic!("{second:?}")
+        };
+        let places: Vec<_> = generation
+            .members
+            .iter()
+            .map(|p| (p.member.as_str(), p.lanes.clone()))
+            .collect();
+        assert_eq!(places, [("trainer-9", 0..2), ("trainer-10", 2..5)]);
+        assert_ne!(generation.secret, [3; 32]);
+    }
+    let id = run.step(
+        Event::CommId {
+            peer: 7,
+            stamp: run.stamp(),
+            id: vec![1],
+        },
+        NOW,
+    );
+    assert!(id.directives.is_empty(), "only rank 0 makes the id");
+    let id = run.step(
+        Event::CommId {
+            peer: 8,
+            stamp: run.stamp(),
+            id: vec![2],
+        },
+        NOW,
+    );
+    assert_eq!(sent(&id, 7), [CoordinatorBody::CommId(vec![2])]);
+    assert_eq!(run.phase(), Phase::WaitingForReady);
+}
+
+#[test]
+fn fewer_lanes_than_ranks_and_no_ranks_are_refused_with_both_numbers() {
+    let refusal = Run::new(facts(4, 3, 1)).unwrap_err();
+    assert!(
+        refusal.reason.contains("run.lanes is 3") && refusal.reason.contains("4 ranks"),
+        "{}",
+        refusal.reason
+    );
+    assert!(Run::new(facts(0, 3, 1)).is_err());
+}
+
+#[test]
+fn members_that_differ_are_refused_with_both_values() {
+    let mut run = Run::new(facts(3, 8, 1)).unwrap();
+    run.step(
+        Event::Join {
+            peer: 0,
+            info: info("a"),
+        },
+        NOW,
+    );
+    let mut refused = |change: &dyn Fn(&mut JoinInfo), kind: &str, values: [&str; 2]| {
+        let mut info = info("b");
+        change(&mut info);
+        let decision = run.step(Event::Join { peer: 1, info }, NOW);
+        let refusal = decision.refusal.expect(kind);
+        assert_eq!(refusal.kind, kind);
+        assert!(
+            values.iter().all(|value| refusal.reason.contains(value)),
+            "{}",
+            refusal.reason
+        );
+        assert!(decision.directives.is_empty());
+    };
+    refused(
+        &|info| info.config_hash = "other-1".into(),
+        "CONFIG_DIFFERS",
+        ["other-1", "config"],
+    );
+    refused(
+        &|info| info.data_hash = "other-2".into(),
+        "DATA_DIFFERS",
+        ["other-2", "data"],
+    );
+    refused(
+        &|info| info.build = "other-3".into(),
+        "BUILD_DIFFERS",
+        ["other-3", "build"],
+    );
+    refused(
+        &|info| info.fingerprint = "sse, 2 threads".into(),
+        "FINGERPRINT_DIFFERS",
+        ["sse, 2 threads", "avx2, 1 thread"],
+    );
+    refused(&|info| info.member = "a".into(), "NAME_TAKEN", ["a", "4001"]);
+    let mut full = training(1, 3);
+    let refusal = full
+        .step(
+            Event::Join {
+                peer: 9,
+                info: info("late"),
+            },
+            NOW,
+        )
+        .refusal
+        .unwrap();
+    assert_eq!(refusal.kind, "WORLD_FULL");
+}
+
+#[test]
+fn different_initial_hashes_end_the_run_and_name_the_ranks() {
+    let mut run = Run::new(facts(3, 8, 3)).unwrap();
+    for peer in 0..3 {
+        run.step(
+            Event::Join {
+                peer,
+                info: info(&format!("trainer-{peer}")),
+            },
+            NOW,
+        );
+    }
+    let stamp = run.stamp();
+    run.step(
+        Event::CommId {
+            peer: 0,
+            stamp,
+            id: vec![1],
+        },
+        NOW,
+    );
+    for (peer, hash) in [(0, 1), (1, 1), (2, 0xab)] {
+        run.step(
+            Event::Ready {
+                peer,
+                stamp,
+                hash: [hash; 32],
+            },
+            NOW,
+        );
+    }
+    let reason = &the_end(&run).reason;
+    let said = [
+        "initial parameters",
+        "ranks 0, 1 have",
+        "rank 2 has the hash abab",
+        "0101",
+    ];
+    assert!(said.iter().all(|part| reason.contains(part)), "{reason}");
+}
+
+#[test]
+fn invariant_4_and_7_windows_follow_the_measured_step_time_and_end_with_the_last_step() {
+    let mut run = training(2, 1000);
+    assert_eq!(run.issued_through, 4);
+    let decision = everybody_reports(&mut run, 2, 1);
+    assert_eq!(
+        planned(&decision, 1),
+        (5..=501).collect::<Vec<_>>(),
+        "5 s of steps of 10 ms after step 1"
+    );
+    for step in 2..=251 {
+        assert!(
+            planned(&everybody_reports(&mut run, 2, step), 0).is_empty(),
+            "half a window is still there"
+        );
+    }
+    assert_eq!(
+        planned(&everybody_reports(&mut run, 2, 252), 0),
+        (502..=752).collect::<Vec<_>>()
+    );
+    for step in 253..=1000 {
+        everybody_reports(&mut run, 2, step);
+    }
+    assert_eq!((run.issued_through, run.phase()), (1000, Phase::Finishing));
+}
+
+#[test]
+fn invariant_5_a_step_is_committed_when_every_rank_has_reported_it() {
+    let mut run = training(3, 10);
+    let stamp = run.stamp();
+    for rank in [2, 0] {
+        let event = report(&run, rank, 1, 1);
+        let decision = run.step(event.clone(), NOW);
+        assert!(decision.directives.is_empty());
+        assert!(run.step(event, NOW).directives.is_empty(), "said twice");
+    }
+    let decision = run.step(report(&run, 1, 1, 1), NOW);
+    let Some(Done::Persist(Record::Committed(commit))) = decision.directives.first() else {
+        panic!("{decision:?}")
+    };
+    assert_eq!(
+        (commit.plan.step, commit.stamp, commit.samples, commit.tokens),
+        (1, stamp, 4, 64)
+    );
+    assert!(sent(&decision, 2).contains(&CoordinatorBody::Acknowledged {
+        step: 1,
+        finished: false
+    }));
+    assert_eq!(run.peak_memory_mib(), 7);
+}
+
+#[test]
+fn invariant_5_different_hashes_end_the_run_and_name_step_ranks_and_hashes() {
+    let mut run = training(2, 10);
+    everybody_reports(&mut run, 2, 1);
+    run.step(report(&run, 0, 2, 0x11), NOW);
+    let decision = run.step(report(&run, 1, 2, 0x22), NOW);
+    let reason = &the_end(&run).reason;
+    let said = [
+        "step 2",
+        "rank 0 has the hash 1111",
+        "rank 1 has the hash 2222",
+        "Step 1 stands",
+    ];
+    assert!(said.iter().all(|part| reason.contains(part)), "{reason}");
+    assert!(matches!(sent(&decision, 0)[..], [CoordinatorBody::Abort { .. }]));
+    assert_eq!(run.committed(), 1);
+}
+
+#[test]
+fn invariant_5_a_committed_step_stays_committed() {
+    let mut run = training(2, 10);
+    everybody_reports(&mut run, 2, 1);
+    let again = run.step(report(&run, 1, 1, 1), NOW);
+    assert_eq!(
+        sent(&again, 1),
+        [CoordinatorBody::Acknowledged {
+            step: 1,
+            finished: false
+        }]
+    );
+    run.step(report(&run, 1, 1, 77), NOW);
+    assert!(
+        the_end(&run).reason.contains("step 1 is committed"),
+        "{}",
+        the_end(&run).reason
+    );
+}
+
+#[test]
+fn a_validation_may_follow_its_step() {
+    let mut run = training(1, 10);
+    everybody_reports(&mut run, 1, 1);
+    let Event::Report { peer, mut report } = report(&run, 0, 1, 1) else {
+        unreachable!()
+    };
+    report.validation = Some(Validation { loss: 1.5, tokens: 9 });
+    let record = Done::Persist(Record::Validation {
+        step: 1,
+        validation: Validation { loss: 1.5, tokens: 9 },
+    });
+    let decision = run.step(
+        Event::Report {
+            peer,
+            report: report.clone(),
+        },
+        NOW,
+    );
+    assert_eq!(decision.directives[0], record);
+    assert!(
+        !run.step(Event::Report { peer, report }, NOW)
+            .directives
+            .contains(&record),
+        "once only"
+    );
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_with_a_sentence() {
+    let mut run = training(2, 10);
+    let Event::Report { peer, mut report } = report(&run, 0, 1, 1) else {
+        unreachable!()
+    };
+    report.metrics.as_mut().unwrap().loss = f64::NAN;
+    run.step(Event::Report { peer, report }, NOW);
+    assert!(
+        the_end(&run).reason.starts_with("the loss of step 1 is NaN"),
+        "{}",
+        the_end(&run).reason
+    );
+}
+
+#[test]
+fn reports_that_nobody_planned_or_of_another_rank_end_the_run() {
+    let mut run = training(2, 10);
+    run.step(report(&run, 0, 9, 1), NOW);
+    assert!(
+        the_end(&run).reason.contains("step 9, for which no plan was issued"),
+        "{}",
+        the_end(&run).reason
+    );
+    let mut run = training(2, 10);
+    let Event::Report { report, .. } = report(&run, 0, 1, 1) else {
+        unreachable!()
+    };
+    run.step(Event::Report { peer: 1, report }, NOW);
+    assert!(
+        the_end(&run).reason.contains("rank 1 reported step 1 under the rank 0"),
+        "{}",
+        the_end(&run).reason
+    );
+}
+
+#[test]
+fn invariant_2_messages_of_another_generation_are_ignored() {
+    let mut run = training(1, 10);
+    let Event::Report { peer, mut report } = report(&run, 0, 1, 1) else {
+        unreachable!()
+    };
+    report.stamp.generation -= 1;
+    assert!(
+        run.step(
+            Event::Report {
+                peer,
+                report: report.clone()
+            },
+            NOW
+        )
+        .directives
+        .is_empty()
+    );
+    report.stamp = Stamp { term: 0, ..run.stamp() };
+    assert!(run.step(Event::Report { peer, report }, NOW).directives.is_empty());
+    assert_eq!(run.committed(), 0);
+}
+
+#[test]
+fn invariant_9_a_lost_trainer_aborts_the_others_at_once_and_is_named() {
+    let mut run = training(3, 10);
+    everybody_reports(&mut run, 3, 1);
+    let decision = run.step(Event::MemberLost { peer: 1 }, NOW);
+    for peer in [0, 2] {
+        assert!(matches!(&sent(&decision, peer)[..], [CoordinatorBody::Abort { reason }] if reason.contains("rank 1")));
+    }
+    let end = the_end(&run);
+    assert!(
+        end.reason.starts_with("rank 1 (pid 4009, trainer-1 on host) was lost"),
+        "{}",
+        end.reason
+    );
+    assert!(matches!(end.outcome, Outcome::Failed { .. }));
+    let late = run.step(
+        Event::Finished {
+            peer: 0,
+            outcome: Outcome::Failed { reason: "x".into() },
+            step: 1,
+        },
+        NOW,
+    );
+    assert_eq!(
+        sent(&late, 0),
+        [CoordinatorBody::Acknowledged {
+            step: 1,
+            finished: true
+        }]
+    );
+}
+
+#[test]
+fn a_death_that_follows_a_peers_complaint_is_the_reason_that_is_given() {
+    let complaint = Event::Finished {
+        peer: 0,
+        outcome: Outcome::Failed {
+            reason: "a peer hung up".into(),
+        },
+        step: 0,
+    };
+    let mut run = training(2, 10);
+    run.step(complaint.clone(), Duration::from_millis(10));
+    assert_eq!(run.phase(), Phase::Failing);
+    run.step(Event::MemberLost { peer: 1 }, Duration::from_millis(60));
+    assert!(the_end(&run).reason.starts_with("rank 1 "), "{}", the_end(&run).reason);
+    let mut run = training(2, 10);
+    run.step(complaint, Duration::from_millis(10));
+    run.step(Event::Tick, Duration::from_millis(300));
+    assert_eq!(run.phase(), Phase::Failing);
+    let decision = run.step(Event::Tick, Duration::from_millis(310));
+    assert!(
+        the_end(&run)
+            .reason
+            .contains("rank 0 (pid 4009, trainer-0 on host) failed: a peer hung up")
+    );
+    assert!(matches!(sent(&decision, 1)[..], [CoordinatorBody::Abort { .. }]));
+}
+
+#[test]
+fn a_trainer_that_dies_before_the_world_is_complete_ends_the_run() {
+    let mut run = Run::new(facts(2, 8, 3)).unwrap();
+    run.step(
+        Event::Join {
+            peer: 0,
+            info: info("trainer-0"),
+        },
+        NOW,
+    );
+    run.step(Event::MemberLost { peer: 5 }, NOW);
+    assert_eq!(run.phase(), Phase::WaitingForMembers, "strangers may come and go");
+    run.step(Event::MemberLost { peer: 0 }, NOW);
+    assert!(the_end(&run).reason.contains("pid 4009"), "{}", the_end(&run).reason);
+}
+
+#[test]
+fn a_run_completes_when_every_rank_says_farewell_after_the_last_step() {
+    let mut run = training(2, 3);
+    for step in 1..=3 {
+        everybody_reports(&mut run, 2, step);
+    }
+    assert_eq!(run.phase(), Phase::Finishing);
+    let decision = run.step(
+        Event::Finished {
+            peer: 0,
+            outcome: Outcome::Completed,
+            step: 3,
+        },
+        NOW,
+    );
+    assert_eq!(
+        sent(&decision, 0),
+        [CoordinatorBody::Acknowledged {
+            step: 3,
+            finished: true
+        }]
+    );
+    run.step(Event::MemberLost { peer: 0 }, NOW);
+    assert_eq!(run.phase(), Phase::Finishing, "it had said farewell");
+    run.step(
+        Event::Finished {
+            peer: 1,
+            outcome: Outcome::Completed,
+            step: 3,
+        },
+        NOW,
+    );
+    let end = RunEnd {
+        outcome: Outcome::Completed,
+        reason: "all 3 steps were made".into(),
+        last_step: 3,
+    };
+    assert_eq!(the_end(&run), &end);
+}
+
+#[test]
+fn a_stop_reaches_everybody_and_the_run_ends_after_the_step_they_agree_on() {
+    let mut run = training(2, 10);
+    everybody_reports(&mut run, 2, 1);
+    let decision = run.step(Event::Stop, NOW);
+    let stop = Directive {
+        sequence: 1,
+        kind: DirectiveKind::Stop,
+    };
+    assert!(sent(&decision, 0).contains(&CoordinatorBody::Directive(stop)));
+    assert!(run.step(Event::Stop, NOW).directives.is_empty(), "once only");
+    everybody_reports(&mut run, 2, 2);
+    for peer in 0..2 {
+        run.step(
+            Event::Finished {
+                peer,
+                outcome: Outcome::Stopped,
+                step: 2,
+            },
+            NOW,
+        );
+    }
+    assert_eq!(the_end(&run).outcome, Outcome::Stopped);
+    assert_eq!(the_end(&run).reason, "the run was stopped after step 2 of 10");
+    assert_eq!(run.step(Event::Pause, NOW).refusal.unwrap().kind, "RUN_OVER");
+}
+
+#[test]
+fn a_stop_before_the_first_step_ends_the_run_at_once() {
+    let mut run = Run::new(facts(2, 8, 3)).unwrap();
+    run.step(
+        Event::Join {
+            peer: 0,
+            info: info("trainer-0"),
+        },
+        NOW,
+    );
+    let decision = run.step(Event::Stop, NOW);
+    assert!(matches!(sent(&decision, 0)[..], [CoordinatorBody::Abort { .. }]));
+    assert_eq!(
+        (&the_end(&run).outcome, the_end(&run).last_step),
+        (&Outcome::Stopped, 0)
+    );
+}
+
+#[test]
+fn a_rank_that_ends_without_being_told_to_fails_the_run() {
+    let mut run = training(1, 10);
+    everybody_reports(&mut run, 1, 1);
+    run.step(
+        Event::Finished {
+            peer: 0,
+            outcome: Outcome::Stopped,
+            step: 1,
+        },
+        NOW,
+    );
+    assert!(
+        the_end(&run).reason.contains("without having been told to"),
+        "{}",
+        the_end(&run).reason
+    );
+    let mut run = training(1, 10);
+    run.step(Event::Stop, NOW);
+    run.step(
+        Event::Finished {
+            peer: 0,
+            outcome: Outcome::Stopped,
+            step: 4,
+        },
+        NOW,
+    );
+    assert!(
+        the_end(&run).reason.contains("ended after step 4"),
+        "{}",
+        the_end(&run).reason
+    );
+}
+
+#[test]
+fn a_pause_holds_plans_back_and_resume_gives_them() {
+    let mut run = training(1, 10);
+    let pause = run.step(Event::Pause, NOW);
+    let directive = Directive {
+        sequence: 1,
+        kind: DirectiveKind::Pause,
+    };
+    assert_eq!(sent(&pause, 0), [CoordinatorBody::Directive(directive)]);
+    assert_eq!(run.phase(), Phase::Paused);
+    for step in 1..=4 {
+        assert!(planned(&everybody_reports(&mut run, 1, step), 0).is_empty());
+    }
+    assert!(run.step(Event::Pause, NOW).directives.is_empty(), "paused already");
+    let resume = run.step(Event::Resume, NOW);
+    assert!(sent(&resume, 0).contains(&CoordinatorBody::Directive(Directive {
+        sequence: 2,
+        kind: DirectiveKind::Resume
+    })));
+    assert_eq!(planned(&resume, 0), [5, 6, 7, 8, 9, 10]);
+    assert!(run.step(Event::Resume, NOW).reason.contains("not paused"));
+}
+
+#[test]
+fn a_pause_before_training_is_remembered() {
+    let mut run = Run::new(facts(1, 8, 3)).unwrap();
+    run.step(Event::Pause, NOW);
+    run.step(
+        Event::Join {
+            peer: 0,
+            info: info("trainer-0"),
+        },
+        NOW,
+    );
+    let stamp = run.stamp();
+    run.step(
+        Event::CommId {
+            peer: 0,
+            stamp,
+            id: vec![1],
+        },
+        NOW,
+    );
+    let ready = run.step(
+        Event::Ready {
+            peer: 0,
+            stamp,
+            hash: [0; 32],
+        },
+        NOW,
+    );
+    assert_eq!((run.phase(), planned(&ready, 0)), (Phase::Paused, vec![]));
+    assert_eq!(planned(&run.step(Event::Resume, NOW), 0), [1, 2, 3]);
+}
+
+#[test]
+fn a_member_that_must_leave_stops_the_run_in_order() {
+    let mut run = training(2, 10);
+    run.step(
+        Event::Leaving {
+            peer: 1,
+            reason: "SIGTERM".into(),
+        },
+        NOW,
+    );
+    assert_eq!(run.phase(), Phase::Stopping);
+}
+
+/// The seed of the first schedule, from `LOCKSTEP_SIMULATOR_SEED` where it is set.
+fn first_seed() -> u64 {
+    std::env::var("LOCKSTEP_SIMULATOR_SEED").map_or(20_260, |seed| seed.parse().expect("a number"))
+}
+
+#[test]
+fn a_thousand_random_schedules_keep_every_invariant() {
+    let (first, began) = (first_seed(), Instant::now());
+    println!("schedules from seed {first} on (LOCKSTEP_SIMULATOR_SEED changes it)");
+    let (mut completed, mut stopped, mut failed, mut steps) = (0, 0, 0, 0);
+    for seed in first..first + 1000 {
+        match simulate(seed, None) {
+            Err(violation) => panic!(
+                "seed {seed} breaks invariant {}: {}",
+                violation.invariant, violation.what
+            ),
+            Ok(report) => {
+                steps += report.committed;
+                match report.end.outcome {
+                    Outcome::Completed => completed += 1,
+                    Outcome::Stopped => stopped += 1,
+                    Outcome::Failed { .. } => failed += 1,
+                }
+            }
+        }
+    }
+    println!(
+        "{completed} completed, {stopped} stopped, {failed} failed, {steps} steps, {:?}",
+        began.elapsed()
+    );
+    assert!(
+        completed >= 250 && stopped >= 50 && failed >= 250 && steps > 5000,
+        "the schedules are not varied enough"
+    );
+}
+
+#[test]
+fn the_simulator_finds_deliberate_faults() {
+    let faults = [
+        (Fault::CommitBeforeEveryHash, 5),
+        (Fault::SendBeforeDurable, 6),
+        (Fault::AlterPlanForOneMember, 4),
+        (Fault::ForgetOneAbort, 9),
+        (Fault::FallBackToAnOlderTerm, 2),
+    ];
+    for (fault, invariant) in faults {
+        let first = first_seed();
+        let found = (first..first + 200).find_map(|seed| simulate(seed, Some(fault)).err());
+        let found = found.unwrap_or_else(|| panic!("no schedule from seed {first} on finds {fault:?}"));
+        assert_eq!(found.invariant, invariant, "{fault:?}: {}", found.what);
+    }
+}

@@ -1,0 +1,61 @@
+//! Plan windows: how far ahead plans are issued, and issuing them.
+
+use lockstep_proto::domain::{CoordinatorBody, Plan};
+
+use crate::run::{Directive, Phase, Record, Run};
+
+/// Plans that may be issued ahead of the committed step, however fast the steps are.
+pub const LONGEST_WINDOW: u64 = 4096;
+/// Plans ahead while no step was measured yet.
+const FIRST_WINDOW: u64 = 4;
+/// Plans ahead however slow the steps are: the one that runs and the next.
+const SHORTEST_WINDOW: u64 = 2;
+/// Weight of the newest step in the smoothed step time.
+const NEWEST: f64 = 0.3;
+
+impl Run {
+    /// Plans that a full window holds.
+    fn window(&self) -> u64 {
+        match self.step_ms {
+            None => FIRST_WINDOW,
+            Some(step_ms) => {
+                let steps = (self.facts.window.as_secs_f64() * 1e3 / step_ms).ceil();
+                // A float beyond the range of u64 becomes its largest value, which the clamp brings down.
+                (steps as u64).clamp(SHORTEST_WINDOW, LONGEST_WINDOW)
+            }
+        }
+    }
+
+    pub(super) fn measure(&mut self, step_ms: f64) {
+        if step_ms.is_finite() && step_ms > 0.0 {
+            let before = self.step_ms.unwrap_or(step_ms);
+            self.step_ms = Some(before + NEWEST * (step_ms - before));
+        }
+    }
+
+    /// Issues plans when less than half a window is ahead: made durable in one record, then sent to everybody.
+    pub(super) fn issue_plans(&mut self, directives: &mut Vec<Directive>) {
+        if !matches!(self.phase, Phase::Training | Phase::Stopping) {
+            return;
+        }
+        let window = self.window();
+        let ahead = self.issued_through - self.committed;
+        if ahead >= SHORTEST_WINDOW.max(window.div_ceil(2)) {
+            return;
+        }
+        let through = (self.committed + window).min(self.facts.planner.total_steps());
+        let mut plans: Vec<Plan> = Vec::new();
+        for step in self.issued_through + 1..=through {
+            let plan = self.facts.planner.plan(step, self.cursor);
+            self.cursor = self.cursor.saturating_add(plan.samples);
+            plans.push(plan);
+        }
+        if plans.is_empty() {
+            return;
+        }
+        self.issued_through = through;
+        self.issued.extend(plans.iter().cloned());
+        directives.push(Directive::Persist(Record::Plans(plans.clone())));
+        self.broadcast(CoordinatorBody::PlanWindow(plans), directives);
+    }
+}

@@ -1,0 +1,185 @@
+//! Who may be part of the run, and how members become ranks.
+
+use lockstep_proto::domain::{CoordinatorBody, Generation, JoinInfo, MemberPlace, Stamp};
+
+use crate::run::{Directive, Member, Peer, Phase, Record, Refusal, Run};
+
+impl Run {
+    /// Why this member cannot join, if it cannot.
+    pub(super) fn refusal_of(&self, info: &JoinInfo) -> Option<Refusal> {
+        let name = &info.member;
+        let refuse = |kind, reason| Some(Refusal::new(kind, name.as_str(), reason));
+        let differs = |kind, what: &str, theirs: &str, ours: &str, advice: &str| {
+            refuse(
+                kind,
+                format!("member {name} has the {what} {theirs}, and the run has {ours}: {advice}"),
+            )
+        };
+        if let Some(end) = &self.end {
+            return refuse(
+                "RUN_OVER",
+                format!("member {name} cannot join: the run is over ({})", end.reason),
+            );
+        }
+        if let Some(present) = self.members.values().find(|member| member.info.member == *name) {
+            let (pid, host) = (present.info.pid, &present.info.host);
+            let reason = format!(
+                "a member named {name} is already in the run (pid {pid} on {host}): give every trainer a name of its own"
+            );
+            return refuse("NAME_TAKEN", reason);
+        }
+        if self.phase != Phase::WaitingForMembers {
+            let ranks = self.facts.ranks;
+            let reason = format!("member {name} cannot join: the run has {ranks} ranks and all of them are there");
+            return refuse("WORLD_FULL", reason);
+        }
+        if info.config_hash != self.facts.config_hash {
+            let advice = "train with the config that the coordinator sends";
+            return differs(
+                "CONFIG_DIFFERS",
+                "config hash",
+                &info.config_hash,
+                &self.facts.config_hash,
+                advice,
+            );
+        }
+        if info.data_hash != self.facts.data_hash {
+            let advice = "give every host the same prepared data";
+            return differs(
+                "DATA_DIFFERS",
+                "data hash",
+                &info.data_hash,
+                &self.facts.data_hash,
+                advice,
+            );
+        }
+        let (build, fingerprint) = self.fixed.as_ref()?;
+        if info.build != *build {
+            let advice = "start every trainer from one build";
+            return differs("BUILD_DIFFERS", "build", &info.build, build, advice);
+        }
+        if info.fingerprint != *fingerprint {
+            let advice =
+                "its numbers would not have the same bits, so use the same kind of hardware, libraries and threads";
+            return differs(
+                "FINGERPRINT_DIFFERS",
+                "fingerprint",
+                &info.fingerprint,
+                fingerprint,
+                advice,
+            );
+        }
+        None
+    }
+
+    /// Takes a member in; the one that completes the world makes the generation.
+    pub(super) fn admit(&mut self, peer: Peer, info: JoinInfo, directives: &mut Vec<Directive>) {
+        let reason = format!("member {} (pid {} on {}) joined", info.member, info.pid, info.host);
+        directives.push(Directive::Persist(Record::Decision { reason }));
+        self.fixed
+            .get_or_insert_with(|| (info.build.clone(), info.fingerprint.clone()));
+        let member = Member {
+            info,
+            rank: None,
+            ready: None,
+            reported: 0,
+            progress: Default::default(),
+            finished: None,
+        };
+        self.members.insert(peer, member);
+        if self.members.len() as u32 == self.facts.ranks {
+            self.form_generation(directives);
+        }
+    }
+
+    fn form_generation(&mut self, directives: &mut Vec<Directive>) {
+        let (lanes, ranks) = (self.facts.lanes, self.facts.ranks);
+        let mut order: Vec<Peer> = self.members.keys().copied().collect();
+        order.sort_by_key(|peer| natural_order(&self.members[peer].info.member));
+        let mut places = Vec::with_capacity(order.len());
+        for (rank, peer) in (0..ranks).zip(&order) {
+            let Some(member) = self.members.get_mut(peer) else {
+                continue;
+            };
+            member.rank = Some(rank);
+            places.push(MemberPlace {
+                member: member.info.member.clone(),
+                rank,
+                lanes: first_lane(rank, lanes, ranks)..first_lane(rank + 1, lanes, ranks),
+                pid: member.info.pid,
+                host: member.info.host.clone(),
+            });
+        }
+        let stamp = Stamp {
+            term: self.facts.term,
+            generation: self.facts.last_generation + 1,
+        };
+        let secret = secret(&self.facts.secret, stamp);
+        let generation = Generation {
+            stamp,
+            members: places,
+            lanes,
+            resume: None,
+            secret,
+        };
+        self.generation = Some(generation.clone());
+        self.phase = Phase::WaitingForCommId;
+        directives.push(Directive::Persist(Record::Generation(generation.clone())));
+        self.broadcast(CoordinatorBody::Generation(generation), directives);
+        if self.urgent.sequence > 0 {
+            self.broadcast(CoordinatorBody::Directive(self.urgent), directives);
+        }
+    }
+}
+
+/// First lane of `rank`: lanes are dealt in neighbouring runs, ⌊r·L/W⌋.
+fn first_lane(rank: u32, lanes: u32, ranks: u32) -> u32 {
+    // At most `lanes`, as rank is at most ranks.
+    (u64::from(rank) * u64::from(lanes) / u64::from(ranks)) as u32
+}
+
+/// Sorts trainer-2 before trainer-10.
+fn natural_order(name: &str) -> (String, u64, String) {
+    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    (
+        stem.to_owned(),
+        name[stem.len()..].parse().unwrap_or(0),
+        name.to_owned(),
+    )
+}
+
+/// A secret of the generation's own.
+fn secret(key: &[u8; 32], stamp: Stamp) -> [u8; 32] {
+    let mut words = [0; 16];
+    words[..8].copy_from_slice(&stamp.term.to_le_bytes());
+    words[8..].copy_from_slice(&stamp.generation.to_le_bytes());
+    blake3::keyed_hash(key, &words).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_are_dealt_in_neighbouring_runs_and_everybody_has_one() {
+        for lanes in 1..20 {
+            for ranks in 1..=lanes {
+                assert_eq!(
+                    (first_lane(0, lanes, ranks), first_lane(ranks, lanes, ranks)),
+                    (0, lanes)
+                );
+                for rank in 0..ranks {
+                    let size = first_lane(rank + 1, lanes, ranks) - first_lane(rank, lanes, ranks);
+                    assert!(size == lanes / ranks || size == lanes.div_ceil(ranks));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ranks_follow_the_numbers_in_the_names() {
+        let mut names = ["trainer-10", "trainer-2", "other", "trainer-0"];
+        names.sort_by_key(|name| natural_order(name));
+        assert_eq!(names, ["other", "trainer-0", "trainer-2", "trainer-10"]);
+    }
+}
