@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader};
 use std::ops::Range;
 use std::process::{Child, Command, Stdio};
-use std::sync::Barrier;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -72,15 +72,25 @@ fn wait_in(call: &str, collective: &mut Box<dyn Collective>, buffer: BufferId) -
     }
 }
 
+/// A rank's process, which does not outlive its test.
+struct Rank(Child);
+
+impl Drop for Rank {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Starts rank 1 of 3 as a process that meets the others, says so, and then does nothing.
-fn start_idle_rank(id: &[u8]) -> Child {
+fn start_idle_rank(id: &[u8]) -> Rank {
     let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    Command::new(std::env::current_exe().unwrap())
+    let rank = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", "a_rank_that_does_nothing"])
         .env(ENVIRONMENT, id)
         .stdout(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .spawn();
+    Rank(rank.unwrap())
 }
 
 #[test]
@@ -101,15 +111,15 @@ fn a_killed_process_is_named_with_its_pid_by_everyone_who_waits() {
     for call in WAITS {
         let id = new_id(&[5; 32], 1).unwrap();
         let mut idle = start_idle_rank(&id);
-        let pid = idle.id();
-        let ready = Barrier::new(3);
+        let pid = idle.0.id();
+        let (ready, is_ready) = mpsc::channel();
         thread::scope(|scope| {
             let ranks = [0, 2].map(|rank| {
-                let (id, ready) = (&id, &ready);
+                let (id, ready) = (&id, ready.clone());
                 scope.spawn(move || {
                     let mut collective = join(id, rank, 3, &Aborter::new());
                     let buffer = collective.allocate("buffer", 12).unwrap();
-                    ready.wait();
+                    ready.send(()).unwrap();
                     let first = wait_in(call, &mut collective, buffer).unwrap_err();
                     assert_eq!(first.lost_peer(), Some((1, pid)), "rank {rank} in {call}: {first}");
                     assert!(first.to_string().contains(&format!("rank 1 (pid {pid})")), "{first}");
@@ -118,15 +128,14 @@ fn a_killed_process_is_named_with_its_pid_by_everyone_who_waits() {
                     assert!(second.is_aborted() && second.to_string().contains("rank 1"), "{second}");
                 })
             });
-            let lines = BufReader::new(idle.stdout.take().unwrap()).lines();
+            let lines = BufReader::new(idle.0.stdout.take().unwrap()).lines();
             assert!(lines.map_while(Result::ok).any(|line| line == "idle"));
-            ready.wait();
+            (0..2).for_each(|_| is_ready.recv_timeout(PATIENCE).unwrap());
             // Long enough that most runs kill it while the others sleep, not while they spin.
             thread::sleep(Duration::from_millis(30));
-            idle.kill().unwrap();
+            idle.0.kill().unwrap();
             ranks.into_iter().for_each(|rank| rank.join().unwrap());
         });
-        idle.wait().unwrap();
     }
 }
 
@@ -166,14 +175,16 @@ fn abort_from_another_thread_ends_every_wait_with_its_reason() {
     for call in WAITS {
         let id = new_id(&[5; 32], 1).unwrap();
         let aborter = Aborter::new();
-        let aborted = Barrier::new(2);
+        let (aborted, is_aborted) = mpsc::channel::<()>();
         thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut collective = join(&id, 1, 2, &Aborter::new());
+            let id = &id;
+            scope.spawn(move || {
+                let mut collective = join(id, 1, 2, &Aborter::new());
                 collective.allocate("buffer", 12).unwrap();
-                aborted.wait();
+                // Stays until the other rank has finished, well or badly.
+                let _ = is_aborted.recv();
             });
-            let mut collective = join(&id, 0, 2, &aborter);
+            let mut collective = join(id, 0, 2, &aborter);
             let buffer = collective.allocate("buffer", 12).unwrap();
             let from_outside = collective.aborter();
             scope.spawn(move || {
@@ -190,7 +201,7 @@ fn abort_from_another_thread_ends_every_wait_with_its_reason() {
                     "{call}"
                 );
             }
-            aborted.wait();
+            drop(aborted);
         });
         assert!(aborter.is_aborted());
     }
