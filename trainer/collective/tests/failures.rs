@@ -21,6 +21,17 @@ fn join(id: &[u8], rank: u32, size: u32, aborter: &Aborter) -> Box<dyn Collectiv
     connect(Backend::Host, id, rank, size, PATIENCE, aborter).unwrap()
 }
 
+/// An aborter that ends a wait which nobody has ended.
+fn patient() -> Aborter {
+    let aborter = Aborter::new();
+    let later = aborter.clone();
+    thread::spawn(move || {
+        thread::sleep(PATIENCE);
+        later.abort("the test has run out of patience");
+    });
+    aborter
+}
+
 /// Runs one closure a rank, on threads, and returns what they return, by rank.
 fn world<T: Send>(size: u32, play: impl Fn(Box<dyn Collective>) -> T + Sync) -> Vec<T> {
     let id = new_id(&[5; 32], 1).unwrap();
@@ -75,6 +86,13 @@ fn wait_in(call: &str, collective: &mut Box<dyn Collective>, buffer: BufferId) -
 /// A rank's process, which does not outlive its test.
 struct Rank(Child);
 
+impl Rank {
+    fn wait_until_idle(&mut self) {
+        let lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line == "idle"));
+    }
+}
+
 impl Drop for Rank {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -82,12 +100,13 @@ impl Drop for Rank {
     }
 }
 
-/// Starts rank 1 of 3 as a process that meets the others, says so, and then does nothing.
-fn start_idle_rank(id: &[u8]) -> Rank {
+/// Starts rank 1 of 3 as a process that meets the others, publishes a bucket if it shall, says that it is there, and then
+/// does nothing.
+fn start_idle_rank(id: &[u8], publishes: bool) -> Rank {
     let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
     let rank = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", "a_rank_that_does_nothing"])
-        .env(ENVIRONMENT, id)
+        .env(ENVIRONMENT, format!("{publishes} {id}"))
         .stdout(Stdio::piped())
         .spawn();
     Rank(rank.unwrap())
@@ -96,12 +115,16 @@ fn start_idle_rank(id: &[u8]) -> Rank {
 #[test]
 #[ignore = "a rank, started as a process by a test here"]
 fn a_rank_that_does_nothing() {
-    let id = std::env::var(ENVIRONMENT).unwrap();
+    let told = std::env::var(ENVIRONMENT).unwrap();
+    let (publishes, id) = told.split_once(' ').unwrap();
     let id: Vec<u8> = (0..id.len() / 2)
         .map(|i| u8::from_str_radix(&id[2 * i..2 * i + 2], 16).unwrap())
         .collect();
     let mut collective = join(&id, 1, 3, &Aborter::new());
     collective.allocate("buffer", 12).unwrap();
+    if publishes == "true" {
+        collective.publish(0).unwrap();
+    }
     println!("\nidle");
     thread::sleep(PATIENCE);
 }
@@ -110,14 +133,14 @@ fn a_rank_that_does_nothing() {
 fn a_killed_process_is_named_with_its_pid_by_everyone_who_waits() {
     for call in WAITS {
         let id = new_id(&[5; 32], 1).unwrap();
-        let mut idle = start_idle_rank(&id);
+        let mut idle = start_idle_rank(&id, false);
         let pid = idle.0.id();
         let (ready, is_ready) = mpsc::channel();
         thread::scope(|scope| {
             let ranks = [0, 2].map(|rank| {
                 let (id, ready) = (&id, ready.clone());
                 scope.spawn(move || {
-                    let mut collective = join(id, rank, 3, &Aborter::new());
+                    let mut collective = join(id, rank, 3, &patient());
                     let buffer = collective.allocate("buffer", 12).unwrap();
                     ready.send(()).unwrap();
                     let first = wait_in(call, &mut collective, buffer).unwrap_err();
@@ -128,8 +151,7 @@ fn a_killed_process_is_named_with_its_pid_by_everyone_who_waits() {
                     assert!(second.is_aborted() && second.to_string().contains("rank 1"), "{second}");
                 })
             });
-            let lines = BufReader::new(idle.0.stdout.take().unwrap()).lines();
-            assert!(lines.map_while(Result::ok).any(|line| line == "idle"));
+            idle.wait_until_idle();
             (0..2).for_each(|_| is_ready.recv_timeout(PATIENCE).unwrap());
             // Long enough that most runs kill it while the others sleep, not while they spin.
             thread::sleep(Duration::from_millis(30));
@@ -137,6 +159,34 @@ fn a_killed_process_is_named_with_its_pid_by_everyone_who_waits() {
             ranks.into_iter().for_each(|rank| rank.join().unwrap());
         });
     }
+}
+
+#[test]
+fn a_rank_that_waits_for_a_survivor_is_told_who_died() {
+    let id = new_id(&[5; 32], 1).unwrap();
+    let mut idle = start_idle_rank(&id, true);
+    let pid = idle.0.id();
+    thread::scope(|scope| {
+        // Rank 0 needs nothing more of rank 1, which has published. It waits for rank 2, which waits for rank 1.
+        let id = &id;
+        let waiting = scope.spawn(move || {
+            let mut collective = join(id, 0, 3, &patient());
+            let buffer = collective.allocate("buffer", 12).unwrap();
+            collective.publish(0).unwrap();
+            reduce(&mut collective, 0, buffer).unwrap_err()
+        });
+        let between = scope.spawn(move || {
+            let mut collective = join(id, 2, 3, &patient());
+            collective.allocate("buffer", 12).unwrap();
+            collective.barrier().unwrap_err()
+        });
+        idle.wait_until_idle();
+        idle.0.kill().unwrap();
+        for rank in [between, waiting] {
+            let error = rank.join().unwrap();
+            assert_eq!(error.lost_peer(), Some((1, pid)), "{error}");
+        }
+    });
 }
 
 #[test]
