@@ -165,3 +165,61 @@ impl Bell for Controls {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::thread;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// So long that a test which needs a slice to end has failed.
+    const SLICE: Duration = Duration::from_secs(20);
+
+    /// The control pages of two ranks, as each of them sees them.
+    fn pair() -> [Controls; 2] {
+        let pages = [0, 1].map(|_| HostMemory::shared("control", CONTROL_BYTES).unwrap());
+        let peer = |rank: usize| Some(PeerMemory::map(pages[rank].1.as_fd(), CONTROL_BYTES, rank as u32).unwrap());
+        let peers = [vec![None, peer(1)], vec![peer(0), None]];
+        let [(first, _), (second, _)] = pages;
+        let [of_first, of_second] = peers;
+        [Controls::new(0, first, of_first), Controls::new(1, second, of_second)]
+    }
+
+    #[test]
+    fn no_wake_up_is_lost_between_a_signal_and_a_sleep() {
+        let [first, second] = pair();
+        let started = Instant::now();
+        // Ping-pong without a spin: every turn is a race between a signal and a sleep.
+        let play = |own: &Controls, peer: u32| {
+            for turn in 1..=5000 {
+                own.signal(Counter::Published, turn);
+                while !own.reached(peer, Counter::Published, turn) {
+                    own.sleep(peer, Counter::Published, turn, SLICE).unwrap();
+                }
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| play(&second, 0));
+            play(&first, 1);
+        });
+        assert!(started.elapsed() < SLICE, "a sleeper was not woken");
+    }
+
+    #[test]
+    fn the_bell_wakes_a_sleeper_of_this_process_and_counters_stay_as_they_are() {
+        let [first, _second] = pair();
+        let started = Instant::now();
+        thread::scope(|scope| {
+            let sleeper = scope.spawn(|| first.sleep(1, Counter::Entered, 1, SLICE).unwrap());
+            while !sleeper.is_finished() && started.elapsed() < SLICE {
+                first.ring();
+                thread::yield_now();
+            }
+        });
+        assert!(started.elapsed() < SLICE, "the sleeper was not woken");
+        assert!(!first.reached(1, Counter::Entered, 1));
+    }
+}
