@@ -1,4 +1,5 @@
-//! What the host backend costs: medians of rank 0 with two ranks as processes, beside a plain copy in one process.
+//! What the host backend costs: median and least of rank 0 with two ranks as processes, beside a plain copy that both
+//! make at once.
 //!
 //! `cargo run --release -p lockstep-collective --example bench [-- ROUNDS]`. The parent starts itself twice, with the
 //! communicator id in the environment; the children meet, measure in step, and rank 0 prints.
@@ -62,10 +63,10 @@ fn measure(rank: u32, id: &[u8], rounds: usize) {
     }
 
     let mut copied = vec![0f32; half];
-    let copy = median(&mut collective, rounds, |collective| {
+    let copy = single(&mut collective, rounds, |collective| {
         copied.copy_from_slice(collective.buffer(gradients).floats(0..half));
     });
-    let reduce = median(&mut collective, rounds, |collective| {
+    let reduce = single(&mut collective, rounds, |collective| {
         collective.publish(0).unwrap();
         let request = ReduceLanes {
             bucket: 0,
@@ -79,7 +80,7 @@ fn measure(rank: u32, id: &[u8], rounds: usize) {
     let ranges: Vec<_> = (0..RANKS)
         .map(|owner| (owner as usize * BYTES / 2..(owner as usize + 1) * BYTES / 2, owner))
         .collect();
-    let gather = median(&mut collective, rounds, |collective| {
+    let gather = single(&mut collective, rounds, |collective| {
         collective.all_gather_v(parameters, &ranges).unwrap()
     });
     let barrier = many(&mut collective, rounds, |collective| collective.barrier().unwrap());
@@ -97,26 +98,34 @@ fn measure(rank: u32, id: &[u8], rounds: usize) {
     }
     let mib = BYTES >> 20;
     println!(
-        "{RANKS} ranks, {rounds} rounds, medians of rank 0; ratio: to a plain copy of {} MiB",
+        "{RANKS} ranks, {rounds} rounds, times of rank 0; ratio: the median to that of a plain copy of {} MiB",
         mib / 2
     );
-    let ratio = |took: Duration| took.as_secs_f64() / copy.as_secs_f64();
-    println!("allocate {mib} MiB            {allocation:>12.3?}");
-    println!("copy {} MiB, one process   {copy:>12.3?}", mib / 2);
-    println!("reduce_lanes {mib} MiB        {reduce:>12.3?}  {:.2}", ratio(reduce));
-    println!("all_gather_v {mib} MiB        {gather:>12.3?}  {:.2}", ratio(gather));
-    println!("barrier                    {barrier:>12.3?}");
+    println!("{:<28}{:>12}{:>12}{:>8}", "", "median", "least", "ratio");
+    let print = |name: String, took: Took, in_ratio: bool| {
+        let ratio = took.median.as_secs_f64() / copy.median.as_secs_f64();
+        let ratio = if in_ratio { format!("{ratio:.2}") } else { String::new() };
+        println!("{name:<28}{:>12.3?}{:>12.3?}{ratio:>8}", took.median, took.least);
+    };
+    print(format!("copy {} MiB", mib / 2), copy, true);
+    print(format!("reduce_lanes {mib} MiB"), reduce, true);
+    print(format!("all_gather_v {mib} MiB"), gather, true);
+    print("barrier".into(), barrier, false);
     for (slots, took) in exchanges {
-        println!("exchange_slots, {slots:>4} slots  {took:>12.3?}");
+        print(format!("exchange_slots, {slots} slots"), took, false);
     }
+    println!("{:<28}{allocation:>12.3?}", format!("allocate {mib} MiB, once"));
 }
 
-/// The median of single calls, ranks in step before each.
-fn median(
-    collective: &mut Box<dyn Collective>,
-    rounds: usize,
-    mut call: impl FnMut(&mut Box<dyn Collective>),
-) -> Duration {
+/// Times of one call.
+#[derive(Clone, Copy)]
+struct Took {
+    median: Duration,
+    least: Duration,
+}
+
+/// Times of single calls, ranks in step before each.
+fn single(collective: &mut Box<dyn Collective>, rounds: usize, mut call: impl FnMut(&mut Box<dyn Collective>)) -> Took {
     let mut times: Vec<Duration> = (0..rounds)
         .map(|_| {
             collective.barrier().unwrap();
@@ -126,14 +135,17 @@ fn median(
         })
         .collect();
     times.sort();
-    times[rounds / 2]
+    Took {
+        median: times[rounds / 2],
+        least: times[0],
+    }
 }
 
-/// The median over rounds of the mean of 200 calls in a row: for calls that are shorter than a clock can tell.
-fn many(
-    collective: &mut Box<dyn Collective>,
-    rounds: usize,
-    mut call: impl FnMut(&mut Box<dyn Collective>),
-) -> Duration {
-    median(collective, rounds, |collective| (0..200).for_each(|_| call(collective))) / 200
+/// Over rounds, of the mean of 200 calls in a row: for calls that are shorter than a clock can tell.
+fn many(collective: &mut Box<dyn Collective>, rounds: usize, mut call: impl FnMut(&mut Box<dyn Collective>)) -> Took {
+    let took = single(collective, rounds, |collective| (0..200).for_each(|_| call(collective)));
+    Took {
+        median: took.median / 200,
+        least: took.least / 200,
+    }
 }
