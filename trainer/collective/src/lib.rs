@@ -135,6 +135,6 @@ pub trait Collective: Send {
     /// A rank that makes another call; a rank that is gone; abort.
     fn barrier(&mut self) -> Result<(), CollectiveError>;
 
-    /// The aborter that was given to [`connect`].
+    /// The aborter that was given to [`connect()`].
     fn aborter(&self) -> Aborter;
 }
