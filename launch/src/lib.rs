@@ -1,1 +1,38 @@
-//! To be written.
+//! The command that people type.
+//!
+//! Way of data: [`cli`] says what can be typed; [`execute`] hands each command to its module: `run` starts and watches
+//! a whole run, `control` talks to a live one, `schedule` previews one, `data` prepares text, `sibling` becomes the
+//! trainer binary for what needs libtorch. Each ends in an [`Ending`], whose code is the process's exit code and
+//! whose sentence, if any, goes to stderr.
+
+pub mod cli;
+mod control;
+mod data;
+mod ending;
+mod run;
+mod schedule;
+mod sibling;
+
+pub use ending::Ending;
+
+/// Carries out a command.
+///
+/// # Errors
+/// Anything but a good end, with the exit code and the sentence for it.
+pub fn execute(command: cli::Command) -> Result<(), Ending> {
+    match command {
+        cli::Command::Run(arguments) => run::run(arguments),
+        cli::Command::Status(target) => control::status(&target),
+        cli::Command::Watch(target) => control::watch(&target),
+        cli::Command::Members(target) => control::members(&target),
+        cli::Command::Pause(target) => control::command(&target, control::Order::Pause),
+        cli::Command::Resume(target) => control::command(&target, control::Order::Resume),
+        cli::Command::Stop(target) => control::command(&target, control::Order::Stop),
+        cli::Command::Data {
+            command: cli::DataCommand::Prepare(arguments),
+        } => data::prepare(arguments),
+        cli::Command::Schedule(arguments) => schedule::schedule(&arguments),
+        cli::Command::Generate { arguments } => Err(sibling::become_trainer("generate", &arguments)),
+        cli::Command::Inspect { arguments } => Err(sibling::become_trainer("inspect", &arguments)),
+    }
+}

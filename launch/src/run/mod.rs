@@ -1,0 +1,185 @@
+//! `lockstep run`: a whole run on this machine, from config to final weights.
+//!
+//! Way of data: [`check`] reads config and data and refuses what does not fit, before anything is made; [`folder`]
+//! claims the run's folder; [`serve`] starts the coordinator inside this process; [`trainers`] starts the trainer
+//! processes; then events of the run, exits of trainers, signals and the clock go into [`supervisor`], which decides,
+//! and to [`show`], which tells. Whatever happens, every trainer is reaped and `coordinator.json` is gone at the end.
+
+pub(crate) mod address;
+mod check;
+pub(crate) mod folder;
+mod serve;
+pub(crate) mod show;
+mod supervisor;
+mod trainers;
+
+use std::path::Path;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use lockstep_config::RunConfig;
+use lockstep_coordinator::plan::Planner;
+use serde_json::json;
+
+use crate::cli::RunArguments;
+use crate::ending::Ending;
+use crate::run::check::{Checked, check};
+use crate::run::folder::{RUNS, RunFolder};
+use crate::run::serve::{Message, Serving};
+use crate::run::show::Screen;
+use crate::run::supervisor::{Action, Input, Supervisor, Verdict};
+use crate::run::trainers::{Start, Trainers, log_path, log_tail};
+use crate::sibling;
+
+/// How often trainers are looked after.
+const GLANCE: Duration = Duration::from_millis(25);
+
+/// Carries out `lockstep run`.
+pub(crate) fn run(arguments: RunArguments) -> Result<(), Ending> {
+    let config = RunConfig::read(&arguments.config, &arguments.sets).map_err(Ending::bad_input)?;
+    let checked = check(config, arguments.ranks)?;
+    let trainer = sibling::trainer()?;
+    serve::check_bind(&checked.config)?;
+    let folder = RunFolder::claim(Path::new(RUNS), &checked.config.run.name)?;
+    let backend = arguments.backend.carrying(checked.ranks);
+    let (serving, messages) = match Serving::start(&checked, folder.path(), backend) {
+        Ok(started) => started,
+        Err(ending) => {
+            folder.undo();
+            return Err(ending);
+        }
+    };
+
+    let planner = Planner::new(&checked.config, checked.training_samples);
+    let mut screen = Screen::new(arguments.json, planner.total_steps());
+    announce(&mut screen, &checked, &planner, &serving, folder.path(), backend);
+    let verdict = train(&checked, &trainer, (&serving, &messages), folder.path(), &mut screen);
+    screen.close();
+    serving.shut_down(folder.path());
+    conclude(verdict?, &checked.config.run.name, folder.path(), &mut screen)
+}
+
+fn announce(
+    screen: &mut Screen,
+    checked: &Checked,
+    planner: &Planner,
+    serving: &Serving,
+    folder: &Path,
+    backend: &str,
+) {
+    let Checked { config, ranks, .. } = checked;
+    screen.say(&format!(
+        "run {}: {} steps, {} samples, {ranks} rank{} ({backend}) on {} lanes, folder {}",
+        config.run.name,
+        planner.total_steps(),
+        planner.total_samples(),
+        if *ranks == 1 { "" } else { "s" },
+        config.run.lanes,
+        folder.display()
+    ));
+    planner.roundings().iter().for_each(|rounding| screen.say(rounding));
+    screen.fact(&json!({
+        "event": "started", "run": config.run.name, "folder": folder, "coordinator": serving.url(),
+        "pid": std::process::id(), "ranks": ranks, "lanes": config.run.lanes, "backend": backend,
+        "total_steps": planner.total_steps(), "total_samples": planner.total_samples(),
+    }));
+}
+
+/// Starts the trainers and sees the run through. When this returns, no trainer is left.
+fn train(
+    checked: &Checked,
+    trainer: &Path,
+    (serving, messages): (&Serving, &Receiver<Message>),
+    folder: &Path,
+    screen: &mut Screen,
+) -> Result<Verdict, Ending> {
+    let start = Start {
+        binary: trainer,
+        coordinator: serving.url(),
+        threads: checked.config.run.intra_op_threads,
+        logs: folder.join("logs"),
+    };
+    let mut trainers = Trainers::start(&start, checked.ranks)?;
+    for (rank, pid) in trainers.pids() {
+        screen.fact(&json!({ "event": "trainer", "rank": rank, "pid": pid, "log": log_path(&start.logs, rank) }));
+    }
+    let verdict = supervise(&mut trainers, serving, messages, screen);
+    if let Verdict::Failed { rank: Some(rank), .. } = verdict {
+        let tail = log_tail(&start.logs, rank);
+        screen.say(&format!(
+            "last lines of {}:\n{tail}",
+            log_path(&start.logs, rank).display()
+        ));
+    }
+    Ok(verdict)
+}
+
+fn supervise(trainers: &mut Trainers, serving: &Serving, messages: &Receiver<Message>, screen: &mut Screen) -> Verdict {
+    let began = Instant::now();
+    let mut supervisor = Supervisor::new(trainers.pids());
+    loop {
+        let mut inputs = match messages.recv_timeout(GLANCE) {
+            Ok(message) => input_of(message, screen),
+            // The sender lives as long as `serving`: only the time can be up.
+            Err(_) => Vec::new(),
+        };
+        for exited in trainers.poll() {
+            screen.fact(&json!({
+                "event": "trainer-exit", "rank": exited.rank, "pid": exited.pid, "exit": exited.exit.to_string(),
+            }));
+            inputs.push(Input::Exited(exited));
+        }
+        inputs.push(Input::Clock);
+        for input in inputs {
+            for action in supervisor.on(input, began.elapsed()) {
+                match action {
+                    Action::Say(sentence) => screen.say(&sentence),
+                    Action::AskStop => serving.ask_stop(),
+                    Action::KillAll => trainers.kill_all(),
+                }
+            }
+        }
+        if let Some(verdict) = supervisor.verdict(began.elapsed()) {
+            return verdict;
+        }
+    }
+}
+
+/// Shows a message and says what it means for the supervisor.
+fn input_of(message: Message, screen: &mut Screen) -> Vec<Input> {
+    match message {
+        Message::Event(event) => {
+            screen.event(&event);
+            match event {
+                lockstep_proto::domain::RunEvent::Ended(end) => vec![Input::Ended(end)],
+                _ => Vec::new(),
+            }
+        }
+        Message::Interrupt => vec![Input::Interrupt],
+        Message::EventsLost => vec![Input::EventsLost],
+    }
+}
+
+/// The last lines: where everything is.
+fn conclude(verdict: Verdict, name: &str, folder: &Path, screen: &mut Screen) -> Result<(), Ending> {
+    let (exit, ending) = match verdict {
+        Verdict::Completed => (0, Ok(())),
+        Verdict::Stopped => (3, Err(Ending::Stopped)),
+        Verdict::Failed { reason, .. } => (1, Err(Ending::Failed(format!("run {name} failed: {reason}")))),
+    };
+    let mut files = serde_json::Map::new();
+    for (what, file) in [
+        ("weights", "final"),
+        ("summary", "summary.json"),
+        ("metrics", "metrics.jsonl"),
+        ("logs", "logs"),
+    ] {
+        let path = folder.join(file);
+        if path.exists() {
+            screen.tell(&format!("{what:<8} {}", path.display()));
+            files.insert(what.to_owned(), json!(path));
+        }
+    }
+    screen.fact(&json!({ "event": "exit", "code": exit, "files": files }));
+    ending
+}

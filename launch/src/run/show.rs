@@ -1,0 +1,198 @@
+//! What a person, or a program, sees of a run: a progress bar on a terminal, plain lines elsewhere, JSON where asked.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lockstep_proto::domain::{CommittedStep, Outcome, RunEvent};
+use serde_json::{Value, json};
+
+/// Plain lines for steps come at most this often.
+const LINE_EVERY: Duration = Duration::from_secs(2);
+
+/// Where a run's events are shown.
+pub(crate) enum Screen {
+    /// On a terminal.
+    Bar(Bar),
+    /// A line now and then.
+    Lines {
+        /// When the last step was shown.
+        last: Option<Instant>,
+    },
+    /// A JSON object for everything.
+    Json,
+}
+
+/// A progress bar and what stands beside it.
+pub(crate) struct Bar {
+    bar: ProgressBar,
+    loss: Option<f64>,
+    validation: Option<f64>,
+    tokens_per_second: f64,
+}
+
+impl Screen {
+    /// The screen for this process's output.
+    pub(crate) fn new(json: bool, total_steps: u64) -> Screen {
+        if json {
+            return Screen::Json;
+        }
+        if !std::io::stderr().is_terminal() || !std::io::stdout().is_terminal() {
+            return Screen::Lines { last: None };
+        }
+        let bar = ProgressBar::with_draw_target(Some(total_steps), ProgressDrawTarget::stderr());
+        // The template is fixed; were it broken, the default one would do.
+        if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  ETA {eta}") {
+            bar.set_style(style);
+        }
+        Screen::Bar(Bar {
+            bar,
+            loss: None,
+            validation: None,
+            tokens_per_second: 0.0,
+        })
+    }
+
+    /// Shows an event of the run.
+    pub(crate) fn event(&mut self, event: &RunEvent) {
+        match self {
+            Screen::Json => print_json(&to_json(event)),
+            Screen::Lines { last } => {
+                if let RunEvent::Step(step) = event {
+                    let due = last.is_none_or(|last| last.elapsed() >= LINE_EVERY);
+                    if !due && step.step != step.total_steps {
+                        return;
+                    }
+                    *last = Some(Instant::now());
+                }
+                println!("{}", line(event));
+            }
+            Screen::Bar(bar) => bar.event(event),
+        }
+    }
+
+    /// Tells the operator something.
+    pub(crate) fn say(&mut self, sentence: &str) {
+        match self {
+            Screen::Json => print_json(&json!({ "event": "note", "sentence": sentence })),
+            Screen::Lines { .. } => println!("{sentence}"),
+            Screen::Bar(bar) => bar.bar.println(sentence),
+        }
+    }
+
+    /// Prints a line that only people want.
+    pub(crate) fn tell(&mut self, line: &str) {
+        if !matches!(self, Screen::Json) {
+            println!("{line}");
+        }
+    }
+
+    /// Shows a fact that only programs want.
+    pub(crate) fn fact(&mut self, value: &Value) {
+        if let Screen::Json = self {
+            print_json(value);
+        }
+    }
+
+    /// Leaves the terminal tidy; nothing follows but last lines.
+    pub(crate) fn close(&mut self) {
+        if let Screen::Bar(bar) = self {
+            bar.bar.abandon();
+        }
+    }
+}
+
+impl Bar {
+    fn event(&mut self, event: &RunEvent) {
+        match event {
+            RunEvent::Step(step) => {
+                self.loss = Some(step.loss);
+                self.tokens_per_second = step.tokens_per_second;
+                self.bar.set_position(step.step);
+            }
+            RunEvent::Validation { step, validation } => {
+                self.validation = Some(validation.loss);
+                self.bar
+                    .println(format!("step {step}: validation loss {:.4}", validation.loss));
+            }
+            RunEvent::State { .. } | RunEvent::Ended(_) => self.bar.println(line(event)),
+        }
+        let mut message = String::new();
+        let numbers = [("loss", self.loss), ("validation", self.validation)];
+        for (name, number) in numbers.into_iter().filter_map(|(name, number)| Some((name, number?))) {
+            // Writing to a String cannot fail.
+            let _ = write!(message, "{name} {number:.4}  ");
+        }
+        self.bar
+            .set_message(format!("{message}{:.0} tok/s", self.tokens_per_second));
+    }
+}
+
+fn print_json(value: &Value) {
+    // One write a line, flushed: a program that reads along sees whole lines at once. A reader that has gone is no
+    // reason to stop a run.
+    let _ = writeln!(std::io::stdout().lock(), "{value}");
+}
+
+/// An event as a line for people.
+pub(crate) fn line(event: &RunEvent) -> String {
+    match event {
+        RunEvent::State { phase, reason } => format!("{phase}: {reason}"),
+        RunEvent::Step(step) => format!(
+            "step {}/{}  loss {:.4}  lr {:.3e}  batch {}  {:.0} tok/s  {:.0} ms",
+            step.step,
+            step.total_steps,
+            step.loss,
+            step.learning_rate,
+            step.batch,
+            step.tokens_per_second,
+            step.step_ms
+        ),
+        RunEvent::Validation { step, validation } => {
+            format!(
+                "step {step}: validation loss {:.4} over {} tokens",
+                validation.loss, validation.tokens
+            )
+        }
+        RunEvent::Ended(end) => format!("ended after step {}: {}", end.last_step, end.reason),
+    }
+}
+
+/// An event as JSON; the keys of a step are those of `metrics.jsonl`.
+pub(crate) fn to_json(event: &RunEvent) -> Value {
+    match event {
+        RunEvent::State { phase, reason } => json!({ "event": "state", "phase": phase, "reason": reason }),
+        RunEvent::Step(step) => step_json(step),
+        RunEvent::Validation { step, validation } => json!({
+            "event": "validation", "step": step, "validation_loss": validation.loss, "tokens": validation.tokens,
+        }),
+        RunEvent::Ended(end) => json!({
+            "event": "ended", "outcome": outcome_word(&end.outcome), "reason": end.reason, "last_step": end.last_step,
+        }),
+    }
+}
+
+fn step_json(step: &CommittedStep) -> Value {
+    let hash: String = step.parameter_hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let phases: serde_json::Map<String, Value> = step
+        .phases
+        .iter()
+        .map(|(name, milliseconds)| (format!("{name}_ms"), json!(milliseconds)))
+        .collect();
+    json!({
+        "event": "step", "step": step.step, "total_steps": step.total_steps, "samples": step.samples,
+        "tokens": step.tokens, "loss": step.loss, "lr": step.learning_rate,
+        "effective_lr": step.effective_learning_rate, "batch": step.batch, "grad_norm": step.grad_norm,
+        "update_norm": step.update_norm, "tokens_per_second": step.tokens_per_second, "step_ms": step.step_ms,
+        "phases": phases, "generation": step.generation, "ranks": step.ranks, "parameter_hash": hash,
+    })
+}
+
+fn outcome_word(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Completed => "completed",
+        Outcome::Stopped => "stopped",
+        Outcome::Failed { .. } => "failed",
+    }
+}

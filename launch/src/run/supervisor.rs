@@ -1,0 +1,458 @@
+//! What the launcher does about what happens: a pure state machine over interrupts, exits of trainers, the run's end
+//! and the clock. It asks for actions and in the end gives a verdict; it touches nothing itself.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lockstep_proto::domain::{Outcome, RunEnd};
+
+/// After a failure the other trainers may take so long to see the abort and go.
+const ABORT_GRACE: Duration = Duration::from_secs(3);
+/// After a good end the trainers may take so long to go: their files are written, only memory is left to free.
+const END_GRACE: Duration = Duration::from_secs(10);
+
+/// How a trainer process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// By itself.
+    Code(i32),
+    /// By a signal.
+    Signal(i32),
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Exit::Code(code) => write!(f, "ended with exit code {code}"),
+            Exit::Signal(signal) => match signal_name(*signal) {
+                Some(name) => write!(f, "was killed by signal {signal} ({name})"),
+                None => write!(f, "was killed by signal {signal}"),
+            },
+        }
+    }
+}
+
+fn signal_name(signal: i32) -> Option<&'static str> {
+    let names = [
+        (1, "SIGHUP"),
+        (2, "SIGINT"),
+        (4, "SIGILL"),
+        (6, "SIGABRT"),
+        (7, "SIGBUS"),
+        (8, "SIGFPE"),
+        (9, "SIGKILL"),
+        (11, "SIGSEGV"),
+        (15, "SIGTERM"),
+    ];
+    names
+        .iter()
+        .find(|(number, _)| *number == signal)
+        .map(|(_, name)| *name)
+}
+
+/// A trainer that ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exited {
+    pub(crate) rank: u32,
+    pub(crate) pid: u32,
+    pub(crate) exit: Exit,
+}
+
+impl std::fmt::Display for Exited {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "rank {} (pid {}) {}", self.rank, self.pid, self.exit)
+    }
+}
+
+/// What happens.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Input {
+    /// Ctrl-C, or a signal that asks to end.
+    Interrupt,
+    /// A trainer ended.
+    Exited(Exited),
+    /// The coordinator says that the run is over.
+    Ended(RunEnd),
+    /// The coordinator's events broke off.
+    EventsLost,
+    /// Time went by.
+    Clock,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Tell the operator.
+    Say(String),
+    /// Ask the coordinator to stop at the next step.
+    AskStop,
+    /// Kill every trainer that is left.
+    KillAll,
+}
+
+/// How it all ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Every planned step was made.
+    Completed,
+    /// An operator stopped it.
+    Stopped,
+    /// Anything else.
+    Failed {
+        /// One sentence.
+        reason: String,
+        /// The trainer whose log tells more.
+        rank: Option<u32>,
+    },
+}
+
+/// The launcher's view of a run.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    running: BTreeMap<u32, u32>,
+    interrupts: u32,
+    /// Exits that are not good ones, in the order in which they were seen, before anything was killed.
+    bad_exits: Vec<Exited>,
+    ended: Option<RunEnd>,
+    events_lost: bool,
+    killed: bool,
+    deadline: Option<Duration>,
+}
+
+impl Supervisor {
+    /// Watches these trainers: `(rank, pid)`.
+    pub(crate) fn new(trainers: impl IntoIterator<Item = (u32, u32)>) -> Supervisor {
+        Supervisor {
+            running: trainers.into_iter().collect(),
+            interrupts: 0,
+            bad_exits: Vec::new(),
+            ended: None,
+            events_lost: false,
+            killed: false,
+            deadline: None,
+        }
+    }
+
+    /// Takes in what happened at `now` (since any fixed moment).
+    pub(crate) fn on(&mut self, input: Input, now: Duration) -> Vec<Action> {
+        match input {
+            Input::Interrupt => self.interrupt(),
+            Input::Exited(exited) => self.exited(exited, now),
+            Input::Ended(end) => {
+                let failed = matches!(end.outcome, Outcome::Failed { .. });
+                self.ended.get_or_insert(end);
+                self.wait_at_most(if failed { ABORT_GRACE } else { END_GRACE }, now);
+                Vec::new()
+            }
+            Input::EventsLost => {
+                if self.ended.is_none() {
+                    self.events_lost = true;
+                    self.wait_at_most(ABORT_GRACE, now);
+                }
+                Vec::new()
+            }
+            Input::Clock => match self.deadline {
+                Some(deadline) if now >= deadline && !self.running.is_empty() && !self.killed => {
+                    let pids: Vec<String> = self
+                        .running
+                        .iter()
+                        .map(|(rank, pid)| format!("{rank} (pid {pid})"))
+                        .collect();
+                    self.kill(format!("killing what has not ended: rank {}", pids.join(", ")))
+                }
+                _ => Vec::new(),
+            },
+        }
+    }
+
+    /// The verdict, once every trainer is gone and nothing more is to be expected at `now`.
+    pub(crate) fn verdict(&self, now: Duration) -> Option<Verdict> {
+        if !self.running.is_empty() {
+            return None;
+        }
+        // The end may still be on its way from the coordinator when the last trainer goes.
+        let late = self.deadline.is_some_and(|deadline| now >= deadline);
+        if self.ended.is_none() && self.interrupts < 2 && !late {
+            return None;
+        }
+        Some(self.judge())
+    }
+
+    fn judge(&self) -> Verdict {
+        let failed = |reason: String, rank| Verdict::Failed { reason, rank };
+        if self.interrupts >= 2 {
+            return failed(
+                "killed by the operator (second Ctrl-C); no final files were written".to_owned(),
+                None,
+            );
+        }
+        let culprit = self.culprit();
+        match &self.ended {
+            Some(RunEnd {
+                outcome: Outcome::Failed { .. },
+                reason,
+                ..
+            }) => match culprit {
+                Some(culprit) => failed(format!("{reason}; {culprit}"), Some(culprit.rank)),
+                None => failed(reason.clone(), None),
+            },
+            _ if culprit.is_some() => {
+                let culprit = culprit.map(|culprit| (culprit.to_string(), culprit.rank));
+                let (reason, rank) = culprit.unwrap_or_default();
+                failed(reason, Some(rank))
+            }
+            Some(RunEnd {
+                outcome: Outcome::Completed,
+                ..
+            }) => Verdict::Completed,
+            Some(RunEnd {
+                outcome: Outcome::Stopped,
+                ..
+            }) => Verdict::Stopped,
+            None => failed(
+                match self.events_lost {
+                    true => "the coordinator fell silent".to_owned(),
+                    false => "every trainer has gone, but the run had not ended".to_owned(),
+                },
+                None,
+            ),
+        }
+    }
+
+    /// The trainer whose end began it: one that a signal killed, else the one that the coordinator names, else the
+    /// first one seen. The others ended because it did.
+    fn culprit(&self) -> Option<&Exited> {
+        let signalled = self
+            .bad_exits
+            .iter()
+            .find(|exited| matches!(exited.exit, Exit::Signal(_)));
+        let named = || {
+            let reason = self.ended.as_ref().map(|end| end.reason.as_str()).unwrap_or_default();
+            self.bad_exits
+                .iter()
+                .find(|exited| reason.contains(&format!("(pid {}", exited.pid)))
+        };
+        let first = || match self.ended {
+            None => self.bad_exits.first(),
+            Some(_) => None,
+        };
+        signalled.or_else(named).or_else(first)
+    }
+
+    fn interrupt(&mut self) -> Vec<Action> {
+        self.interrupts += 1;
+        match self.interrupts {
+            1 if self.ended.is_none() => vec![
+                Action::Say("stopping at the end of this step; once more to stop at once".to_owned()),
+                Action::AskStop,
+            ],
+            2 => self.kill("stopping at once".to_owned()),
+            _ => Vec::new(),
+        }
+    }
+
+    fn exited(&mut self, exited: Exited, now: Duration) -> Vec<Action> {
+        self.running.remove(&exited.rank);
+        if self.running.is_empty() && self.ended.is_none() {
+            self.wait_at_most(ABORT_GRACE, now);
+        }
+        let well = exited.exit == Exit::Code(0);
+        let over = self
+            .ended
+            .as_ref()
+            .is_some_and(|end| !matches!(end.outcome, Outcome::Failed { .. }));
+        if well || self.killed || over && matches!(exited.exit, Exit::Code(_)) {
+            return Vec::new();
+        }
+        self.bad_exits.push(exited);
+        self.wait_at_most(ABORT_GRACE, now);
+        if self.bad_exits.len() > 1 || self.ended.is_some() {
+            // One death is told; those that follow from it are not.
+            return Vec::new();
+        }
+        vec![Action::Say(format!("{exited}; the run ends"))]
+    }
+
+    fn kill(&mut self, sentence: String) -> Vec<Action> {
+        self.killed = true;
+        vec![Action::Say(sentence), Action::KillAll]
+    }
+
+    fn wait_at_most(&mut self, grace: Duration, now: Duration) {
+        let deadline = now + grace;
+        self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const START: Duration = Duration::ZERO;
+    const LATER: Duration = Duration::from_secs(100);
+
+    fn two() -> Supervisor {
+        Supervisor::new([(0, 100), (1, 101)])
+    }
+
+    fn exited(rank: u32, exit: Exit) -> Input {
+        Input::Exited(Exited {
+            rank,
+            pid: 100 + rank,
+            exit,
+        })
+    }
+
+    fn ended(outcome: Outcome, reason: &str) -> Input {
+        Input::Ended(RunEnd {
+            outcome,
+            reason: reason.to_owned(),
+            last_step: 3,
+        })
+    }
+
+    fn failed(reason: &str) -> Input {
+        ended(
+            Outcome::Failed {
+                reason: reason.to_owned(),
+            },
+            reason,
+        )
+    }
+
+    #[test]
+    fn a_run_that_completes_is_good_once_every_trainer_is_gone() {
+        let mut supervisor = two();
+        assert_eq!(supervisor.on(exited(0, Exit::Code(0)), START), []);
+        assert_eq!(supervisor.on(ended(Outcome::Completed, "done"), START), []);
+        assert_eq!(supervisor.verdict(START), None);
+        assert_eq!(supervisor.on(exited(1, Exit::Code(0)), START), []);
+        assert_eq!(supervisor.verdict(START), Some(Verdict::Completed));
+    }
+
+    #[test]
+    fn the_end_may_come_after_the_last_trainer_has_gone() {
+        let mut supervisor = two();
+        supervisor.on(exited(0, Exit::Code(0)), START);
+        supervisor.on(exited(1, Exit::Code(0)), START);
+        assert_eq!(supervisor.verdict(START), None);
+        supervisor.on(ended(Outcome::Completed, "done"), START);
+        assert_eq!(supervisor.verdict(START), Some(Verdict::Completed));
+    }
+
+    #[test]
+    fn the_first_interrupt_asks_and_the_second_kills() {
+        let mut supervisor = two();
+        assert!(supervisor.on(Input::Interrupt, START).contains(&Action::AskStop));
+        assert!(supervisor.on(Input::Interrupt, START).contains(&Action::KillAll));
+        assert_eq!(supervisor.on(Input::Interrupt, START), []);
+        supervisor.on(exited(0, Exit::Signal(9)), START);
+        assert_eq!(supervisor.verdict(START), None, "all are reaped first");
+        supervisor.on(exited(1, Exit::Signal(9)), START);
+        assert!(matches!(supervisor.verdict(START), Some(Verdict::Failed { .. })));
+    }
+
+    #[test]
+    fn a_stopped_run_is_stopped() {
+        let mut supervisor = two();
+        supervisor.on(Input::Interrupt, START);
+        supervisor.on(ended(Outcome::Stopped, "stopped"), START);
+        supervisor.on(exited(0, Exit::Code(0)), START);
+        supervisor.on(exited(1, Exit::Code(0)), START);
+        assert_eq!(supervisor.verdict(START), Some(Verdict::Stopped));
+    }
+
+    #[test]
+    fn a_killed_trainer_is_told_at_once_and_named_with_rank_and_pid() {
+        let mut supervisor = two();
+        let said = supervisor.on(exited(1, Exit::Signal(9)), START);
+        assert_eq!(
+            said,
+            [Action::Say(
+                "rank 1 (pid 101) was killed by signal 9 (SIGKILL); the run ends".to_owned()
+            )]
+        );
+        supervisor.on(failed("rank 1 (pid 101, trainer-1 on here) was lost"), START);
+        assert_eq!(
+            supervisor.on(exited(0, Exit::Code(1)), START),
+            [],
+            "its end follows from the first"
+        );
+        let reason = "rank 1 (pid 101, trainer-1 on here) was lost; rank 1 (pid 101) was killed by signal 9 (SIGKILL)";
+        assert_eq!(
+            supervisor.verdict(START),
+            Some(Verdict::Failed {
+                reason: reason.to_owned(),
+                rank: Some(1)
+            })
+        );
+    }
+
+    #[test]
+    fn the_culprit_is_the_one_killed_even_where_its_victim_is_seen_first() {
+        let mut supervisor = two();
+        supervisor.on(exited(0, Exit::Code(1)), START);
+        supervisor.on(exited(1, Exit::Signal(9)), START);
+        assert!(matches!(
+            supervisor.verdict(LATER),
+            Some(Verdict::Failed { rank: Some(1), .. })
+        ));
+    }
+
+    #[test]
+    fn the_culprit_is_the_one_that_the_coordinator_names() {
+        let mut supervisor = two();
+        supervisor.on(exited(0, Exit::Code(1)), START);
+        supervisor.on(exited(1, Exit::Code(1)), START);
+        supervisor.on(
+            failed("rank 1 (pid 101, trainer-1 on here) failed: the loss is not finite"),
+            START,
+        );
+        let Some(Verdict::Failed { reason, rank: Some(1) }) = supervisor.verdict(START) else {
+            panic!()
+        };
+        assert!(
+            reason.contains("not finite") && reason.contains("exit code 1"),
+            "{reason}"
+        );
+    }
+
+    #[test]
+    fn those_that_outlive_a_failure_are_killed_after_a_while() {
+        let mut supervisor = two();
+        supervisor.on(exited(1, Exit::Signal(11)), START);
+        assert_eq!(supervisor.on(Input::Clock, START), []);
+        assert!(supervisor.on(Input::Clock, ABORT_GRACE).contains(&Action::KillAll));
+        assert_eq!(supervisor.on(Input::Clock, LATER), [], "once");
+        assert_eq!(supervisor.verdict(LATER), None);
+        supervisor.on(exited(0, Exit::Signal(9)), LATER);
+        let Some(Verdict::Failed { rank, .. }) = supervisor.verdict(LATER) else {
+            panic!()
+        };
+        assert_eq!(rank, Some(1), "what was killed afterwards is not to blame");
+    }
+
+    #[test]
+    fn trainers_that_all_go_without_an_end_are_a_failure() {
+        let mut supervisor = two();
+        supervisor.on(exited(0, Exit::Code(0)), START);
+        supervisor.on(exited(1, Exit::Code(0)), START);
+        assert_eq!(supervisor.verdict(START), None);
+        assert!(matches!(supervisor.verdict(LATER), Some(Verdict::Failed { .. })));
+    }
+
+    #[test]
+    fn a_silent_coordinator_is_a_failure_and_ends_everything() {
+        let mut supervisor = two();
+        supervisor.on(Input::EventsLost, START);
+        assert!(supervisor.on(Input::Clock, LATER).contains(&Action::KillAll));
+        supervisor.on(exited(0, Exit::Signal(9)), LATER);
+        supervisor.on(exited(1, Exit::Signal(9)), LATER);
+        let Some(Verdict::Failed { reason, .. }) = supervisor.verdict(LATER) else {
+            panic!()
+        };
+        assert!(reason.contains("silent"), "{reason}");
+    }
+}

@@ -1,0 +1,239 @@
+//! Whole runs with real trainers: `lockstep-trainer` must lie beside the binary under test.
+#![allow(clippy::unwrap_used)]
+
+mod stage;
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use stage::{Running, Stage, is_alive, real_trainer, said, send, wait_at_most, wait_until};
+
+/// Words of a run that lasts until it is stopped.
+const ENDLESS: &str = "run run.toml -n 2 --json --set run.steps=1000000 --set validation.every=0";
+
+fn lines(text: &str) -> Vec<Value> {
+    // The last line may still be on its way.
+    text.lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect()
+}
+
+fn steps(run: &Running) -> u64 {
+    lines(&run.out())
+        .iter()
+        .filter(|event| event["event"] == "step")
+        .count() as u64
+}
+
+/// Starts an endless run and waits for its third step.
+fn endless(stage: &Stage) -> Running {
+    real_trainer();
+    let mut run = stage.start(&mut stage.command(ENDLESS));
+    wait_until("the run has made three steps", || steps(&run) >= 3 || !run.is_running());
+    assert!(run.is_running(), "{}{}", run.out(), run.err());
+    run
+}
+
+fn trainer_pids(run: &Running) -> Vec<u32> {
+    let events = lines(&run.out());
+    events
+        .iter()
+        .filter(|event| event["event"] == "trainer")
+        .map(|event| event["pid"].as_u64().unwrap() as u32)
+        .collect()
+}
+
+fn no_trace(stage: &Stage) {
+    assert_eq!(stage.processes(), []);
+    assert!(!stage.path("runs/first/coordinator.json").exists());
+}
+
+#[test]
+fn a_run_trains_to_its_end_and_leaves_its_files() {
+    real_trainer();
+    let stage = Stage::new();
+    let output = stage.lockstep("run run.toml -n 2 --json");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let events = lines(&said(&output));
+    let of = |kind: &str| events.iter().filter(|event| event["event"] == kind).collect::<Vec<_>>();
+    assert_eq!(
+        of("step")
+            .iter()
+            .map(|event| event["step"].as_u64().unwrap())
+            .collect::<Vec<_>>(),
+        [1, 2, 3, 4, 5, 6]
+    );
+    assert_eq!(
+        of("validation")
+            .iter()
+            .map(|event| event["step"].as_u64().unwrap())
+            .collect::<Vec<_>>(),
+        [3, 6]
+    );
+    assert_eq!(of("ended")[0]["outcome"], "completed");
+    assert_eq!(of("exit")[0]["code"], 0);
+
+    let metrics = lines(&stage.read("runs/first/metrics.jsonl"));
+    let committed: Vec<&Value> = metrics.iter().filter(|line| line.get("loss").is_some()).collect();
+    assert_eq!(committed.len(), 6);
+    for (line, step) in committed.iter().zip(1..) {
+        assert_eq!(line["step"], step);
+        assert_eq!(line["samples"], step * 8);
+        assert_eq!(line["ranks"], 2);
+    }
+    let summary: Value = serde_json::from_str(&stage.read("runs/first/summary.json")).unwrap();
+    assert_eq!(summary["steps"], 6);
+    assert_eq!(summary["parameter_hash"], committed[5]["parameter_hash"]);
+    assert!(std::fs::read_dir(stage.path("runs/first/final")).unwrap().count() > 0);
+    no_trace(&stage);
+
+    let again = stage.lockstep("run run.toml -n 2");
+    assert_eq!(again.status.code(), Some(2), "{}", said(&again));
+    assert!(said(&again).contains("earlier run"), "{}", said(&again));
+}
+
+#[test]
+fn one_rank_and_two_ranks_make_the_same_bits() {
+    real_trainer();
+    let stage = Stage::new();
+    let hashes = |ranks: u32| -> Vec<String> {
+        let output = stage.lockstep(&format!("run run.toml -n {ranks} --json --set run.name=world-{ranks}"));
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        let events = lines(&said(&output));
+        let steps = events.iter().filter(|event| event["event"] == "step");
+        steps
+            .map(|event| event["parameter_hash"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let one = hashes(1);
+    assert_eq!(one.len(), 6);
+    assert_eq!(one, hashes(2));
+}
+
+#[test]
+fn people_see_lines_and_where_everything_is() {
+    real_trainer();
+    let stage = Stage::new();
+    let output = stage.lockstep("run run.toml -n 2");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    for part in [
+        "step 6/6",
+        "validation loss",
+        "runs/first/final",
+        "runs/first/summary.json",
+        "runs/first/metrics.jsonl",
+    ] {
+        assert!(
+            said(&output).contains(part),
+            "{part:?} is missing in: {}",
+            said(&output)
+        );
+    }
+}
+
+#[test]
+fn interrupted_once_it_stops_at_a_step_with_final_files_and_exit_code_3() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let stage = Stage::new();
+        let mut run = endless(&stage);
+        run.signal(signal);
+        assert_eq!(run.wait(), 3, "{}{}", run.out(), run.err());
+        assert!(std::fs::read_dir(stage.path("runs/first/final")).unwrap().count() > 0);
+        let summary: Value = serde_json::from_str(&stage.read("runs/first/summary.json")).unwrap();
+        let last = lines(&run.out())
+            .iter()
+            .filter(|event| event["event"] == "step")
+            .count();
+        assert_eq!(summary["steps"], last);
+        no_trace(&stage);
+    }
+}
+
+#[test]
+fn interrupted_twice_it_ends_at_once() {
+    let stage = Stage::new();
+    let mut run = endless(&stage);
+    run.signal(Signal::INT);
+    run.signal(Signal::TERM);
+    let code = run.wait();
+    // The first may already have stopped the run when the second came.
+    assert!(code == 1 || code == 3, "{code}: {}{}", run.out(), run.err());
+    no_trace(&stage);
+}
+
+#[test]
+fn a_killed_trainer_ends_the_run_within_five_seconds_with_a_sentence() {
+    for rank in [0, 1] {
+        let stage = Stage::new();
+        let mut run = endless(&stage);
+        let pids = trainer_pids(&run);
+        send(pids[rank], Signal::KILL);
+        wait_at_most(Duration::from_secs(5), "the run has ended", &mut || !run.is_running());
+        assert_eq!(run.wait(), 1, "{}{}", run.out(), run.err());
+        for part in [
+            format!("rank {rank}"),
+            format!("pid {}", pids[rank]),
+            "SIGKILL".to_owned(),
+        ] {
+            assert!(run.err().contains(&part), "{part:?} is missing in: {}", run.err());
+        }
+        no_trace(&stage);
+    }
+}
+
+#[test]
+fn no_trainer_outlives_a_killed_launcher() {
+    let stage = Stage::new();
+    let run = endless(&stage);
+    let pids = trainer_pids(&run);
+    assert!(pids.len() == 2 && pids.iter().all(|pid| is_alive(*pid)));
+    run.signal(Signal::KILL);
+    wait_at_most(Duration::from_secs(5), "the trainers are gone", &mut || {
+        !pids.iter().any(|pid| is_alive(*pid))
+    });
+    // Its address is still there, but nobody takes it for a live run.
+    let output = stage.lockstep("status");
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+}
+
+#[test]
+fn a_live_run_is_watched_paused_resumed_and_stopped() {
+    let stage = Stage::new();
+    let mut run = endless(&stage);
+    let mut watch = stage.start(&mut stage.command("watch"));
+    wait_until("watch shows steps", || watch.out().contains("step "));
+
+    let members = stage.lockstep("members");
+    for pid in trainer_pids(&run) {
+        assert!(said(&members).contains(&pid.to_string()), "{}", said(&members));
+    }
+    assert!(
+        said(&members).contains("0..2") && said(&members).contains("2..4"),
+        "{}",
+        said(&members)
+    );
+
+    let paused = stage.lockstep("pause first");
+    assert!(paused.status.success(), "{}", said(&paused));
+    wait_until("the run is paused", || {
+        said(&stage.lockstep("status")).contains("paused")
+    });
+    let mut before = steps(&run);
+    wait_until("no step is made any more", || {
+        let now = steps(&run);
+        std::thread::sleep(Duration::from_millis(500));
+        std::mem::replace(&mut before, now) == steps(&run)
+    });
+
+    let resumed = stage.lockstep("resume");
+    assert!(resumed.status.success(), "{}", said(&resumed));
+    wait_until("steps are made again", || steps(&run) > before);
+
+    let stopped = stage.lockstep("stop");
+    assert!(stopped.status.success(), "{}", said(&stopped));
+    assert_eq!(run.wait(), 3, "{}{}", run.out(), run.err());
+    assert_eq!(watch.wait(), 0, "{}{}", watch.out(), watch.err());
+    assert!(watch.out().contains("ended after step"), "{}", watch.out());
+    no_trace(&stage);
+}
