@@ -1,1 +1,17 @@
-//! To be written.
+//! The process that trains, and the commands that need libtorch.
+//!
+//! - [`model`]: what is trained
+//! - [`sharding`]: where every number lies and who owns it (pure)
+//! - [`step`]: one step on one rank
+//! - [`train`]: the life of a trainer: session, generation, plans, reports, final files
+//! - [`weights_file`]: final weights with tokenizer and config beside them
+//! - [`generate`], [`inspect`]: the other commands
+//!
+//! Data flows: coordinator → session → plans → [`step::Engine`] → reports → coordinator; at the end masters → files.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod error;
+pub mod model;
+pub mod sharding;
+pub mod step;

@@ -78,8 +78,8 @@ impl Element for f32 {
 impl Element for bf16 {
     const KIND: Kind = Kind::BFloat16;
 }
-impl Element for i64 {
-    const KIND: Kind = Kind::Int64;
+impl Element for u8 {
+    const KIND: Kind = Kind::Uint8;
 }
 
 /// A piece of memory with views as tensors and slices. Clones share the memory.
@@ -129,7 +129,7 @@ impl FlatBuffer {
         let kind = match T::KIND {
             Kind::Float => 6,
             Kind::BFloat16 => 15,
-            _ => 4,
+            _ => 0,
         };
         let keep = Box::into_raw(Box::new(Arc::clone(&self.memory)));
         let mut out: *mut C_tensor = std::ptr::null_mut();
@@ -219,5 +219,16 @@ pub fn keep_freed_memory() -> bool {
             && mallopt(TRIM_THRESHOLD, i32::MAX) == 1
             && mallopt(TOP_PAD, 16 << 20) == 1
             && mallopt(ARENA_MAX, 1) == 1
+    }
+}
+
+// SAFETY: the hold keeps the mapping at its address until it is dropped; mappings are page aligned, and writable by this
+// process since the hold is one of a rank's own memory.
+unsafe impl Memory for nccl_host::MemoryHold {
+    fn start(&self) -> NonNull<u8> {
+        self.ptr()
+    }
+    fn bytes(&self) -> usize {
+        self.len()
     }
 }

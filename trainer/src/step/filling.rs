@@ -1,0 +1,98 @@
+//! Buckets fill while the last backward of a rank goes on, close in index order, and are published.
+//!
+//! A hook says that a tensor's gradient is complete; a bucket whose tensors are all complete is *full*. Buckets close in
+//! index order on every rank, never in order of readiness: closing adds the rank's own lanes together where the program
+//! leaves that for the end, and publishes. After backward [`Filling::flush`] closes what hooks did not.
+
+use std::ops::Range;
+
+use lockstep_autograd::FlatBuffer;
+use lockstep_kernels::pointwise;
+
+use crate::error::TrainerError;
+use crate::sharding::layout::Layout;
+use crate::step::{SharedCollective, locked};
+
+/// The buckets of one rank in one step.
+pub struct Filling {
+    elements: Vec<Range<usize>>,
+    tensors: Vec<usize>,
+    bucket_of: Vec<usize>,
+    gradients: Vec<FlatBuffer>,
+    collective: SharedCollective,
+    armed: bool,
+    complete: Vec<bool>,
+    waiting: Vec<usize>,
+    next: usize,
+    closing: Vec<(usize, usize)>,
+    failure: Option<TrainerError>,
+}
+
+impl Filling {
+    /// The buckets of a layout over gradient buffers.
+    pub fn new(layout: &Layout, gradients: Vec<FlatBuffer>, collective: SharedCollective) -> Filling {
+        Filling {
+            elements: layout.buckets.iter().map(|b| b.elements.clone()).collect(),
+            tensors: layout.buckets.iter().map(|b| b.tensors.len()).collect(),
+            bucket_of: layout.places.iter().map(|p| p.bucket).collect(),
+            gradients,
+            collective,
+            armed: false,
+            complete: vec![false; layout.places.len()],
+            waiting: Vec::new(),
+            next: 0,
+            closing: Vec::new(),
+            failure: None,
+        }
+    }
+
+    /// Starts a step; `closing` are the additions (into, from) between buffers that each bucket still needs.
+    pub fn begin(&mut self, closing: Vec<(usize, usize)>) {
+        self.armed = false;
+        self.complete.fill(false);
+        self.waiting = self.tensors.clone();
+        self.next = 0;
+        self.closing = closing;
+        self.failure = None;
+    }
+
+    /// From now on hooks count: the micro-batch that completes the rank's partials is about to run backward.
+    pub fn arm(&mut self) {
+        self.armed = true;
+    }
+
+    /// A tensor's gradient is complete. A failure is kept for [`Filling::flush`]: hooks have nobody to tell.
+    pub fn ready(&mut self, tensor: usize) {
+        if !self.armed || std::mem::replace(&mut self.complete[tensor], true) {
+            return;
+        }
+        self.waiting[self.bucket_of[tensor]] -= 1;
+        while self.next < self.waiting.len() && self.waiting[self.next] == 0 && self.failure.is_none() {
+            self.failure = self.close(self.next).err();
+            self.next += 1;
+        }
+    }
+
+    /// Closes every bucket that is still open, in index order.
+    pub fn flush(&mut self) -> Result<(), TrainerError> {
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
+        while self.next < self.elements.len() {
+            self.close(self.next)?;
+            self.next += 1;
+        }
+        self.armed = false;
+        Ok(())
+    }
+
+    fn close(&mut self, bucket: usize) -> Result<(), TrainerError> {
+        let elements = self.elements[bucket].clone();
+        for &(into, from) in &self.closing {
+            let from = self.gradients[from].clone();
+            let into = self.gradients[into].slice_mut::<f32>(elements.start * 4, elements.len())?;
+            pointwise::add::<f32>(into, from.slice(elements.start * 4, elements.len())?);
+        }
+        Ok(locked(&self.collective).publish(bucket as u32)?)
+    }
+}

@@ -1,0 +1,392 @@
+//! A step on one rank: from a plan and its micro-batches to new parameters and a report.
+//!
+//! - this file: [`Engine`], the order of a step's phases
+//! - [`filling`]: buckets fill by gradient-ready hooks, close in index order, and are published
+//! - [`gathering`]: the gates, behind which the next forward waits for a layer's gather
+//! - [`owned`]: what this rank owns, and the passes over it
+//! - [`slots`]: the slot tables of the three exchanges
+//!
+//! Data flows: lanes run into gradient buffers → buckets are published → the owner finishes the lane tree →
+//! slots 1 (loss, tokens, ‖g‖², non-finite counts, directive) → accepted, clipped or refused → momentum and polar factors
+//! → slots 2 (polar counts, dual norms) → application → slots 3 (block hashes, Σ update²) → gathers at the gates.
+
+pub mod filling;
+pub mod gathering;
+pub mod owned;
+pub mod slots;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use lockstep_autograd::{FlatBuffer, on_gradient_ready, run_backward};
+use lockstep_collective::{BufferId, Collective, LaneTree, ReduceLanes};
+use lockstep_config::{Method, Precision, RunConfig};
+use lockstep_data::{MicroBatch, ValidationSet, lane_micro_batches};
+use lockstep_kernels::pointwise;
+use lockstep_kernels::real::bf16;
+use lockstep_optim::products::Products;
+use lockstep_proto::domain::{Plan, Validation};
+
+use crate::error::TrainerError;
+use crate::model::initial::values;
+use crate::model::weights::Weights;
+use crate::model::{Batch, Gate, Model};
+use crate::sharding::layout::Layout;
+use crate::sharding::owners::OwnerMap;
+use crate::sharding::program::{Action, LaneProgram};
+use crate::step::filling::Filling;
+use crate::step::gathering::Gathers;
+use crate::step::owned::Owned;
+use crate::step::slots::{Lane, Slots, Verdict};
+
+/// The communicator, shared by the device thread and the hooks that it runs.
+pub type SharedCollective = Arc<Mutex<Box<dyn Collective>>>;
+
+/// Locks the communicator. A poisoned lock means that a hook panicked while it held it: the communicator is still whole.
+pub fn locked(collective: &SharedCollective) -> MutexGuard<'_, Box<dyn Collective>> {
+    collective.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// What a step leaves.
+#[derive(Clone, Debug)]
+pub struct StepOutcome {
+    /// Mean loss over counted tokens.
+    pub loss: f64,
+    /// Counted tokens.
+    pub tokens: u64,
+    /// ‖g‖ of the mean gradient, before clipping.
+    pub grad_norm: f64,
+    /// ‖new − old parameters‖.
+    pub update_norm: f64,
+    /// BLAKE3 over the slot table of block hashes.
+    pub parameter_hash: [u8; 32],
+    /// The highest directive that any rank has seen.
+    pub directive: u64,
+    /// Polar factors computed by all ranks.
+    pub polar_factors: u32,
+    /// Milliseconds of each phase on this rank.
+    pub phases: Vec<(String, f64)>,
+    /// Milliseconds of the step on this rank.
+    pub step_ms: f64,
+}
+
+/// Everything one rank needs to make steps.
+pub struct Engine {
+    model: Box<dyn Model>,
+    layout: Layout,
+    rank: u32,
+    rank_lanes: Vec<Range<u32>>,
+    weights: Weights,
+    collective: SharedCollective,
+    gradients: Vec<FlatBuffer>,
+    gradient_ids: Vec<BufferId>,
+    working: FlatBuffer,
+    filling: Arc<Mutex<Filling>>,
+    gathers: Gathers,
+    owned: Owned,
+    slots: Slots,
+    missing_named: Vec<usize>,
+}
+
+impl Engine {
+    /// Allocates the buffers of this rank in `collective`, draws the initial values and closes no gate. `rank_lanes` are
+    /// the lanes of every rank.
+    pub fn new(
+        config: &RunConfig,
+        model: Box<dyn Model>,
+        mut collective: Box<dyn Collective>,
+        rank_lanes: Vec<Range<u32>>,
+    ) -> Result<Engine, TrainerError> {
+        let rank = collective.rank();
+        let bf16 = config.run.precision == Precision::Bf16;
+        let layout = Layout::new(model.inventory(), bf16, config.optimizer.method == Method::Muon);
+        let owners = OwnerMap::new(model.inventory(), &layout, collective.size());
+        let lanes = config.run.lanes;
+        let buffers = rank_lanes.iter().map(|r| LaneProgram::most_buffers(lanes, r.clone())).max().unwrap_or(1);
+        let mut gradient_ids = Vec::new();
+        for index in 0..buffers {
+            gradient_ids.push(collective.allocate(&format!("gradients {index}"), layout.gradient_elements * 4)?);
+        }
+        let working_id = collective.allocate("working copies", layout.working_bytes)?;
+        let over = |id: &BufferId| FlatBuffer::new(Arc::new(collective.buffer(*id).hold()));
+        let gradients: Vec<FlatBuffer> = gradient_ids.iter().map(over).collect();
+        let mut working = over(&working_id);
+        let mut owned = Owned::new(config, owners, rank);
+        for (index, spec) in model.inventory().iter().enumerate() {
+            let initial = values(spec, config.run.seed);
+            let place = &layout.places[index];
+            match place.bf16 {
+                true => {
+                    let copies = working.slice_mut::<bf16>(place.working.start, initial.len())?;
+                    lockstep_kernels::real::convert::<f32, bf16>(&initial, copies);
+                }
+                false => working.slice_mut::<f32>(place.working.start, initial.len())?.copy_from_slice(&initial),
+            }
+            owned.start(index, spec, place, &initial);
+        }
+        let weights = Weights::new(model.inventory(), &layout, Products::for_precision(bf16), &working, &gradients)?;
+        let collective: SharedCollective = Arc::new(Mutex::new(collective));
+        let filling = Arc::new(Mutex::new(Filling::new(&layout, gradients.clone(), Arc::clone(&collective))));
+        for tensor in 0..model.inventory().len() {
+            let filling = Arc::clone(&filling);
+            on_gradient_ready(weights.leaf(tensor), move || {
+                filling.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).ready(tensor);
+            })?;
+        }
+        let slots = Slots::new(&layout, owned.map(), &rank_lanes, lanes);
+        let gathers = Gathers::new(&*model, &layout, owned.map(), Arc::clone(&collective), working_id);
+        Ok(Engine {
+            model,
+            layout,
+            rank,
+            rank_lanes,
+            weights,
+            collective,
+            gradients,
+            gradient_ids,
+            working,
+            filling,
+            gathers,
+            owned,
+            slots,
+            missing_named: Vec::new(),
+        })
+    }
+
+    /// The hash of the parameters as they are.
+    pub fn parameter_hash(&mut self) -> Result<[u8; 32], TrainerError> {
+        self.slots.record_hashes(&self.owned.hashes());
+        Ok(self.slots.exchange_applied(&self.collective)?.0)
+    }
+
+    /// The highest directive that any rank has seen: the ranks agree again, outside a step.
+    pub fn agree(&mut self, directive: u64) -> Result<u64, TrainerError> {
+        let mut table = vec![0; self.rank_lanes.len()];
+        let owners: Vec<u32> = (0..self.rank_lanes.len() as u32).collect();
+        table[self.rank as usize] = directive;
+        locked(&self.collective).exchange_slots(&mut table, &owners)?;
+        Ok(table.into_iter().max().unwrap_or(0))
+    }
+
+    /// The micro-batches that this rank needs for a plan, in the order in which [`Engine::step`] takes them.
+    pub fn micro_batches_of(&self, plan: &Plan) -> Vec<u32> {
+        let lanes = self.slots.lanes();
+        self.rank_lanes[self.rank as usize]
+            .clone()
+            .flat_map(|lane| lane_micro_batches(lane, lanes, plan.micro_batches))
+            .collect()
+    }
+
+    /// Makes one step. `next` hands out this rank's micro-batches in the order of [`Engine::micro_batches_of`];
+    /// `directive` is the newest one this rank has seen.
+    pub fn step(
+        &mut self,
+        plan: &Plan,
+        directive: u64,
+        next: &mut dyn FnMut() -> Result<MicroBatch, TrainerError>,
+    ) -> Result<StepOutcome, TrainerError> {
+        let began = Instant::now();
+        let mut clock = Clock::new();
+        let lanes = self.slots.lanes();
+        let working: Vec<bool> = (0..lanes).map(|l| !lane_micro_batches(l, lanes, plan.micro_batches).is_empty()).collect();
+        let program = LaneProgram::new(&working, self.rank_lanes[self.rank as usize].clone());
+        self.slots.begin();
+        self.fill().begin(program.closing.clone());
+        let last = program.actions.iter().rposition(|a| matches!(a, Action::Run { .. }));
+        for (index, action) in program.actions.iter().enumerate() {
+            match *action {
+                Action::Run { lane, buffer } => {
+                    let count = lane_micro_batches(lane, lanes, plan.micro_batches).len();
+                    let sums = self.run_lane(buffer, count, last == Some(index), next, &mut clock)?;
+                    self.slots.record_lane(lane, sums);
+                }
+                Action::Add { into, from } => {
+                    let from = self.gradients[from].clone();
+                    let elements = self.layout.gradient_elements;
+                    let into = self.gradients[into].slice_mut::<f32>(0, elements)?;
+                    pointwise::add::<f32>(into, from.slice(0, elements)?);
+                    clock.lap("lanes_ms");
+                }
+            }
+        }
+        self.gathers.open_all()?;
+        self.fill().flush()?;
+        clock.lap("backward_ms");
+        self.reduce(&LaneTree::new(&working))?;
+        clock.lap("reduce_ms");
+        self.slots.record_gradients(&self.owned.square_sums(&self.gradients[0])?);
+        clock.lap("norms_ms");
+        let first = self.slots.exchange_step(&self.collective, self.rank, directive)?;
+        clock.lap("slots_ms");
+        let scale = match first.verdict(&self.layout, self.model.inventory(), self.owned.clip_norm(), plan) {
+            Verdict::Accepted { scale } => scale,
+            Verdict::Refused { reason } => return Err(TrainerError::NotFinite(reason)),
+        };
+        self.slots.record_polar(&self.owned.orthogonalise(&self.gradients[0], scale)?);
+        clock.lap("polar_ms");
+        let polar_factors = self.slots.exchange_polar(&self.collective, self.model.inventory())?;
+        clock.lap("slots_ms");
+        let applied = self.owned.apply(&self.layout, &self.gradients[0], &mut self.working, plan.learning_rate, scale)?;
+        self.slots.record_applied(&applied);
+        clock.lap("apply_ms");
+        let (parameter_hash, update_norm) = self.slots.exchange_applied(&self.collective)?;
+        clock.lap("slots_ms");
+        self.gathers.close_all();
+        Ok(StepOutcome {
+            loss: first.loss,
+            tokens: first.tokens,
+            grad_norm: first.grad_norm,
+            update_norm,
+            parameter_hash,
+            directive: first.directive,
+            polar_factors,
+            phases: clock.phases,
+            step_ms: began.elapsed().as_secs_f64() * 1e3,
+        })
+    }
+
+    fn fill(&self) -> MutexGuard<'_, Filling> {
+        self.filling.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Runs the `count` micro-batches of a lane into a gradient buffer.
+    fn run_lane(
+        &mut self,
+        buffer: usize,
+        count: usize,
+        is_last_lane: bool,
+        next: &mut dyn FnMut() -> Result<MicroBatch, TrainerError>,
+        clock: &mut Clock,
+    ) -> Result<Lane, TrainerError> {
+        self.weights.begin_lane(buffer)?;
+        let mut sums = Lane::default();
+        for index in 0..count {
+            let batch = next()?;
+            clock.lap("data_ms");
+            let loss = self.model.loss(&self.weights, view(&batch), &mut self.gathers)?;
+            sums.loss += loss.f_double_value(&[])?;
+            sums.tokens += batch.counted;
+            clock.lap("forward_ms");
+            if is_last_lane && index + 1 == count {
+                self.fill().arm();
+            }
+            run_backward(&loss)?;
+            clock.lap("backward_ms");
+        }
+        for tensor in self.weights.end_lane() {
+            // Named once: a parameter that takes no part is legal, and its gradient counts as zero.
+            if !self.missing_named.contains(&tensor) {
+                self.missing_named.push(tensor);
+                tracing::warn!("no gradient reached {}; it counts as zero", self.model.inventory()[tensor].name);
+            }
+        }
+        Ok(sums)
+    }
+
+    /// The owner's part: finishes the lane tree over its ranges, bucket by bucket.
+    fn reduce(&mut self, tree: &LaneTree) -> Result<(), TrainerError> {
+        let mut collective = locked(&self.collective);
+        for (index, bucket) in self.layout.buckets.iter().enumerate() {
+            collective.reduce_lanes(&ReduceLanes {
+                bucket: index as u32,
+                owned: &self.owned.ranges_in(&bucket.elements),
+                rank_lanes: &self.rank_lanes,
+                tree,
+                buffers: &self.gradient_ids,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Mean loss over the whole validation set, by fixed micro-batches dealt to lanes and added in their order.
+    pub fn validate(&mut self, set: &ValidationSet) -> Result<Validation, TrainerError> {
+        self.gathers.open_all()?;
+        let (count, lanes) = (set.count(), self.slots.lanes());
+        let mut table = vec![0u64; 2 * count as usize];
+        let mut owners = vec![0u32; 2 * count as usize];
+        for (rank, hosted) in self.rank_lanes.clone().into_iter().enumerate() {
+            for index in hosted.flat_map(|lane| lane_micro_batches(lane, lanes, count)) {
+                let at = 2 * index as usize;
+                owners[at..at + 2].fill(rank as u32);
+                if rank == self.rank as usize {
+                    let batch = set.micro_batch(index)?;
+                    let loss = self.weights.without_recording(|| {
+                        self.model.loss(&self.weights, view(&batch), &mut self.gathers)
+                    })?;
+                    table[at] = loss.f_double_value(&[])?.to_bits();
+                    table[at + 1] = batch.counted;
+                }
+            }
+        }
+        locked(&self.collective).exchange_slots(&mut table, &owners)?;
+        let (mut loss, mut tokens) = (0.0, 0);
+        for pair in table.chunks_exact(2) {
+            loss += f64::from_bits(pair[0]);
+            tokens += pair[1];
+        }
+        Ok(Validation { loss: loss / tokens as f64, tokens })
+    }
+
+    /// Collects the float32 masters of all owners and hands each tensor's name, shape and values to `take`, in forward
+    /// order. A collective: every rank calls it. The gradient buffer serves as the place: a step is over.
+    pub fn gather_masters(
+        &mut self,
+        mut take: impl FnMut(&str, &[i64], &[f32]) -> Result<(), TrainerError>,
+    ) -> Result<(), TrainerError> {
+        locked(&self.collective).barrier()?;
+        self.owned.write_masters(&mut self.gradients[0])?;
+        let ranges: Vec<_> = self
+            .owned
+            .map()
+            .pieces
+            .iter()
+            .map(|p| (p.elements.start * 4..p.elements.end * 4, p.owner))
+            .collect();
+        locked(&self.collective).all_gather_v(self.gradient_ids[0], &ranges)?;
+        for (spec, place) in self.model.inventory().iter().zip(&self.layout.places) {
+            let values = self.gradients[0].slice::<f32>(place.gradient.start * 4, spec.elements())?;
+            take(&spec.name, &spec.shape, values)?;
+        }
+        // Nobody writes into these buffers again before all have read.
+        locked(&self.collective).barrier()?;
+        Ok(())
+    }
+
+    /// Waits at every gate, so that all working copies are those of the last step.
+    pub fn settle(&mut self) -> Result<(), TrainerError> {
+        self.gathers.open_all()
+    }
+}
+
+fn view(batch: &MicroBatch) -> Batch<'_> {
+    Batch { rows: batch.rows as usize, columns: batch.columns as usize, inputs: &batch.inputs, targets: &batch.targets }
+}
+
+/// Adds up the milliseconds between laps, by phase.
+struct Clock {
+    last: Instant,
+    phases: Vec<(String, f64)>,
+}
+
+impl Clock {
+    fn new() -> Clock {
+        Clock { last: Instant::now(), phases: Vec::new() }
+    }
+
+    fn lap(&mut self, phase: &str) {
+        let now = Instant::now();
+        let ms = (now - self.last).as_secs_f64() * 1e3;
+        self.last = now;
+        match self.phases.iter_mut().find(|(name, _)| name == phase) {
+            Some((_, total)) => *total += ms,
+            None => self.phases.push((phase.to_owned(), ms)),
+        }
+    }
+}
+
+impl Gate for Gathers {
+    fn open(&mut self, layer: usize) -> Result<(), TrainerError> {
+        self.open_through(layer)
+    }
+}

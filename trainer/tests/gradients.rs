@@ -1,0 +1,170 @@
+//! Forward and gradients equal a plain reference: the same GPT-2 in library operations and library autograd, in float64.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::HashMap;
+
+use lockstep_autograd::{FlatBuffer, run_backward};
+use lockstep_kernels::real::{bf16, convert};
+use lockstep_optim::products::Products;
+use lockstep_trainer::model::gpt2::{Gpt2, Shape};
+use lockstep_trainer::model::weights::Weights;
+use lockstep_trainer::model::{Batch, Model, OpenGate};
+use lockstep_trainer::sharding::layout::Layout;
+use tch::{Device, Kind, Tensor};
+
+struct Case {
+    shape: Shape,
+    rows: usize,
+    columns: usize,
+    micro_batches: usize,
+}
+
+/// Not initial values: every tensor random, so that no gradient vanishes by accident.
+fn start(model: &Gpt2, seed: i64) -> Vec<Vec<f32>> {
+    tch::manual_seed(seed);
+    let values = |spec: &lockstep_trainer::model::TensorSpec| {
+        let noise = Tensor::randn(&spec.shape[..], (Kind::Float, Device::Cpu)) * 0.15;
+        let centre = if spec.name.contains("norm") && spec.name.ends_with("weight") { 1.0 } else { 0.0 };
+        Vec::try_from((noise + centre).flatten(0, -1)).unwrap()
+    };
+    model.inventory().iter().map(values).collect()
+}
+
+/// The reference: plain float64 tensor code.
+fn reference(case: &Case, names: &HashMap<String, Tensor>, inputs: &Tensor, targets: &Tensor) -> Tensor {
+    let s = case.shape;
+    let (b, t, d, h) = (case.rows as i64, case.columns as i64, i64::from(s.width), i64::from(s.heads));
+    let get = |name: &str| names.get(name);
+    let norm = |x: &Tensor, name: &str| {
+        let centred = x - x.mean_dim(-1, true, Kind::Double);
+        let variance = (&centred * &centred).mean_dim(-1, true, Kind::Double);
+        let y = centred / (variance + 1e-5).sqrt() * get(&format!("{name}.weight")).unwrap();
+        match get(&format!("{name}.bias")) {
+            Some(bias) => y + bias,
+            None => y,
+        }
+    };
+    let linear = |x: &Tensor, name: &str| {
+        let y = x.matmul(&get(&format!("{name}.weight")).unwrap().transpose(0, 1));
+        match get(&format!("{name}.bias")) {
+            Some(bias) => y + bias,
+            None => y,
+        }
+    };
+    let wte = get("wte.weight").unwrap();
+    let mut x = wte.index_select(0, &inputs.flatten(0, -1)).reshape([b, t, d]) + get("wpe.weight").unwrap().narrow(0, 0, t);
+    let mask = Tensor::ones([t, t], (Kind::Bool, Device::Cpu)).tril(0).logical_not();
+    for layer in 0..s.layers {
+        let name = |part: &str| format!("blocks.{layer}.{part}");
+        let qkv = linear(&norm(&x, &name("norm1")), &name("qkv"));
+        let part = |i: i64| qkv.narrow(2, i * d, d).reshape([b, t, h, d / h]).transpose(1, 2);
+        let unit = |x: Tensor| if s.qk_norm { &x / ((&x * &x).mean_dim(-1, true, Kind::Double) + 1e-6).sqrt() } else { x };
+        let (q, k, v) = (unit(part(0)), unit(part(1)), part(2));
+        let scores = q.matmul(&k.transpose(-2, -1)) / ((d / h) as f64).sqrt();
+        let p = scores.masked_fill(&mask, f64::NEG_INFINITY).softmax(-1, Kind::Double);
+        let mixed = p.matmul(&v).transpose(1, 2).reshape([b, t, d]);
+        x = x + linear(&mixed, &name("out"));
+        let up = linear(&norm(&x, &name("norm2")), &name("up"));
+        x = x + linear(&up.gelu("tanh"), &name("down"));
+    }
+    let logits = norm(&x, "norm").reshape([b * t, d]).matmul(&wte.transpose(0, 1));
+    let all = logits.log_softmax(-1, Kind::Double);
+    let flat = targets.flatten(0, -1);
+    let counted = flat.ge(0).to_kind(Kind::Double);
+    let picked = all.gather(1, &flat.clamp_min(0).unsqueeze(1), false).squeeze_dim(1);
+    -(picked * counted).sum(Kind::Double)
+}
+
+/// Relative errors of the loss and of every gradient.
+fn errors(case: &Case, bf16_precision: bool) -> (f64, Vec<(String, f64)>) {
+    let model = Gpt2::new(case.shape);
+    let layout = Layout::new(model.inventory(), bf16_precision, true);
+    let mut working = FlatBuffer::heap(layout.working_bytes).unwrap();
+    let gradients = FlatBuffer::heap(layout.gradient_elements * 4).unwrap();
+    let values = start(&model, 11);
+    let mut names = HashMap::new();
+    for ((spec, place), values) in model.inventory().iter().zip(&layout.places).zip(&values) {
+        let exact = if place.bf16 {
+            let copies = working.slice_mut::<bf16>(place.working.start, values.len()).unwrap();
+            convert::<f32, bf16>(values, copies);
+            copies.iter().map(|v| v.to_f32()).collect()
+        } else {
+            working.slice_mut::<f32>(place.working.start, values.len()).unwrap().copy_from_slice(values);
+            values.clone()
+        };
+        let leaf = Tensor::from_slice(&exact).reshape(&spec.shape[..]).to_kind(Kind::Double).set_requires_grad(true);
+        names.insert(spec.name.clone(), leaf);
+    }
+    // What was there before must not matter.
+    let mut dirty = gradients.clone();
+    dirty.slice_mut::<f32>(0, layout.gradient_elements).unwrap().fill(f32::NAN);
+    let products = Products::for_precision(bf16_precision);
+    let weights = Weights::new(model.inventory(), &layout, products, &working, &[gradients.clone()]).unwrap();
+    tch::manual_seed(5);
+    let (mut ours, mut plain) = (0.0, 0.0);
+    weights.begin_lane(0).unwrap();
+    for _ in 0..case.micro_batches {
+        let size = [case.rows as i64, case.columns as i64];
+        let inputs = Tensor::randint(i64::from(case.shape.vocabulary), size, (Kind::Int64, Device::Cpu));
+        let mut targets = Tensor::randint(i64::from(case.shape.vocabulary), size, (Kind::Int64, Device::Cpu));
+        let _ = targets.get(0).narrow(0, case.columns as i64 / 2, 3).fill_(lockstep_data::IGNORE);
+        let (i, t): (Vec<i64>, Vec<i64>) =
+            (Vec::try_from(inputs.flatten(0, -1)).unwrap(), Vec::try_from(targets.flatten(0, -1)).unwrap());
+        let batch = Batch { rows: case.rows, columns: case.columns, inputs: &i, targets: &t };
+        let loss = model.loss(&weights, batch, &mut OpenGate).unwrap();
+        run_backward(&loss).unwrap();
+        ours += loss.double_value(&[]);
+        let expected = reference(case, &names, &inputs, &targets);
+        expected.backward();
+        plain += expected.double_value(&[]);
+        let again = weights.without_recording(|| model.loss(&weights, batch, &mut OpenGate)).unwrap();
+        assert_eq!(again.double_value(&[]).to_bits(), loss.double_value(&[]).to_bits(), "validation computes the same loss");
+        targets = Tensor::new();
+        drop(targets);
+    }
+    assert!(weights.end_lane().is_empty(), "every tensor has a gradient");
+    let mut out = Vec::new();
+    for (spec, place) in model.inventory().iter().zip(&layout.places) {
+        let got = Tensor::from_slice(gradients.slice::<f32>(place.gradient.start * 4, spec.elements()).unwrap());
+        let expected = names[&spec.name].grad().flatten(0, -1);
+        let norm = |t: &Tensor| t.square().sum(Kind::Double).sqrt().double_value(&[]);
+        out.push((spec.name.clone(), norm(&(got.to_kind(Kind::Double) - &expected)) / norm(&expected)));
+    }
+    ((ours - plain).abs() / plain.abs(), out)
+}
+
+fn cases() -> Vec<Case> {
+    let shape = Shape { layers: 2, heads: 3, width: 48, vocabulary: 97, context: 700, bias: false, qk_norm: false };
+    vec![
+        Case { shape, rows: 2, columns: 33, micro_batches: 2 },
+        Case { shape: Shape { bias: true, ..shape }, rows: 3, columns: 40, micro_batches: 1 },
+        Case { shape: Shape { qk_norm: true, bias: true, ..shape }, rows: 1, columns: 150, micro_batches: 1 },
+        // Longer than what attention keeps: probabilities are made again in backward.
+        Case { shape: Shape { layers: 1, ..shape }, rows: 1, columns: 600, micro_batches: 1 },
+    ]
+}
+
+#[test]
+fn loss_and_gradients_match_float64_to_1e_minus_5_in_fp32() {
+    tch::set_num_threads(1);
+    for case in cases() {
+        let (loss, gradients) = errors(&case, false);
+        assert!(loss < 1e-6, "loss: {loss}");
+        for (name, error) in gradients {
+            assert!(error < 1e-5, "{name}: {error}");
+        }
+    }
+}
+
+#[test]
+fn bf16_gradients_stay_near_the_float64_ones() {
+    tch::set_num_threads(1);
+    for case in cases() {
+        let (loss, gradients) = errors(&case, true);
+        assert!(loss < 2e-3, "loss: {loss}");
+        for (name, error) in gradients {
+            // bf16 has 8 bits: activations and their gradients are rounded some ten times on the way.
+            assert!(error < 4e-2, "{name}: {error}");
+        }
+    }
+}
