@@ -4,8 +4,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
 
 /// Says what it was asked, fails where `FAIL` names its first word, and leaves a run's files.
 const LOCKSTEP: &str = r#"#!/bin/sh
@@ -16,6 +21,11 @@ data)
     while [ "$1" != --out ]; do shift; done
     mkdir -p "$2" ;;
 run)
+    if [ -n "$WAIT" ]; then
+        trap 'sleep 0.2; touch stopped; exit 3' INT
+        touch started
+        for _ in $(seq 600); do sleep 0.1; done
+    fi
     for word in "$@"; do case "$word" in run.name=*) name=${word#run.name=} ;; esac; done
     mkdir -p "runs/$name/final"
     for step in 1 2 3 4 5; do
@@ -34,13 +44,19 @@ echo "$OMP_NUM_THREADS $*" >> asked.txt
 echo '{"tokens_per_second": 2048.0, "step_ms": 1000.0, "forward_ms": 400.0, "peak_memory_mib": 1400}'
 "#;
 
+/// A program that is being written cannot be started, and for a moment a process that another test starts holds all
+/// files open that this one writes: so one tree at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
 struct Tree {
+    _turn: MutexGuard<'static, ()>,
     folder: tempfile::TempDir,
 }
 
 impl Tree {
     fn new() -> Tree {
         let tree = Tree {
+            _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner),
             folder: tempfile::tempdir().unwrap(),
         };
         for file in [
@@ -79,15 +95,19 @@ impl Tree {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
-    fn xtask(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
-        Command::new(self.path("target/release/xtask"))
+    fn command(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(self.path("target/release/xtask"));
+        command
             .args(arguments)
             .current_dir(self.folder.path())
             .env("CARGO", self.path("cargo"))
             .env("LIBTORCH", self.path("libtorch"))
-            .envs(environment.iter().copied())
-            .output()
-            .unwrap()
+            .envs(environment.iter().copied());
+        command
+    }
+
+    fn xtask(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+        self.command(arguments, environment).output().unwrap()
     }
 }
 
@@ -146,6 +166,38 @@ fn a_demo_that_learns_nothing_fails() {
         "{}",
         text(&output.stderr)
     );
+}
+
+#[test]
+fn an_interrupted_demo_waits_for_the_run_to_stop_in_order() {
+    let tree = Tree::new();
+    let demo = tree
+        .command(&["demo"], &[("WAIT", "1")])
+        .process_group(0)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for(&tree.path("started"));
+    // As a terminal does on Ctrl-C: to the whole group.
+    let group = Pid::from_raw(i32::try_from(demo.id()).unwrap()).unwrap();
+    kill_process_group(group, Signal::INT).unwrap();
+    let output = demo.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(tree.path("stopped").exists(), "the demo ended before its run");
+    assert!(
+        text(&output.stderr).contains("training ended with exit status: 3"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+fn wait_for(path: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !path.exists() {
+        assert!(Instant::now() < deadline, "{} did not appear", path.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
