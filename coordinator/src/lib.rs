@@ -1,8 +1,18 @@
 //! The coordinator of a run.
 //!
-//! Way of data: [`plan`] says what every step does; [`run`] decides, purely, what happens to the run.
+//! Way of data: [`plan`] says what every step does; [`run`] decides, purely, what happens to the run; the service
+//! carries messages to it and from it; [`ledger`] makes decisions durable before they are sent; [`files`] writes
+//! what people read. [`Coordinator::start`] puts these together, in the process of `lockstep run` or in a binary of
+//! its own.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod files;
+pub mod ledger;
 pub mod plan;
 pub mod run;
+
+mod coordinator;
+mod service;
+
+pub use coordinator::{ControlHandle, Coordinator, CoordinatorOptions, Events, Running, StartError};

@@ -357,7 +357,7 @@ pub struct CommittedStep {
 }
 
 /// How a run ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunEnd {
     /// Completed, stopped or failed.
     pub outcome: Outcome,

@@ -80,6 +80,8 @@ pub enum Event {
     Resume,
     /// An operator's command.
     Stop,
+    /// An operator's command: end now, in the middle of a step.
+    Abandon,
 }
 
 /// What the machine decided about one event.

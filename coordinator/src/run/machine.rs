@@ -44,6 +44,7 @@ impl Run {
             Event::Pause => self.pause(&mut directives),
             Event::Resume => self.resume(&mut directives),
             Event::Stop => self.stop("an operator", &mut directives),
+            Event::Abandon => self.abandon(&mut directives),
         };
         #[cfg(test)]
         if let Some(fault) = self.fault {
@@ -226,10 +227,15 @@ impl Run {
     fn note(&mut self, peer: Peer, rank: u32, report: StepReport, directives: &mut Vec<Directive>) {
         let step = report.step;
         if rank == 0 {
-            let numbers = report
-                .metrics
-                .as_ref()
-                .map(|metrics| [("loss", metrics.loss), ("gradient norm", metrics.grad_norm)]);
+            let numbers = report.metrics.as_ref().map(|metrics| {
+                [
+                    ("loss", metrics.loss),
+                    ("gradient norm", metrics.grad_norm),
+                    ("update norm", metrics.update_norm),
+                    ("effective learning rate", metrics.effective_learning_rate),
+                    ("time", metrics.step_ms),
+                ]
+            });
             let Some(numbers) = numbers else {
                 self.fail(
                     format!("rank 0 reported step {step} without the step's metrics"),
@@ -456,6 +462,16 @@ impl Run {
             }
             Phase::Stopping | Phase::Finishing | Phase::Failing => Ok(None),
         }
+    }
+
+    fn abandon(&mut self, directives: &mut Vec<Directive>) -> Answer {
+        if self.phase == Phase::Ended {
+            return Err(self.over("abandon the run"));
+        }
+        let (committed, total) = (self.committed, self.facts.planner.total_steps());
+        let reason = format!("the run was abandoned by an operator after step {committed} of {total}");
+        self.end_with(Outcome::Stopped, reason, directives);
+        Ok(None)
     }
 
     fn give(&mut self, kind: DirectiveKind, reason: &str, directives: &mut Vec<Directive>) {

@@ -1,0 +1,347 @@
+//! Starting a run's coordinator, and the handle of whoever started it: `lockstep run` in its own process, or the
+//! binary.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::mpsc as std_mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use lockstep_config::RunConfig;
+use lockstep_proto::domain::{RunEnd, RunEvent};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::{broadcast, oneshot};
+
+use crate::files::{FileError, RunFiles, World};
+use crate::ledger::{Ledger, LedgerError, RunRow};
+use crate::plan::Planner;
+use crate::run::{Event, Refusal, Run, RunFacts};
+use crate::service::{Executor, ExecutorParts, Letter, Mailbox, mailbox, serve};
+
+/// Events that a slow watcher may fall behind by before it misses some.
+const EVENTS: usize = 4096;
+/// How long a command waits for the decision.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// What a run needs.
+#[derive(Clone, Debug)]
+pub struct CoordinatorOptions {
+    /// The run's config.
+    pub config: RunConfig,
+    /// Its folder, made if it is not there; not one that holds a run which has begun.
+    pub run_dir: PathBuf,
+    /// Trainers that make the world complete.
+    pub ranks: u32,
+    /// Transport of their collectives, for people: `solo`, `host`.
+    pub backend: String,
+    /// Samples of one epoch.
+    pub training_samples: u64,
+    /// Hash of the data manifest, as trainers will report it.
+    pub data_hash: String,
+}
+
+/// Why a coordinator cannot start. Nothing is left behind but, where the folder is its own, an empty ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The world cannot be made.
+    #[error("{}", .0.reason)]
+    World(Refusal),
+    /// The address is taken or not ours.
+    #[error("cannot listen on {address}: {cause}. Choose another coordinator.bind, or port 0 for a free one")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Of the system.
+        cause: std::io::Error,
+    },
+    /// The folder's run has begun already.
+    #[error("the run folder {} holds a run that has begun: choose another run.name, or remove the folder", folder.display())]
+    Begun {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The files.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The system gives no thread or no runtime.
+    #[error("cannot start the coordinator's threads: {0}")]
+    Thread(std::io::Error),
+}
+
+/// The coordinator of one run.
+#[derive(Debug)]
+pub struct Coordinator;
+
+/// A running coordinator. Dropping it abandons the run.
+#[derive(Debug)]
+pub struct Running {
+    address: SocketAddr,
+    run_id: String,
+    handle: ControlHandle,
+    events: broadcast::Sender<RunEvent>,
+    executor: Option<JoinHandle<RunEnd>>,
+    server: Option<JoinHandle<()>>,
+}
+
+impl Coordinator {
+    /// Starts a coordinator on threads of its own: checks the world, listens, claims a term in the run's folder.
+    ///
+    /// # Errors
+    /// When the world is impossible, the address is taken, the folder is in use or has a run, or the disk fails.
+    pub fn start(options: CoordinatorOptions) -> Result<Running, StartError> {
+        let CoordinatorOptions {
+            config,
+            run_dir,
+            ranks,
+            backend,
+            training_samples,
+            data_hash,
+        } = options;
+        let planner = Planner::new(&config, training_samples);
+        let total_steps = planner.total_steps();
+        let mut facts = RunFacts {
+            config_hash: config.hash(),
+            data_hash: data_hash.clone(),
+            lanes: config.run.lanes,
+            ranks,
+            term: 0,
+            last_generation: 0,
+            window: Duration::try_from_secs_f64(config.coordinator.plan_window_seconds).unwrap_or(Duration::ZERO),
+            secret: rand::random(),
+            planner,
+        };
+        Run::new(facts.clone()).map_err(StartError::World)?;
+        let address = config.coordinator.bind;
+        let listen = |cause| StartError::Listen { address, cause };
+        let listener = std::net::TcpListener::bind(address).map_err(listen)?;
+        listener.set_nonblocking(true).map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+
+        let row = RunRow {
+            run_id: format!("{}-{:08x}", config.run.name, rand::random::<u32>()),
+            name: config.run.name.clone(),
+            config_toml: config.to_toml(),
+            config_hash: facts.config_hash.clone(),
+            data_hash,
+        };
+        let ledger = Ledger::open(&run_dir, row)?;
+        if ledger.last_generation()? > 0 {
+            return Err(StartError::Begun { folder: run_dir });
+        }
+        let world = World {
+            from_step: 1,
+            ranks,
+            backend: backend.clone(),
+        };
+        let files = RunFiles::create(&run_dir, &ledger.run().config_toml, world)?;
+        facts.term = ledger.term();
+        let run = Run::new(facts).map_err(StartError::World)?;
+
+        let (mailbox, letters) = mailbox();
+        let (events, _) = broadcast::channel(EVENTS);
+        let (row, term) = (ledger.run().clone(), ledger.term());
+        let run_id = row.run_id.clone();
+        let name = config.run.name;
+        let parts = ExecutorParts {
+            run,
+            ledger,
+            files,
+            letters,
+            events: events.clone(),
+            name,
+            ranks,
+            backend,
+            total_steps,
+        };
+        let (done, is_done) = oneshot::channel();
+        let (server_runtime, run_runtime) = (runtime()?, runtime()?);
+        let server_mailbox = mailbox.clone();
+        let server = spawn("coordinator-service", move || {
+            server_runtime.block_on(async move {
+                match TcpListener::from_std(listener) {
+                    Ok(listener) => serve(listener, server_mailbox, row, term, is_done).await,
+                    Err(error) => tracing::error!("cannot listen: {error}"),
+                }
+            });
+        })?;
+        let executor = spawn("coordinator-run", move || {
+            let end = run_runtime.block_on(Executor::new(parts).carry());
+            // The server may have ended by itself; then there is nothing to tell it.
+            let _told = done.send(());
+            end
+        })?;
+        let handle = ControlHandle { mailbox };
+        Ok(Running {
+            address,
+            run_id,
+            handle,
+            events,
+            executor: Some(executor),
+            server: Some(server),
+        })
+    }
+}
+
+fn runtime() -> Result<Runtime, StartError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(StartError::Thread)
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, StartError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map_err(StartError::Thread)
+}
+
+impl Running {
+    /// Where it listens: trainers and operators take `http://ADDRESS`.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The run's id.
+    pub fn run_id(&self) -> &str {
+        &self.run_id
+    }
+
+    /// Commands for the run, from any thread.
+    pub fn handle(&self) -> ControlHandle {
+        self.handle.clone()
+    }
+
+    /// Every event from now on. The last one is [`RunEvent::Ended`].
+    pub fn subscribe(&self) -> Events {
+        Events {
+            receiver: self.events.subscribe(),
+        }
+    }
+
+    /// Waits until the run has ended, its files are written and the server is closed.
+    pub fn wait(mut self) -> RunEnd {
+        let end = self.executor.take().map(JoinHandle::join);
+        if let Some(server) = self.server.take() {
+            // A panic there has been printed, and the run's own end is what counts.
+            let _ended = server.join();
+        }
+        match end {
+            Some(Ok(end)) => end,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => unreachable!("only wait and drop take the thread"),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(executor) = self.executor.take() {
+            self.handle.abandon();
+            // As in `wait`: whoever drops a run does not ask how it ended.
+            let _ended = executor.join();
+        }
+        if let Some(server) = self.server.take() {
+            let _ended = server.join();
+        }
+    }
+}
+
+/// Commands for a run that is coordinated in this process. None of them panics or waits inside async code.
+#[derive(Clone)]
+pub struct ControlHandle {
+    mailbox: Mailbox,
+}
+
+impl std::fmt::Debug for ControlHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ControlHandle").finish_non_exhaustive()
+    }
+}
+
+impl ControlHandle {
+    /// Pauses at the end of the running step. The sentence says what was decided.
+    ///
+    /// # Errors
+    /// When the run is over.
+    pub fn pause(&self) -> Result<String, Refusal> {
+        self.command(Event::Pause)
+    }
+
+    /// Goes on after a pause.
+    ///
+    /// # Errors
+    /// When the run is over.
+    pub fn resume(&self) -> Result<String, Refusal> {
+        self.command(Event::Resume)
+    }
+
+    /// Stops at the end of the running step. Returns at once, so that a Ctrl-C handler may call it.
+    pub fn stop(&self) {
+        self.tell(Event::Stop);
+    }
+
+    /// Ends the run now, in the middle of a step: everybody is told to abort. Returns at once.
+    pub fn abandon(&self) {
+        self.tell(Event::Abandon);
+    }
+
+    fn tell(&self, event: Event) {
+        // An error says that the run is over, which is what was asked for.
+        let _told = self
+            .mailbox
+            .operators
+            .send(Letter::Command(event, Box::new(|_answer| {})));
+    }
+
+    fn command(&self, event: Event) -> Result<String, Refusal> {
+        let (answer, answered) = std_mpsc::sync_channel(1);
+        let reply = Box::new(move |decided| {
+            // The caller waits only so long.
+            let _told = answer.send(decided);
+        });
+        let over = || Refusal::new("RUN_OVER", "run", "the run is over".to_owned());
+        self.mailbox
+            .operators
+            .send(Letter::Command(event, reply))
+            .map_err(|_| over())?;
+        answered.recv_timeout(ANSWER).unwrap_or_else(|_| Err(over()))
+    }
+}
+
+/// The events of a run, in order.
+#[derive(Debug)]
+pub struct Events {
+    receiver: broadcast::Receiver<RunEvent>,
+}
+
+impl Events {
+    /// Waits for the next event; none after the end. Not for async code: use [`Events::next`] there.
+    pub fn blocking_next(&mut self) -> Option<RunEvent> {
+        loop {
+            match self.receiver.blocking_recv() {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    /// The next event; none after the end.
+    pub async fn next(&mut self) -> Option<RunEvent> {
+        loop {
+            match self.receiver.recv().await {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The files of a run's folder that people and other tools read: `metrics.jsonl`, `summary.json` and TensorBoard
+//! event files, written from committed steps only, as they become durable.
+//!
+//! Way of data: the service calls [`RunFiles::committed`] and [`RunFiles::validated`] after the ledger's
+//! transaction, [`RunFiles::flush`] once a batch, and [`RunFiles::end`] at the end of the run.
+
+mod metrics;
+mod summary;
+mod tensorboard;
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use lockstep_proto::domain::{CommittedStep, RunEnd, Validation};
+
+pub use crate::files::summary::{Summary, World};
+use crate::files::tensorboard::EventFile;
+
+/// A file of the run's folder cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}: {cause}", path.display())]
+pub struct FileError {
+    path: PathBuf,
+    cause: std::io::Error,
+}
+
+/// The open files of a run.
+#[derive(Debug)]
+pub struct RunFiles {
+    folder: PathBuf,
+    metrics_path: PathBuf,
+    metrics: BufWriter<File>,
+    events: EventFile,
+    summary: Summary,
+}
+
+impl RunFiles {
+    /// Makes the files in `folder`, which exists.
+    ///
+    /// # Errors
+    /// When one cannot be written.
+    pub fn create(folder: &Path, config_toml: &str, world: World) -> Result<RunFiles, FileError> {
+        write_whole(&folder.join("config.toml"), config_toml.as_bytes())?;
+        let metrics_path = folder.join("metrics.jsonl");
+        let metrics = File::create(&metrics_path).map_err(|cause| FileError {
+            path: metrics_path.clone(),
+            cause,
+        })?;
+        Ok(RunFiles {
+            events: EventFile::create(folder)?,
+            folder: folder.to_owned(),
+            metrics: BufWriter::new(metrics),
+            metrics_path,
+            summary: Summary::new(world),
+        })
+    }
+
+    /// A step was committed.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn committed(&mut self, step: &CommittedStep) -> Result<(), FileError> {
+        self.summary.committed(step);
+        self.line(&metrics::StepLine::of(step))?;
+        let scalars = [
+            ("loss", step.loss),
+            ("lr", step.learning_rate),
+            ("grad_norm", step.grad_norm),
+            ("tokens_per_second", step.tokens_per_second),
+        ];
+        self.events.scalars(step.step, &scalars)
+    }
+
+    /// A committed step was validated.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn validated(&mut self, step: u64, validation: Validation) -> Result<(), FileError> {
+        self.summary.validation_loss = Some(validation.loss);
+        self.line(&metrics::ValidationLine {
+            step,
+            validation_loss: validation.loss,
+        })?;
+        self.events.scalars(step, &[("validation_loss", validation.loss)])
+    }
+
+    /// Hands everything to the system, so that readers see whole lines.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn flush(&mut self) -> Result<(), FileError> {
+        self.metrics.flush().map_err(|cause| FileError {
+            path: self.metrics_path.clone(),
+            cause,
+        })?;
+        self.events.flush()
+    }
+
+    /// The run is over: writes `summary.json`.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn end(&mut self, end: &RunEnd, peak_memory_mib: u64) -> Result<(), FileError> {
+        self.flush()?;
+        let text = self.summary.ended(end, peak_memory_mib);
+        write_whole(&self.folder.join("summary.json"), text.as_bytes())
+    }
+
+    fn line(&mut self, line: &impl serde::Serialize) -> Result<(), FileError> {
+        let failed = |cause: std::io::Error| FileError {
+            path: self.metrics_path.clone(),
+            cause,
+        };
+        serde_json::to_writer(&mut self.metrics, line).map_err(|error| failed(error.into()))?;
+        self.metrics.write_all(b"\n").map_err(failed)
+    }
+}
+
+/// Writes beside and renames, so that nobody ever sees half a file.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let beside = path.with_extension("part");
+    let written = std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, path));
+    written.map_err(|cause| FileError {
+        path: path.to_owned(),
+        cause,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_proto::domain::Outcome;
+    use serde_json::Value;
+    use tempfile::tempdir;
+
+    use super::*;
+
+    fn step(step: u64) -> CommittedStep {
+        CommittedStep {
+            step,
+            total_steps: 4,
+            samples: step * 8,
+            tokens: step * 128,
+            loss: 3.0 / step as f64,
+            learning_rate: 0.5,
+            effective_learning_rate: 0.25,
+            batch: 8,
+            grad_norm: 2.0,
+            update_norm: 1.5,
+            tokens_per_second: 512.0,
+            step_ms: 250.0,
+            phases: vec![("forward".to_owned(), 100.0), ("backward_ms".to_owned(), 120.0)],
+            generation: 1,
+            ranks: 2,
+            parameter_hash: [0xab; 32],
+        }
+    }
+
+    #[test]
+    fn the_files_have_the_keys_that_other_tools_read() {
+        let folder = tempdir().unwrap();
+        let world = World {
+            from_step: 1,
+            ranks: 2,
+            backend: "host".to_owned(),
+        };
+        let mut files = RunFiles::create(folder.path(), "[run]\n", world).unwrap();
+        files.committed(&step(1)).unwrap();
+        files.committed(&step(2)).unwrap();
+        files
+            .validated(
+                2,
+                Validation {
+                    loss: 1.75,
+                    tokens: 100,
+                },
+            )
+            .unwrap();
+        let end = RunEnd {
+            outcome: Outcome::Stopped,
+            reason: "asked".to_owned(),
+            last_step: 2,
+        };
+        files.end(&end, 321).unwrap();
+
+        let text = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let keys = |value: &Value| {
+            value
+                .as_object()
+                .unwrap()
+                .keys()
+                .cloned()
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        let expected = "step samples tokens loss lr effective_lr batch grad_norm update_norm tokens_per_second step_ms \
+                        phases generation ranks parameter_hash";
+        assert_eq!(
+            keys(&lines[0]),
+            expected.split_whitespace().map(str::to_owned).collect()
+        );
+        assert_eq!(
+            lines[1]["phases"],
+            serde_json::json!({ "forward_ms": 100.0, "backward_ms": 120.0 })
+        );
+        assert_eq!(lines[1]["parameter_hash"], "ab".repeat(32));
+        assert_eq!(lines[2], serde_json::json!({ "step": 2, "validation_loss": 1.75 }));
+
+        let text = std::fs::read_to_string(folder.path().join("summary.json")).unwrap();
+        let summary: Value = serde_json::from_str(&text).unwrap();
+        let expected = serde_json::json!({
+            "steps": 2, "samples": 16, "tokens": 256, "train_loss": 1.5, "validation_loss": 1.75,
+            "tokens_per_second": 512.0, "training_seconds": 0.5, "peak_memory_mib": 321,
+            "parameter_hash": "ab".repeat(32), "worlds": [{ "from_step": 1, "ranks": 2, "backend": "host" }],
+            "exit": "stopped", "reason": "asked",
+        });
+        assert_eq!(summary, expected);
+        assert_eq!(
+            std::fs::read_to_string(folder.path().join("config.toml")).unwrap(),
+            "[run]\n"
+        );
+    }
+}

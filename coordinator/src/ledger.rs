@@ -1,0 +1,548 @@
+//! The durable record of a run: terms, generations, plans, directives, committed steps, validations, and decisions
+//! with their reasons, in `ledger.redb` of the run's folder.
+//!
+//! Way of data: [`Ledger::open`] takes the folder's lock (`lock`), checks the version and claims the next term;
+//! [`Ledger::append`] makes a list of [`Record`]s durable in one transaction; the readers give them back. Every row
+//! carries a version (`rows`), and an unknown one is refused by name. Rows are only ever added.
+
+mod lock;
+mod rows;
+
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use lockstep_proto::domain::{Generation, Plan, RunEnd, Validation};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use crate::ledger::lock::Lock;
+pub use crate::ledger::rows::{DecisionRow, LEDGER_VERSION, RunRow, TermRow};
+use crate::ledger::rows::{decode, encode};
+use crate::run::{Commit, Record};
+
+type Rows = TableDefinition<'static, u64, &'static [u8]>;
+
+const RUN: Rows = TableDefinition::new("run");
+const TERMS: Rows = TableDefinition::new("terms");
+const GENERATIONS: Rows = TableDefinition::new("generations");
+const PLANS: Rows = TableDefinition::new("plans");
+const URGENT: Rows = TableDefinition::new("directives");
+const COMMITTED: Rows = TableDefinition::new("committed");
+const VALIDATIONS: Rows = TableDefinition::new("validations");
+const DECISIONS: Rows = TableDefinition::new("decisions");
+const ENDS: Rows = TableDefinition::new("ends");
+
+/// Memory that the store may use to cache pages; its own default is 1 GiB.
+const CACHE: usize = 8 << 20;
+
+/// Why the ledger cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// Another run has the folder.
+    #[error("the run folder {} is in use by the process {holder}: wait for that run to end, or choose another run.name", folder.display())]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+        /// Its pid, or what is known of it.
+        holder: String,
+    },
+    /// The folder holds another run.
+    #[error("the run folder {} holds the run {run_id}, which has another {what} ({theirs}, this one has {ours}): choose another run.name", folder.display())]
+    OtherRun {
+        /// The folder.
+        folder: PathBuf,
+        /// The run in it.
+        run_id: String,
+        /// What differs.
+        what: &'static str,
+        /// In the folder.
+        theirs: String,
+        /// Of the run that was to begin.
+        ours: String,
+    },
+    /// Written by another version.
+    #[error("{}: a row of the table {table} has version {found}, and this build knows version {} only", file.display(), LEDGER_VERSION)]
+    UnknownVersion {
+        /// The ledger.
+        file: PathBuf,
+        /// The table.
+        table: &'static str,
+        /// The version.
+        found: u64,
+    },
+    /// A row that cannot be read.
+    #[error("{}: row {key} of the table {table} cannot be read: {cause}", file.display())]
+    Row {
+        /// The ledger.
+        file: PathBuf,
+        /// The table.
+        table: &'static str,
+        /// The row.
+        key: u64,
+        /// Of the parser.
+        cause: String,
+    },
+    /// The system or the store failed.
+    #[error("cannot {what} {}: {cause}", path.display())]
+    Store {
+        /// What was tried.
+        what: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What it said.
+        cause: String,
+    },
+}
+
+/// The open ledger of a run. While it lives, nobody else can open the folder.
+#[derive(Debug)]
+pub struct Ledger {
+    database: Database,
+    file: PathBuf,
+    run: RunRow,
+    term: u64,
+    next_decision: u64,
+    _lock: Lock,
+}
+
+impl Ledger {
+    /// Opens or makes the ledger in `folder` (made if it is not there) and claims the next term. `run` is kept where
+    /// the folder is new; otherwise config and data must be those of the run that is there, whose id stands.
+    ///
+    /// # Errors
+    /// When the folder is in use, holds another run, or was written by another version; when the store fails.
+    pub fn open(folder: &Path, run: RunRow) -> Result<Ledger, LedgerError> {
+        std::fs::create_dir_all(folder).map_err(|error| store("make the folder", folder, error))?;
+        let lock = Lock::take(folder)?;
+        let file = folder.join("ledger.redb");
+        let database = Database::builder()
+            .set_cache_size(CACHE)
+            .create(&file)
+            .map_err(|error| match error {
+                redb::DatabaseError::DatabaseAlreadyOpen => LedgerError::InUse {
+                    folder: folder.to_owned(),
+                    holder: "that has its ledger open".to_owned(),
+                },
+                other => store("open", &file, other),
+            })?;
+        let mut ledger = Ledger {
+            database,
+            file,
+            run,
+            term: 0,
+            next_decision: 0,
+            _lock: lock,
+        };
+        ledger.claim(folder)?;
+        Ok(ledger)
+    }
+
+    fn claim(&mut self, folder: &Path) -> Result<(), LedgerError> {
+        let failed = |error: redb::Error| store("write", &self.file, error);
+        let began = self.database.begin_write().map_err(|error| failed(error.into()))?;
+        // Makes every table, so that readers find them.
+        for table in [
+            RUN,
+            TERMS,
+            GENERATIONS,
+            PLANS,
+            URGENT,
+            COMMITTED,
+            VALIDATIONS,
+            DECISIONS,
+            ENDS,
+        ] {
+            began.open_table(table).map_err(|error| failed(error.into()))?;
+        }
+        began.commit().map_err(|error| failed(error.into()))?;
+        match self.last::<RunRow>(RUN, "run")? {
+            Some((_, there)) => {
+                let different = |what, theirs: &str, ours: &str| LedgerError::OtherRun {
+                    folder: folder.to_owned(),
+                    run_id: there.run_id.clone(),
+                    what,
+                    theirs: theirs.to_owned(),
+                    ours: ours.to_owned(),
+                };
+                if there.config_hash != self.run.config_hash {
+                    return Err(different("config", &there.config_hash, &self.run.config_hash));
+                }
+                if there.data_hash != self.run.data_hash {
+                    return Err(different("data hash", &there.data_hash, &self.run.data_hash));
+                }
+                self.run = there;
+            }
+            None => self.write(&[self.row(RUN, 0, &self.run)?])?,
+        }
+        self.term = self.last::<TermRow>(TERMS, "terms")?.map_or(1, |(term, _)| term + 1);
+        self.next_decision = self
+            .last::<DecisionRow>(DECISIONS, "decisions")?
+            .map_or(0, |(number, _)| number + 1);
+        let row = TermRow {
+            pid: std::process::id(),
+            began: unix_seconds(),
+        };
+        self.write(&[self.row(TERMS, self.term, &row)?])
+    }
+
+    /// The run of this folder.
+    pub fn run(&self) -> &RunRow {
+        &self.run
+    }
+
+    /// The term that this opening claimed.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// Makes the records durable, all of them or none, in one transaction. Returns when they are on the disk.
+    ///
+    /// # Errors
+    /// When the store fails; then nothing was kept.
+    pub fn append(&mut self, records: &[Record]) -> Result<(), LedgerError> {
+        let mut rows = Vec::with_capacity(records.len());
+        let mut next_decision = self.next_decision;
+        for record in records {
+            match record {
+                Record::Generation(generation) => {
+                    rows.push(self.row(GENERATIONS, generation.stamp.generation, generation)?);
+                }
+                Record::Plans(plans) => {
+                    for plan in plans {
+                        rows.push(self.row(PLANS, plan.step, plan)?);
+                    }
+                }
+                Record::Urgent(urgent) => rows.push(self.row(URGENT, urgent.sequence, urgent)?),
+                Record::Committed(commit) => rows.push(self.row(COMMITTED, commit.plan.step, commit.as_ref())?),
+                Record::Validation { step, validation } => rows.push(self.row(VALIDATIONS, *step, validation)?),
+                Record::Decision { reason } => {
+                    let row = DecisionRow {
+                        term: self.term,
+                        at: unix_seconds(),
+                        reason: reason.clone(),
+                    };
+                    rows.push(self.row(DECISIONS, next_decision, &row)?);
+                    next_decision += 1;
+                }
+                Record::End(end) => rows.push(self.row(ENDS, self.term, end)?),
+            }
+        }
+        self.write(&rows)?;
+        self.next_decision = next_decision;
+        Ok(())
+    }
+
+    fn row<T: serde::Serialize>(&self, table: Rows, key: u64, record: &T) -> Result<(Rows, u64, Vec<u8>), LedgerError> {
+        let bytes = encode(record).map_err(|error| store("make a row for", &self.file, error))?;
+        Ok((table, key, bytes))
+    }
+
+    fn write(&self, rows: &[(Rows, u64, Vec<u8>)]) -> Result<(), LedgerError> {
+        let failed = |error: redb::Error| store("write", &self.file, error);
+        let transaction = self.database.begin_write().map_err(|error| failed(error.into()))?;
+        for (table, key, bytes) in rows {
+            let mut open = transaction.open_table(*table).map_err(|error| failed(error.into()))?;
+            open.insert(key, bytes.as_slice())
+                .map_err(|error| failed(error.into()))?;
+        }
+        transaction.commit().map_err(|error| failed(error.into()))
+    }
+
+    /// Number of the newest generation; 0 for none.
+    ///
+    /// # Errors
+    /// When the store fails or the row is of another version.
+    pub fn last_generation(&self) -> Result<u64, LedgerError> {
+        Ok(self
+            .last::<Generation>(GENERATIONS, "generations")?
+            .map_or(0, |(number, _)| number))
+    }
+
+    /// Every generation, in order; without their secrets, which are never written.
+    ///
+    /// # Errors
+    /// When the store fails or a row is of another version.
+    pub fn generations(&self) -> Result<Vec<Generation>, LedgerError> {
+        self.all(GENERATIONS, "generations")
+    }
+
+    /// Every issued plan, by step.
+    ///
+    /// # Errors
+    /// When the store fails or a row is of another version.
+    pub fn plans(&self) -> Result<Vec<Plan>, LedgerError> {
+        self.all(PLANS, "plans")
+    }
+
+    /// Every committed step, in order.
+    ///
+    /// # Errors
+    /// When the store fails or a row is of another version.
+    pub fn committed(&self) -> Result<Vec<Commit>, LedgerError> {
+        self.all(COMMITTED, "committed")
+    }
+
+    /// Every validation, by step.
+    ///
+    /// # Errors
+    /// When the store fails or a row is of another version.
+    pub fn validations(&self) -> Result<Vec<Validation>, LedgerError> {
+        self.all(VALIDATIONS, "validations")
+    }
+
+    /// Every decision with its reason, in order.
+    ///
+    /// # Errors
+    /// When the store fails or a row is of another version.
+    pub fn decisions(&self) -> Result<Vec<DecisionRow>, LedgerError> {
+        self.all(DECISIONS, "decisions")
+    }
+
+    /// The end of every term that came to one.
+    ///
+    /// # Errors
+    /// When the store fails or a row is of another version.
+    pub fn ends(&self) -> Result<Vec<RunEnd>, LedgerError> {
+        self.all(ENDS, "ends")
+    }
+
+    fn last<T: serde::de::DeserializeOwned>(
+        &self,
+        rows: Rows,
+        table: &'static str,
+    ) -> Result<Option<(u64, T)>, LedgerError> {
+        let failed = |error: redb::Error| store("read", &self.file, error);
+        let transaction = self.database.begin_read().map_err(|error| failed(error.into()))?;
+        let open = transaction.open_table(rows).map_err(|error| failed(error.into()))?;
+        let Some((key, value)) = open.last().map_err(|error| failed(error.into()))? else {
+            return Ok(None);
+        };
+        Ok(Some((
+            key.value(),
+            decode(&self.file, table, key.value(), value.value())?,
+        )))
+    }
+
+    fn all<T: serde::de::DeserializeOwned>(&self, rows: Rows, table: &'static str) -> Result<Vec<T>, LedgerError> {
+        let failed = |error: redb::Error| store("read", &self.file, error);
+        let transaction = self.database.begin_read().map_err(|error| failed(error.into()))?;
+        let open = transaction.open_table(rows).map_err(|error| failed(error.into()))?;
+        let mut values = Vec::new();
+        for row in open.iter().map_err(|error| failed(error.into()))? {
+            let (key, value) = row.map_err(|error| failed(error.into()))?;
+            values.push(decode(&self.file, table, key.value(), value.value())?);
+        }
+        Ok(values)
+    }
+}
+
+fn store(what: &'static str, path: &Path, cause: impl std::fmt::Display) -> LedgerError {
+    LedgerError::Store {
+        what,
+        path: path.to_owned(),
+        cause: cause.to_string(),
+    }
+}
+
+fn unix_seconds() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |time| time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_proto::domain::{Directive, DirectiveKind, Outcome, Stamp, StepMetrics};
+    use tempfile::tempdir;
+
+    use super::*;
+
+    fn run() -> RunRow {
+        RunRow {
+            run_id: "shakespeare-1".to_owned(),
+            name: "shakespeare".to_owned(),
+            config_toml: "[run]".to_owned(),
+            config_hash: "c".to_owned(),
+            data_hash: "d".to_owned(),
+        }
+    }
+
+    fn plan(step: u64) -> Plan {
+        Plan {
+            step,
+            learning_rate: 0.1 + step as f64 / 3.0,
+            micro_batches: 2,
+            first_sample: step * 4,
+            samples: 4,
+            validate: false,
+            last: false,
+            version: 1,
+        }
+    }
+
+    fn records() -> Vec<Record> {
+        let stamp = Stamp { term: 1, generation: 1 };
+        let commit = Commit {
+            stamp,
+            plan: plan(1),
+            parameter_hash: [9; 32],
+            metrics: StepMetrics {
+                loss: 1.0 / 3.0,
+                phases: vec![("forward".into(), 0.1)],
+                ..StepMetrics::default()
+            },
+            ranks: 2,
+            samples: 4,
+            tokens: 64,
+        };
+        vec![
+            Record::Generation(Generation {
+                stamp,
+                members: Vec::new(),
+                lanes: 4,
+                resume: None,
+                secret: [77; 32],
+            }),
+            Record::Plans(vec![plan(1), plan(2)]),
+            Record::Urgent(Directive {
+                sequence: 1,
+                kind: DirectiveKind::Pause,
+            }),
+            Record::Committed(Box::new(commit)),
+            Record::Validation {
+                step: 1,
+                validation: Validation { loss: 2.5, tokens: 7 },
+            },
+            Record::Decision {
+                reason: "because".to_owned(),
+            },
+            Record::End(RunEnd {
+                outcome: Outcome::Stopped,
+                reason: "asked".to_owned(),
+                last_step: 1,
+            }),
+        ]
+    }
+
+    #[test]
+    fn what_was_appended_is_there_after_opening_again_under_the_next_term() {
+        let folder = tempdir().unwrap();
+        let mut ledger = Ledger::open(folder.path(), run()).unwrap();
+        assert_eq!(ledger.term(), 1);
+        ledger.append(&records()).unwrap();
+        drop(ledger);
+        let other_id = RunRow {
+            run_id: "shakespeare-2".to_owned(),
+            ..run()
+        };
+        let mut ledger = Ledger::open(folder.path(), other_id).unwrap();
+        assert_eq!((ledger.term(), ledger.last_generation().unwrap()), (2, 1));
+        assert_eq!(ledger.run().run_id, "shakespeare-1");
+        assert_eq!(ledger.plans().unwrap(), [plan(1), plan(2)]);
+        let Record::Committed(commit) = &records()[3] else {
+            unreachable!()
+        };
+        assert_eq!(ledger.committed().unwrap(), [commit.as_ref().clone()]);
+        assert_eq!(ledger.validations().unwrap().len(), 1);
+        assert_eq!(ledger.ends().unwrap()[0].reason, "asked");
+        assert_eq!(
+            ledger.generations().unwrap()[0].secret,
+            [0; 32],
+            "secrets are never written"
+        );
+        ledger
+            .append(&[Record::Decision {
+                reason: "and then".to_owned(),
+            }])
+            .unwrap();
+        let decisions: Vec<_> = ledger
+            .decisions()
+            .unwrap()
+            .into_iter()
+            .map(|row| (row.term, row.reason))
+            .collect();
+        assert_eq!(decisions, [(1, "because".to_owned()), (2, "and then".to_owned())]);
+    }
+
+    #[test]
+    fn a_folder_in_use_is_refused_with_its_name_and_the_pid() {
+        let folder = tempdir().unwrap();
+        let ledger = Ledger::open(folder.path(), run()).unwrap();
+        let error = Ledger::open(folder.path(), run()).unwrap_err().to_string();
+        let pid = std::process::id().to_string();
+        assert!(
+            error.contains(&pid) && error.contains(&folder.path().display().to_string()),
+            "{error}"
+        );
+        drop(ledger);
+        Ledger::open(folder.path(), run()).unwrap();
+    }
+
+    #[test]
+    fn a_folder_of_another_run_is_refused_with_both_values() {
+        let folder = tempdir().unwrap();
+        drop(Ledger::open(folder.path(), run()).unwrap());
+        let error = Ledger::open(
+            folder.path(),
+            RunRow {
+                config_hash: "e".to_owned(),
+                ..run()
+            },
+        )
+        .unwrap_err();
+        assert!(
+            matches!(&error, LedgerError::OtherRun { theirs, ours, .. } if theirs == "c" && ours == "e"),
+            "{error}"
+        );
+        let error = Ledger::open(
+            folder.path(),
+            RunRow {
+                data_hash: "f".to_owned(),
+                ..run()
+            },
+        )
+        .unwrap_err();
+        assert!(error.to_string().contains("data hash (d, this one has f)"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_version_is_refused_by_name() {
+        let folder = tempdir().unwrap();
+        let ledger = Ledger::open(folder.path(), run()).unwrap();
+        ledger
+            .write(&[(PLANS, 3, br#"{"version":99,"record":{}}"#.to_vec())])
+            .unwrap();
+        let error = ledger.plans().unwrap_err().to_string();
+        assert!(
+            error.contains("table plans has version 99") && error.contains("version 1 only"),
+            "{error}"
+        );
+        ledger
+            .write(&[(RUN, 0, br#"{"version":2,"record":{"new":true}}"#.to_vec())])
+            .unwrap();
+        drop(ledger);
+        let error = Ledger::open(folder.path(), run()).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                LedgerError::UnknownVersion {
+                    found: 2,
+                    table: "run",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_ledger_is_refused() {
+        let folder = tempdir().unwrap();
+        std::fs::write(
+            folder.path().join("ledger.redb"),
+            b"not a ledger, but long enough to look at",
+        )
+        .unwrap();
+        let error = Ledger::open(folder.path(), run()).unwrap_err().to_string();
+        assert!(error.contains("ledger.redb"), "{error}");
+    }
+}

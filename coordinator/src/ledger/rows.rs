@@ -1,0 +1,85 @@
+//! Rows of the ledger as bytes: JSON with a version in front.
+
+use std::path::Path;
+
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
+
+use crate::ledger::LedgerError;
+
+/// Version of every row. Another one is refused by name.
+pub const LEDGER_VERSION: u64 = 1;
+
+/// What run a folder holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRow {
+    /// Unique among all runs.
+    pub run_id: String,
+    /// Its name.
+    pub name: String,
+    /// Its config as resolved.
+    pub config_toml: String,
+    /// Hash of the config.
+    pub config_hash: String,
+    /// Hash of the data manifest.
+    pub data_hash: String,
+}
+
+/// One life of the coordinator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TermRow {
+    /// Its process.
+    pub pid: u32,
+    /// When it began, in seconds of Unix time.
+    pub began: f64,
+}
+
+/// A decision that people may ask about later.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DecisionRow {
+    /// The term that decided.
+    pub term: u64,
+    /// When, in seconds of Unix time.
+    pub at: f64,
+    /// One sentence.
+    pub reason: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Row<T> {
+    version: u64,
+    record: T,
+}
+
+pub(super) fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>, serde_json::Error> {
+    serde_json::to_vec(&Row {
+        version: LEDGER_VERSION,
+        record,
+    })
+}
+
+pub(super) fn decode<T: DeserializeOwned>(
+    file: &Path,
+    table: &'static str,
+    key: u64,
+    bytes: &[u8],
+) -> Result<T, LedgerError> {
+    let broken = |error: serde_json::Error| LedgerError::Row {
+        file: file.to_owned(),
+        table,
+        key,
+        cause: error.to_string(),
+    };
+    // The version first: a row of another version may have any shape.
+    let found = serde_json::from_slice::<Row<IgnoredAny>>(bytes)
+        .map_err(broken)?
+        .version;
+    if found != LEDGER_VERSION {
+        return Err(LedgerError::UnknownVersion {
+            file: file.to_owned(),
+            table,
+            found,
+        });
+    }
+    Ok(serde_json::from_slice::<Row<T>>(bytes).map_err(broken)?.record)
+}

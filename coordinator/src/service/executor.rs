@@ -1,0 +1,361 @@
+//! The run's own thread: letters → machine → ledger → files → sends, in this order.
+//!
+//! What only reports progress (committed steps, validations, their acknowledgements) is gathered for at most
+//! [`GATHER`] and made durable in one transaction; everything else goes through at once. In either case nothing is
+//! sent before what precedes it is durable.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use lockstep_proto::domain::{CoordinatorBody, FromCoordinator, Header, Outcome, RunEnd, RunEvent, RunStatus, Stamp};
+use tokio::sync::broadcast;
+use tonic::Status;
+
+use crate::files::RunFiles;
+use crate::ledger::Ledger;
+use crate::run::{Decision, Directive, Event, Peer, Phase, Record, Refusal, Run};
+use crate::service::mailbox::{Letter, Letters, Outgoing, Reply};
+use crate::service::status::refused;
+
+/// How long committed steps may wait for a common transaction.
+const GATHER: Duration = Duration::from_millis(50);
+/// How often the machine hears of the time.
+const TICK: Duration = Duration::from_millis(100);
+/// How long the farewells of members are answered after the end.
+const LINGER: Duration = Duration::from_secs(2);
+/// Letters that are taken between two transactions.
+const BATCH: usize = 256;
+
+/// What the executor is made of.
+pub(crate) struct ExecutorParts {
+    pub(crate) run: Run,
+    pub(crate) ledger: Ledger,
+    pub(crate) files: RunFiles,
+    pub(crate) letters: Letters,
+    pub(crate) events: broadcast::Sender<RunEvent>,
+    pub(crate) name: String,
+    pub(crate) ranks: u32,
+    pub(crate) backend: String,
+    pub(crate) total_steps: u64,
+}
+
+/// The run's thread. See the module's first lines.
+pub(crate) struct Executor {
+    parts: ExecutorParts,
+    began: Instant,
+    members: BTreeMap<Peer, Outgoing>,
+    pending: Vec<Directive>,
+    pending_since: Option<Instant>,
+    replies: Vec<(Reply<Result<String, Refusal>>, Result<String, Refusal>)>,
+    told: (&'static str, String),
+    loss: Option<f64>,
+    validation_loss: Option<f64>,
+    tokens_per_second: Option<f64>,
+    ended: Option<(RunEnd, Instant)>,
+}
+
+impl Executor {
+    pub(crate) fn new(parts: ExecutorParts) -> Executor {
+        let told = (parts.run.phase().name(), parts.run.reason());
+        Executor {
+            parts,
+            began: Instant::now(),
+            members: BTreeMap::new(),
+            pending: Vec::new(),
+            pending_since: None,
+            replies: Vec::new(),
+            told,
+            loss: None,
+            validation_loss: None,
+            tokens_per_second: None,
+            ended: None,
+        }
+    }
+
+    /// Runs until the run has ended and its members have said farewell, or have had the time to.
+    pub(crate) async fn carry(mut self) -> RunEnd {
+        let mut next_tick = Instant::now() + TICK;
+        loop {
+            if let Some((end, since)) = &self.ended
+                && (self.members.is_empty() || since.elapsed() >= LINGER)
+            {
+                return end.clone();
+            }
+            let flush_at = self
+                .pending_since
+                .map_or(next_tick, |since| (since + GATHER).min(next_tick));
+            tokio::select! {
+                biased;
+                letter = self.parts.letters.next() => match letter {
+                    Some(letter) => self.take(letter),
+                    // Every service is gone; nobody can speak to this run any more.
+                    None => self.decide(Event::Abandon),
+                },
+                () = tokio::time::sleep_until(flush_at.into()) => {}
+            }
+            for _ in 0..BATCH {
+                match self.parts.letters.ready() {
+                    Some(letter) => self.take(letter),
+                    None => break,
+                }
+            }
+            if Instant::now() >= next_tick {
+                next_tick = Instant::now() + TICK;
+                self.decide(Event::Tick);
+            }
+            let due = self.pending_since.is_some_and(|since| since.elapsed() >= GATHER);
+            if due || !self.replies.is_empty() || self.pending.iter().any(is_urgent) {
+                self.flush();
+            }
+            self.tell_state();
+        }
+    }
+
+    fn take(&mut self, letter: Letter) {
+        match letter {
+            Letter::Attach(peer, outgoing) => {
+                self.members.insert(peer, outgoing);
+            }
+            Letter::Event(event) => {
+                let from = sender_of(&event);
+                let left = matches!(event, Event::MemberLost { .. });
+                let decision = self.step(event);
+                if let (Some(peer), Some(refusal)) = (from, decision.refusal) {
+                    tracing::warn!("{}", refusal.reason);
+                    if let Some(outgoing) = self.members.remove(&peer) {
+                        // Full or closed: the member goes without the sentence.
+                        let _told = outgoing.try_send(Err(refused(&refusal)));
+                    }
+                }
+                if let (Some(peer), true) = (from, left) {
+                    self.members.remove(&peer);
+                }
+            }
+            Letter::Command(event, reply) => {
+                let decision = self.step(event);
+                let answer = decision.refusal.map_or(Ok(decision.reason), Err);
+                self.replies.push((reply, answer));
+            }
+            Letter::Status(reply) => reply(self.status()),
+            Letter::Members(reply) => reply(self.parts.run.members()),
+            Letter::Watch(reply) => {
+                let events = self.parts.events.subscribe();
+                let present = match &self.ended {
+                    Some((end, _)) => RunEvent::Ended(end.clone()),
+                    None => RunEvent::State {
+                        phase: self.told.0.to_owned(),
+                        reason: self.told.1.clone(),
+                    },
+                };
+                reply((present, events));
+            }
+        }
+    }
+
+    fn decide(&mut self, event: Event) {
+        self.step(event);
+    }
+
+    fn step(&mut self, event: Event) -> Decision {
+        let mut decision = self.parts.run.step(event, self.began.elapsed());
+        if !decision.directives.is_empty() {
+            self.pending_since.get_or_insert_with(Instant::now);
+            self.pending.append(&mut decision.directives);
+        }
+        decision
+    }
+
+    /// Makes durable what is pending, writes the files, then sends.
+    fn flush(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        self.pending_since = None;
+        let (mut records, mut rest) = (Vec::new(), Vec::new());
+        for directive in pending {
+            match directive {
+                Directive::Persist(record) => records.push(record),
+                other => rest.push(other),
+            }
+        }
+        if !records.is_empty()
+            && let Err(error) = self.parts.ledger.append(&records)
+        {
+            self.cannot_go_on(error.to_string());
+            return;
+        }
+        let mut acknowledged = BTreeMap::new();
+        let mut end = None;
+        for directive in rest {
+            match directive {
+                // Of several acknowledgements to one member the newest says it all.
+                Directive::Send {
+                    to,
+                    stamp,
+                    body: CoordinatorBody::Acknowledged { step, finished: false },
+                } => {
+                    acknowledged.insert(to, (stamp, step));
+                }
+                Directive::Send { to, stamp, body } => self.send(to, stamp, body),
+                Directive::End(ended) => end = Some(ended),
+                Directive::Persist(_) => {}
+            }
+        }
+        for (to, (stamp, step)) in acknowledged {
+            self.send(to, stamp, CoordinatorBody::Acknowledged { step, finished: false });
+        }
+        if let Err(error) = self.write_files(&records) {
+            self.cannot_go_on(error.to_string());
+            return;
+        }
+        for (reply, answer) in self.replies.drain(..) {
+            reply(answer);
+        }
+        if let Some(end) = end {
+            self.end(end);
+        }
+    }
+
+    fn write_files(&mut self, records: &[Record]) -> Result<(), crate::files::FileError> {
+        let mut wrote = false;
+        for record in records {
+            let event = match record {
+                Record::Committed(commit) => {
+                    let step = commit.to_committed_step(self.parts.total_steps);
+                    self.parts.files.committed(&step)?;
+                    (self.loss, self.tokens_per_second) = (Some(step.loss), Some(step.tokens_per_second));
+                    RunEvent::Step(step)
+                }
+                Record::Validation { step, validation } => {
+                    self.parts.files.validated(*step, *validation)?;
+                    self.validation_loss = Some(validation.loss);
+                    RunEvent::Validation {
+                        step: *step,
+                        validation: *validation,
+                    }
+                }
+                _ => continue,
+            };
+            wrote = true;
+            self.publish(event);
+        }
+        if wrote { self.parts.files.flush() } else { Ok(()) }
+    }
+
+    fn send(&mut self, to: Peer, stamp: Stamp, body: CoordinatorBody) {
+        let header = Header {
+            run_id: self.parts.ledger.run().run_id.clone(),
+            stamp,
+        };
+        let message = FromCoordinator { header, body };
+        let Some(outgoing) = self.members.get(&to) else { return };
+        if outgoing.try_send(Ok((&message).into())).is_err() {
+            // It takes nothing more. Its stream is closed, and the end of its own half will say that it is lost.
+            tracing::warn!("a member's stream takes no more messages and is closed");
+            self.members.remove(&to);
+        }
+    }
+
+    /// The disk failed: nothing can be made durable, so the run ends without a record of it.
+    fn cannot_go_on(&mut self, reason: String) {
+        let last_step = self.parts.run.committed();
+        let stamp = self.parts.run.stamp();
+        let members: Vec<Peer> = self.members.keys().copied().collect();
+        for peer in members {
+            self.send(peer, stamp, CoordinatorBody::Abort { reason: reason.clone() });
+        }
+        for (reply, answer) in self.replies.drain(..) {
+            reply(answer);
+        }
+        self.end(RunEnd {
+            outcome: Outcome::Failed { reason: reason.clone() },
+            reason,
+            last_step,
+        });
+    }
+
+    fn end(&mut self, end: RunEnd) {
+        if self.ended.is_some() {
+            return;
+        }
+        if let Err(error) = self.parts.files.end(&end, self.parts.run.peak_memory_mib()) {
+            tracing::error!("{error}");
+        }
+        self.ended = Some((end.clone(), Instant::now()));
+        self.tell_state();
+        self.publish(RunEvent::Ended(end));
+    }
+
+    /// Says what the run waits for, when it changed.
+    fn tell_state(&mut self) {
+        let now = (self.parts.run.phase().name(), self.parts.run.reason());
+        if now == self.told || (self.parts.run.phase() == Phase::Ended && self.ended.is_none()) {
+            return;
+        }
+        tracing::info!("{}: {}", now.0, now.1);
+        self.told = now.clone();
+        self.publish(RunEvent::State {
+            phase: now.0.to_owned(),
+            reason: now.1,
+        });
+    }
+
+    fn publish(&self, event: RunEvent) {
+        // An error only says that nobody watches.
+        let _watched = self.parts.events.send(event);
+    }
+
+    fn status(&self) -> RunStatus {
+        let run = &self.parts.run;
+        RunStatus {
+            header: Header {
+                run_id: self.parts.ledger.run().run_id.clone(),
+                stamp: run.stamp(),
+            },
+            name: self.parts.name.clone(),
+            phase: run.phase().name().to_owned(),
+            reason: run.reason(),
+            step: run.committed(),
+            total_steps: self.parts.total_steps,
+            ranks: self.parts.ranks,
+            members: run.members().len() as u32,
+            backend: self.parts.backend.clone(),
+            loss: self.loss,
+            validation_loss: self.validation_loss,
+            tokens_per_second: self.tokens_per_second,
+        }
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        // Members that are still there learn that nobody will answer any more.
+        for outgoing in self.members.values() {
+            let _told = outgoing.try_send(Err(Status::unavailable("the run is over")));
+        }
+    }
+}
+
+/// Whether a directive must not wait for others.
+fn is_urgent(directive: &Directive) -> bool {
+    !matches!(
+        directive,
+        Directive::Persist(Record::Committed(_) | Record::Validation { .. })
+            | Directive::Send {
+                body: CoordinatorBody::Acknowledged { finished: false, .. },
+                ..
+            }
+    )
+}
+
+fn sender_of(event: &Event) -> Option<Peer> {
+    match event {
+        Event::Join { peer, .. }
+        | Event::CommId { peer, .. }
+        | Event::Ready { peer, .. }
+        | Event::Progress { peer, .. }
+        | Event::Report { peer, .. }
+        | Event::Leaving { peer, .. }
+        | Event::Finished { peer, .. }
+        | Event::MemberLost { peer } => Some(*peer),
+        Event::Tick | Event::Pause | Event::Resume | Event::Stop | Event::Abandon => None,
+    }
+}

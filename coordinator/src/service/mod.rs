@@ -1,0 +1,20 @@
+//! The services of a run: thin. They carry messages between sockets and the machine, and decide nothing.
+//!
+//! Way of data: a member's stream (`training`) and operators' calls (`control`) become [`mailbox::Letter`]s; the
+//! run's own thread (`executor`) hands them to the machine, makes what it decides durable, writes the files, and
+//! only then sends. `status` turns refusals into rich errors. The services run on another thread (`server`), so
+//! that a slow disk never delays a keepalive.
+
+mod control;
+mod executor;
+mod mailbox;
+mod server;
+mod status;
+mod training;
+
+pub(crate) use executor::{Executor, ExecutorParts};
+pub(crate) use mailbox::{Letter, Mailbox, mailbox};
+pub(crate) use server::serve;
+
+/// Largest message either way.
+pub(crate) const MESSAGE_LIMIT: usize = 4 << 20;

@@ -1,0 +1,82 @@
+//! The tonic server: both services, health and reflection, on one loopback address.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use lockstep_proto::FILE_DESCRIPTOR_SET;
+use lockstep_proto::v1::control_server::ControlServer;
+use lockstep_proto::v1::training_server::TrainingServer;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::ledger::RunRow;
+use crate::service::MESSAGE_LIMIT;
+use crate::service::control::ControlService;
+use crate::service::mailbox::Mailbox;
+use crate::service::training::TrainingService;
+
+/// A call must be answered (a stream: opened) within this time.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How long streams may take to end after the run.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Serves until `done` says so, or its sender is gone.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    mailbox: Mailbox,
+    run: RunRow,
+    term: u64,
+    done: oneshot::Receiver<()>,
+) {
+    let training = TrainingService {
+        mailbox: mailbox.clone(),
+        run_id: run.run_id.clone(),
+        term,
+        config_toml: run.config_toml,
+        next_peer: Arc::new(AtomicU64::new(0)),
+    };
+    let training = TrainingServer::new(training)
+        .max_decoding_message_size(MESSAGE_LIMIT)
+        .max_encoding_message_size(MESSAGE_LIMIT);
+    let control = ControlServer::new(ControlService {
+        mailbox,
+        run_id: run.run_id,
+        term,
+    })
+    .max_decoding_message_size(MESSAGE_LIMIT)
+    .max_encoding_message_size(MESSAGE_LIMIT);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<TrainingServer<TrainingService>>().await;
+    health.set_serving::<ControlServer<ControlService>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    let mut server = Server::builder()
+        .timeout(DEADLINE)
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .max_concurrent_streams(Some(64));
+    let mut router = server
+        .add_service(health_service)
+        .add_service(training)
+        .add_service(control);
+    match reflection {
+        Ok(reflection) => router = router.add_service(reflection),
+        Err(error) => tracing::warn!("without reflection: {error}"),
+    }
+    let (closing, closed) = oneshot::channel::<()>();
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let serving = router.serve_with_incoming_shutdown(incoming, async {
+        // An error means that the sender is gone, which says the same.
+        let _over = closed.await;
+    });
+    let serving = tokio::spawn(serving);
+    let _over = done.await;
+    // Both may be gone already; then there is nothing left to close.
+    let _closing = closing.send(());
+    let _ended = tokio::time::timeout(GRACE, serving).await;
+}

@@ -1,0 +1,102 @@
+//! The training service: one stream a member. Inbound messages become events; a stream that ends becomes
+//! `MemberLost`, whatever ended it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lockstep_proto::domain::{CoordinatorBody, FromCoordinator, FromMember, Header, MemberBody, Stamp};
+use lockstep_proto::v1;
+use lockstep_proto::v1::training_server::Training;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::run::{Event, Peer};
+use crate::service::mailbox::{Letter, Mailbox};
+use crate::service::status::{misunderstood, other_run, over};
+
+/// Messages that may wait for one member. One that does not take them is cut off.
+const OUTGOING: usize = 256;
+
+/// Carries members' streams.
+pub(super) struct TrainingService {
+    pub(super) mailbox: Mailbox,
+    pub(super) run_id: String,
+    pub(super) term: u64,
+    pub(super) config_toml: String,
+    pub(super) next_peer: Arc<AtomicU64>,
+}
+
+#[tonic::async_trait]
+impl Training for TrainingService {
+    type AttachStream = ReceiverStream<Result<v1::CoordinatorMessage, Status>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::MemberMessage>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let peer = self.next_peer.fetch_add(1, Ordering::Relaxed);
+        let (outgoing, stream) = mpsc::channel(OUTGOING);
+        let header = Header {
+            run_id: self.run_id.clone(),
+            stamp: Stamp {
+                term: self.term,
+                generation: 0,
+            },
+        };
+        let welcome = FromCoordinator {
+            header,
+            body: CoordinatorBody::Welcome {
+                config_toml: self.config_toml.clone(),
+            },
+        };
+        outgoing.send(Ok((&welcome).into())).await.map_err(|_| over())?;
+        self.mailbox
+            .members
+            .send(Letter::Attach(peer, outgoing.clone()))
+            .await
+            .map_err(|_| over())?;
+        let (mailbox, run_id, term) = (self.mailbox.clone(), self.run_id.clone(), self.term);
+        let mut incoming = request.into_inner();
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = incoming.message().await {
+                let event = match understand(message, peer, &run_id, term) {
+                    Ok(Some(event)) => event,
+                    Ok(None) => continue,
+                    Err(status) => {
+                        // The member may be gone already; then nobody misses the answer.
+                        let _told = outgoing.send(Err(status)).await;
+                        break;
+                    }
+                };
+                if mailbox.members.send(Letter::Event(event)).await.is_err() {
+                    return;
+                }
+            }
+            // Refused only where the run's thread has ended, and with it the run.
+            let _told = mailbox.members.send(Letter::Event(Event::MemberLost { peer })).await;
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// The event that a message means; none for one of an older term.
+fn understand(message: v1::MemberMessage, peer: Peer, run_id: &str, term: u64) -> Result<Option<Event>, Status> {
+    let FromMember { header, body } = message.try_into().map_err(|error| misunderstood(&error))?;
+    if header.run_id != run_id {
+        return Err(other_run(&header.run_id, run_id));
+    }
+    if header.stamp.term != term {
+        return Ok(None);
+    }
+    let stamp = header.stamp;
+    Ok(Some(match body {
+        MemberBody::Join(info) => Event::Join { peer, info },
+        MemberBody::CommId(id) => Event::CommId { peer, stamp, id },
+        MemberBody::Ready(hash) => Event::Ready { peer, stamp, hash },
+        MemberBody::Progress(progress) => Event::Progress { peer, progress },
+        MemberBody::Report(report) => Event::Report { peer, report },
+        MemberBody::Leaving(reason) => Event::Leaving { peer, reason },
+        MemberBody::Finished { outcome, step } => Event::Finished { peer, outcome, step },
+    }))
+}
