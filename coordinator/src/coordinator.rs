@@ -223,6 +223,7 @@ impl Running {
     pub fn subscribe(&self) -> Events {
         Events {
             receiver: self.events.subscribe(),
+            ended: false,
         }
     }
 
@@ -316,32 +317,40 @@ impl ControlHandle {
     }
 }
 
-/// The events of a run, in order.
+/// The events of a run, in order. One that is read too slowly misses some, but never the end.
 #[derive(Debug)]
 pub struct Events {
     receiver: broadcast::Receiver<RunEvent>,
+    ended: bool,
 }
 
 impl Events {
     /// Waits for the next event; none after the end. Not for async code: use [`Events::next`] there.
     pub fn blocking_next(&mut self) -> Option<RunEvent> {
-        loop {
+        while !self.ended {
             match self.receiver.blocking_recv() {
-                Ok(event) => return Some(event),
+                Ok(event) => return Some(self.noted(event)),
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return None,
             }
         }
+        None
     }
 
     /// The next event; none after the end.
     pub async fn next(&mut self) -> Option<RunEvent> {
-        loop {
+        while !self.ended {
             match self.receiver.recv().await {
-                Ok(event) => return Some(event),
+                Ok(event) => return Some(self.noted(event)),
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return None,
             }
         }
+        None
+    }
+
+    fn noted(&mut self, event: RunEvent) -> RunEvent {
+        self.ended = matches!(event, RunEvent::Ended(_));
+        event
     }
 }

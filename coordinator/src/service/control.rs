@@ -1,18 +1,18 @@
 //! The control service: operators' commands and questions.
 
-use std::pin::Pin;
-
 use lockstep_proto::domain::{Header, RunEvent, Stamp};
 use lockstep_proto::v1;
 use lockstep_proto::v1::control_server::Control;
-use tokio::sync::oneshot;
-use tokio_stream::wrappers::BroadcastStream;
-use tokio_stream::{Stream, StreamExt};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::run::Event;
 use crate::service::mailbox::{Letter, Mailbox, Reply};
 use crate::service::status::{misunderstood, other_run, over, refused};
+
+/// Events that may wait for one watcher in its stream; what it is later than that waits in the run's own list.
+const WATCHED: usize = 64;
 
 /// Carries operators' calls.
 pub(super) struct ControlService {
@@ -67,7 +67,7 @@ impl ControlService {
 
 #[tonic::async_trait]
 impl Control for ControlService {
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchEvent, Status>> + Send>>;
+    type WatchStream = ReceiverStream<Result<v1::WatchEvent, Status>>;
 
     async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
         self.check(request.into_inner().header)?;
@@ -78,17 +78,9 @@ impl Control for ControlService {
         self.check(request.into_inner().header)?;
         let (present, events) = self.ask(Letter::Watch).await?;
         let header = self.header();
-        // A watcher that is too slow misses events; the next ones reach it.
-        let events = tokio_stream::once(present).chain(BroadcastStream::new(events).filter_map(Result::ok));
-        let mut ended = false;
-        let events = events.take_while(move |event| {
-            let goes_on = !ended;
-            ended |= matches!(event, RunEvent::Ended(_));
-            goes_on
-        });
-        Ok(Response::new(Box::pin(
-            events.map(move |event| Ok((&header, &event).into())),
-        )))
+        let (sender, stream) = mpsc::channel(WATCHED);
+        tokio::spawn(forward(present, events, header, sender));
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::CommandReply>, Status> {
@@ -111,5 +103,29 @@ impl Control for ControlService {
             header: Some((&self.header()).into()),
             members,
         }))
+    }
+}
+
+/// Sends the present state and then every event, the end being the last. A watcher that is too slow misses some; the
+/// next ones reach it.
+async fn forward(
+    present: RunEvent,
+    mut events: broadcast::Receiver<RunEvent>,
+    header: Header,
+    watcher: mpsc::Sender<Result<v1::WatchEvent, Status>>,
+) {
+    let mut next = Some(present);
+    loop {
+        if let Some(event) = next.take() {
+            let gone = watcher.send(Ok((&header, &event).into())).await.is_err();
+            if gone || matches!(event, RunEvent::Ended(_)) {
+                return;
+            }
+        }
+        match events.recv().await {
+            Ok(event) => next = Some(event),
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
     }
 }

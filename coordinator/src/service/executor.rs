@@ -39,6 +39,9 @@ pub(crate) struct ExecutorParts {
     pub(crate) total_steps: u64,
 }
 
+/// The answer to a command.
+type Answer = Result<String, Refusal>;
+
 /// The run's thread. See the module's first lines.
 pub(crate) struct Executor {
     parts: ExecutorParts,
@@ -46,7 +49,8 @@ pub(crate) struct Executor {
     members: BTreeMap<Peer, Outgoing>,
     pending: Vec<Directive>,
     pending_since: Option<Instant>,
-    replies: Vec<(Reply<Result<String, Refusal>>, Result<String, Refusal>)>,
+    /// Answers that wait for the decision to be durable.
+    replies: Vec<(Reply<Answer>, Answer)>,
     told: (&'static str, String),
     loss: Option<f64>,
     validation_loss: Option<f64>,

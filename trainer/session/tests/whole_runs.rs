@@ -163,7 +163,7 @@ fn a_session_that_is_dropped_aborts_the_others_and_is_named() {
         "{}",
         end.reason
     );
-    assert_eq!(end.last_step, 3);
+    assert!(end.last_step <= 3, "{end:?}");
     for rank in [0, 2] {
         assert!(
             matches!(&results[rank], Err(SessionError::Aborted { reason }) if *reason == end.reason),

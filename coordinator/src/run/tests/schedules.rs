@@ -1,0 +1,60 @@
+//! The simulator's random schedules, and the proof that it finds faults.
+
+use std::time::Instant;
+
+use lockstep_proto::domain::Outcome;
+
+use crate::run::simulator::{Fault, simulate};
+
+/// The seed of the first schedule, from `LOCKSTEP_SIMULATOR_SEED` where it is set.
+fn first_seed() -> u64 {
+    std::env::var("LOCKSTEP_SIMULATOR_SEED").map_or(20_260, |seed| seed.parse().expect("a number"))
+}
+
+#[test]
+fn a_thousand_random_schedules_keep_every_invariant() {
+    let (first, began) = (first_seed(), Instant::now());
+    println!("schedules from seed {first} on (LOCKSTEP_SIMULATOR_SEED changes it)");
+    let (mut completed, mut stopped, mut failed, mut steps) = (0, 0, 0, 0);
+    for seed in first..first + 1000 {
+        match simulate(seed, None) {
+            Err(violation) => panic!(
+                "seed {seed} breaks invariant {}: {}",
+                violation.invariant, violation.what
+            ),
+            Ok(report) => {
+                steps += report.committed;
+                match report.end.outcome {
+                    Outcome::Completed => completed += 1,
+                    Outcome::Stopped => stopped += 1,
+                    Outcome::Failed { .. } => failed += 1,
+                }
+            }
+        }
+    }
+    println!(
+        "{completed} completed, {stopped} stopped, {failed} failed, {steps} steps, {:?}",
+        began.elapsed()
+    );
+    assert!(
+        completed >= 250 && stopped >= 50 && failed >= 250 && steps > 5000,
+        "the schedules are not varied enough"
+    );
+}
+
+#[test]
+fn the_simulator_finds_deliberate_faults() {
+    let faults = [
+        (Fault::CommitBeforeEveryHash, 5),
+        (Fault::SendBeforeDurable, 6),
+        (Fault::AlterPlanForOneMember, 4),
+        (Fault::ForgetOneAbort, 9),
+        (Fault::FallBackToAnOlderTerm, 2),
+    ];
+    for (fault, invariant) in faults {
+        let first = first_seed();
+        let found = (first..first + 200).find_map(|seed| simulate(seed, Some(fault)).err());
+        let found = found.unwrap_or_else(|| panic!("no schedule from seed {first} on finds {fault:?}"));
+        assert_eq!(found.invariant, invariant, "{fault:?}: {}", found.what);
+    }
+}
