@@ -31,7 +31,7 @@ impl Stage {
             "{words}"
         );
         assert!(self.listing() == before, "{words} changed a file");
-        assert_eq!(self.processes(), [], "{words}");
+        self.nothing_runs();
     }
 }
 
@@ -161,7 +161,7 @@ fn a_port_that_is_taken_is_refused() {
     let address = taken.local_addr().unwrap().to_string();
     stage.refused(
         &format!("run.toml --set coordinator.bind={address}"),
-        &[&address, "coordinator.bind", "taken"],
+        &[&address, "coordinator.bind", "already in use"],
     );
 }
 

@@ -103,7 +103,7 @@ fn a_stop_before_the_first_step_ends_the_run_with_exit_code_3() {
     let output = stage.lockstep("stop");
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert_eq!(run.wait(), 3, "{}{}", run.out(), run.err());
-    assert_eq!(stage.processes(), []);
+    stage.nothing_runs();
     assert!(!stage.path("runs/first/coordinator.json").exists());
 }
 
@@ -143,7 +143,7 @@ fn a_trainer_that_is_killed_before_it_joins_ends_the_run_and_is_named() {
     for part in ["rank 1", &format!("pid {pid}"), "SIGKILL"] {
         assert!(run.err().contains(part), "{part:?} is missing in: {}", run.err());
     }
-    assert_eq!(stage.processes(), []);
+    stage.nothing_runs();
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn a_trainer_that_fails_at_its_start_is_told_with_the_last_lines_of_its_log() {
             said(&output)
         );
     }
-    assert_eq!(stage.processes(), []);
+    stage.nothing_runs();
     // No step was made: the folder may be used again.
     let again = stage
         .command("run run.toml -n 2")
@@ -177,7 +177,7 @@ fn a_trainer_that_fails_at_its_start_is_told_with_the_last_lines_of_its_log() {
 fn trainers_get_their_threads_and_their_parent() {
     let stage = Stage::new();
     let trainer = stage.stand_in(
-        "echo \"$@\"; echo $OMP_NUM_THREADS $MKL_NUM_THREADS; test $LOCKSTEP_PARENT_PID = $PPID && echo parent; exit 1",
+        "echo \"$@\"; echo $OMP_NUM_THREADS $MKL_NUM_THREADS; test $LOCKSTEP_PARENT_PID = $PPID && echo parent; echo $LOCKSTEP_RUN_DIR; exit 1",
     );
     let words = "run run.toml -n 1 --set run.intra_op_threads=3";
     let output = stage.command(words).env("LOCKSTEP_TRAINER", &trainer).output().unwrap();
@@ -186,7 +186,8 @@ fn trainers_get_their_threads_and_their_parent() {
     let lines: Vec<&str> = log.lines().collect();
     assert!(lines[0].starts_with("train --coordinator http://127.0.0.1:"), "{log}");
     assert!(lines[0].ends_with("--member trainer-0"), "{log}");
-    assert_eq!(lines[1..], ["3 3", "parent"]);
+    let folder = stage.path("runs/first").canonicalize().unwrap();
+    assert_eq!(lines[1..], ["3 3", "parent", folder.to_str().unwrap()]);
 }
 
 #[test]

@@ -97,6 +97,7 @@ fn train(
         binary: trainer,
         coordinator: serving.url(),
         threads: checked.config.run.intra_op_threads,
+        folder,
         logs: folder.join("logs"),
     };
     let mut trainers = Trainers::start(&start, checked.ranks)?;

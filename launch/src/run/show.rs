@@ -196,3 +196,70 @@ fn outcome_word(outcome: &Outcome) -> &'static str {
         Outcome::Failed { .. } => "failed",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lockstep_proto::domain::Validation;
+
+    use super::*;
+
+    fn step() -> CommittedStep {
+        CommittedStep {
+            step: 7,
+            total_steps: 10,
+            samples: 56,
+            tokens: 448,
+            loss: 2.5,
+            learning_rate: 1e-3,
+            effective_learning_rate: 1e-3,
+            batch: 8,
+            grad_norm: 1.0,
+            update_norm: 0.5,
+            tokens_per_second: 640.0,
+            step_ms: 100.0,
+            phases: vec![("forward".to_owned(), 40.0)],
+            generation: 1,
+            ranks: 2,
+            parameter_hash: [0xab; 32],
+        }
+    }
+
+    #[test]
+    fn a_step_as_json_has_the_keys_of_the_metrics_file() {
+        let value = to_json(&RunEvent::Step(step()));
+        let keys = "step samples tokens loss lr effective_lr batch grad_norm update_norm tokens_per_second step_ms phases generation ranks parameter_hash";
+        for key in keys.split(' ') {
+            assert!(value.get(key).is_some(), "{key} is missing in {value}");
+        }
+        assert_eq!(value["phases"]["forward_ms"], 40.0);
+        assert_eq!(value["parameter_hash"], "ab".repeat(32));
+    }
+
+    #[test]
+    fn people_read_one_line_an_event() {
+        let validation = Validation {
+            loss: 1.625,
+            tokens: 99,
+        };
+        for (event, parts) in [
+            (RunEvent::Step(step()), ["step 7/10", "loss 2.5000", "640 tok/s"]),
+            (
+                RunEvent::Validation { step: 7, validation },
+                ["step 7", "validation loss 1.6250", "99 tokens"],
+            ),
+            (
+                RunEvent::State {
+                    phase: "paused".into(),
+                    reason: "an operator".into(),
+                },
+                ["paused", "an", "operator"],
+            ),
+        ] {
+            let line = line(&event);
+            assert!(
+                parts.iter().all(|part| line.contains(part)) && !line.contains('\n'),
+                "{line}"
+            );
+        }
+    }
+}

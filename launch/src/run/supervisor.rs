@@ -256,7 +256,8 @@ impl Supervisor {
         if self.running.is_empty() && self.ended.is_none() {
             self.wait_at_most(ABORT_GRACE, now);
         }
-        let well = exited.exit == Exit::Code(0);
+        // Done, or stopped by the operator: either way it has said farewell to the coordinator before.
+        let well = matches!(exited.exit, Exit::Code(0 | 3));
         let over = self
             .ended
             .as_ref()
@@ -287,6 +288,8 @@ impl Supervisor {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -358,9 +361,13 @@ mod tests {
     fn a_stopped_run_is_stopped() {
         let mut supervisor = two();
         supervisor.on(Input::Interrupt, START);
+        assert_eq!(
+            supervisor.on(exited(0, Exit::Code(3)), START),
+            [],
+            "it may go before the end is told"
+        );
         supervisor.on(ended(Outcome::Stopped, "stopped"), START);
-        supervisor.on(exited(0, Exit::Code(0)), START);
-        supervisor.on(exited(1, Exit::Code(0)), START);
+        supervisor.on(exited(1, Exit::Code(3)), START);
         assert_eq!(supervisor.verdict(START), Some(Verdict::Stopped));
     }
 
@@ -454,5 +461,68 @@ mod tests {
             panic!()
         };
         assert!(reason.contains("silent"), "{reason}");
+    }
+
+    fn any_exit() -> impl Strategy<Value = Exit> {
+        prop_oneof![
+            Just(Exit::Code(0)),
+            Just(Exit::Code(3)),
+            (1..255i32).prop_map(Exit::Code),
+            (1..20i32).prop_map(Exit::Signal)
+        ]
+    }
+
+    fn any_input() -> impl Strategy<Value = Input> {
+        prop_oneof![
+            Just(Input::Interrupt),
+            Just(Input::EventsLost),
+            Just(Input::Clock),
+            Just(ended(Outcome::Completed, "done")),
+            Just(ended(Outcome::Stopped, "stopped")),
+            Just(failed("rank 1 (pid 101, trainer-1 on here) failed")),
+            (0..3u32, any_exit()).prop_map(|(rank, exit)| exited(rank, exit)),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens, in whatever order: there is a verdict in the end, every trainer is gone by then, and a
+        /// good one is given only to a run that the coordinator ended well.
+        #[test]
+        fn there_is_always_an_end(inputs in proptest::collection::vec((any_input(), 0..2000u64), 0..20)) {
+            let mut supervisor = Supervisor::new((0..3).map(|rank| (rank, 100 + rank)));
+            let mut left: Vec<u32> = vec![0, 1, 2];
+            let mut now = START;
+            let mut first_end = None;
+            let mut killed = false;
+            for (input, later) in inputs {
+                now += Duration::from_millis(later);
+                match &input {
+                    Input::Exited(exited) if !left.contains(&exited.rank) => continue,
+                    Input::Exited(exited) => left.retain(|rank| *rank != exited.rank),
+                    Input::Ended(end) => { first_end.get_or_insert(end.outcome.clone()); }
+                    _ => {}
+                }
+                killed |= supervisor.on(input, now).contains(&Action::KillAll);
+                if let Some(verdict) = supervisor.verdict(now) {
+                    prop_assert!(left.is_empty());
+                    match verdict {
+                        Verdict::Completed => prop_assert_eq!(first_end, Some(Outcome::Completed)),
+                        Verdict::Stopped => prop_assert_eq!(first_end, Some(Outcome::Stopped)),
+                        Verdict::Failed { reason, .. } => prop_assert!(!reason.is_empty()),
+                    }
+                    return Ok(());
+                }
+            }
+            // The run goes on until something ends it; two interrupts always do.
+            for _ in 0..2 {
+                killed |= supervisor.on(Input::Interrupt, now).contains(&Action::KillAll);
+            }
+            killed |= supervisor.on(Input::Clock, now + LATER).contains(&Action::KillAll);
+            prop_assert!(killed || left.is_empty());
+            for rank in left {
+                supervisor.on(exited(rank, Exit::Signal(9)), now + LATER);
+            }
+            prop_assert!(supervisor.verdict(now + LATER + LATER).is_some());
+        }
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Start<'a> {
     pub(crate) coordinator: &'a str,
     /// Threads of its tensor library.
     pub(crate) threads: u32,
+    /// The run's folder.
+    pub(crate) folder: &'a Path,
     /// Folder of the logs.
     pub(crate) logs: PathBuf,
 }
@@ -52,6 +54,7 @@ impl Trainers {
             Ending::Failed(format!("cannot start the trainer {}: {error}", start.binary.display()))
         };
         std::fs::create_dir_all(&start.logs).map_err(failed)?;
+        let folder = std::path::absolute(start.folder).map_err(failed)?;
         let mut trainers = Trainers::default();
         for rank in 0..ranks {
             let log = File::create(log_path(&start.logs, rank)).map_err(failed)?;
@@ -66,6 +69,7 @@ impl Trainers {
                 ])
                 .env("OMP_NUM_THREADS", &threads)
                 .env("MKL_NUM_THREADS", &threads)
+                .env("LOCKSTEP_RUN_DIR", &folder)
                 .env("LOCKSTEP_PARENT_PID", std::process::id().to_string())
                 .stdin(Stdio::null())
                 .stdout(log.try_clone().map_err(failed)?)

@@ -9,10 +9,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// A test that waits longer than this has failed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A small run of 4 lanes on bytes.
-pub const CONFIG: &str = r#"
+pub(crate) const CONFIG: &str = r#"
 [run]
 name = "first"
 lanes = 4
@@ -39,13 +39,13 @@ schedule = 0.002
 every = 3
 "#;
 
-pub struct Stage {
+pub(crate) struct Stage {
     folder: tempfile::TempDir,
 }
 
 impl Stage {
     /// With `text.txt`, prepared as bytes in `data`, and `run.toml`.
-    pub fn new() -> Stage {
+    pub(crate) fn new() -> Stage {
         let stage = Stage {
             folder: tempfile::tempdir().unwrap(),
         };
@@ -59,12 +59,12 @@ impl Stage {
         stage
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// The binary with these words, in this folder.
-    pub fn command(&self, words: &str) -> Command {
+    pub(crate) fn command(&self, words: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
         command
             .args(words.split_whitespace())
@@ -74,12 +74,12 @@ impl Stage {
     }
 
     /// Runs the binary to its end.
-    pub fn lockstep(&self, words: &str) -> Output {
+    pub(crate) fn lockstep(&self, words: &str) -> Output {
         self.command(words).output().unwrap()
     }
 
     /// A program in this folder that stands where the trainer is expected.
-    pub fn stand_in(&self, script: &str) -> PathBuf {
+    pub(crate) fn stand_in(&self, script: &str) -> PathBuf {
         let path = self.path("stand-in");
         fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -87,7 +87,7 @@ impl Stage {
     }
 
     /// Starts the binary, its output kept in files of this folder's sibling.
-    pub fn start(&self, command: &mut Command) -> Running {
+    pub(crate) fn start(&self, command: &mut Command) -> Running {
         let output = tempfile::tempdir().unwrap();
         let file = |name: &str| fs::File::create(output.path().join(name)).unwrap();
         let child = command
@@ -100,7 +100,7 @@ impl Stage {
     }
 
     /// Every file with its content, and every folder.
-    pub fn listing(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    pub(crate) fn listing(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
         let mut found = BTreeMap::new();
         let mut folders = vec![self.folder.path().to_owned()];
         while let Some(folder) = folders.pop() {
@@ -117,7 +117,7 @@ impl Stage {
     }
 
     /// Processes that live in this folder.
-    pub fn processes(&self) -> Vec<u32> {
+    pub(crate) fn processes(&self) -> Vec<u32> {
         let folder = self.folder.path().canonicalize().unwrap();
         let entries = fs::read_dir("/proc").unwrap().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -126,33 +126,48 @@ impl Stage {
             .collect()
     }
 
+    /// No process is left in this folder.
+    pub(crate) fn nothing_runs(&self) {
+        let left = self.processes();
+        assert!(left.is_empty(), "{left:?} are left");
+    }
+
     /// A whole file as text.
-    pub fn read(&self, name: &str) -> String {
+    pub(crate) fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 }
 
-/// A started binary. Dropped, it is killed; so are the trainers, which the kernel ends with it.
-pub struct Running {
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // Stand-ins do not ask the kernel to end them with their launcher, as real trainers do.
+        for pid in self.processes() {
+            send(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// A started binary, killed when dropped.
+pub(crate) struct Running {
     child: Child,
     output: tempfile::TempDir,
 }
 
 impl Running {
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn out(&self) -> String {
+    pub(crate) fn out(&self) -> String {
         fs::read_to_string(self.output.path().join("out")).unwrap()
     }
 
-    pub fn err(&self) -> String {
+    pub(crate) fn err(&self) -> String {
         fs::read_to_string(self.output.path().join("err")).unwrap()
     }
 
     /// Waits for the end; the exit code.
-    pub fn wait(&mut self) -> i32 {
+    pub(crate) fn wait(&mut self) -> i32 {
         let mut status = None;
         wait_until("the command has ended", || {
             status = self.child.try_wait().unwrap();
@@ -161,11 +176,11 @@ impl Running {
         status.unwrap().code().unwrap_or(-1)
     }
 
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    pub fn signal(&self, signal: rustix::process::Signal) {
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         send(self.pid(), signal);
     }
 }
@@ -177,20 +192,21 @@ impl Drop for Running {
     }
 }
 
-pub fn send(pid: u32, signal: rustix::process::Signal) {
+pub(crate) fn send(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
-    rustix::process::kill_process(pid, signal).unwrap();
+    // It may have gone by itself.
+    let _ = rustix::process::kill_process(pid, signal);
 }
 
-pub fn is_alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     wait_at_most(PATIENCE, what, &mut done);
 }
 
-pub fn wait_at_most(limit: Duration, what: &str, done: &mut dyn FnMut() -> bool) {
+pub(crate) fn wait_at_most(limit: Duration, what: &str, done: &mut dyn FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < limit, "waited {} s until {what}", limit.as_secs());
@@ -199,7 +215,7 @@ pub fn wait_at_most(limit: Duration, what: &str, done: &mut dyn FnMut() -> bool)
 }
 
 /// Everything that a command said.
-pub fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     format!(
         "{}{}",
         String::from_utf8_lossy(&output.stdout),
@@ -208,7 +224,7 @@ pub fn said(output: &Output) -> String {
 }
 
 /// The trainer that lies beside the binary under test.
-pub fn real_trainer() -> PathBuf {
+pub(crate) fn real_trainer() -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_lockstep")).with_file_name("lockstep-trainer");
     assert!(
         path.is_file(),
