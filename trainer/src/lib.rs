@@ -15,3 +15,8 @@ pub mod error;
 pub mod model;
 pub mod sharding;
 pub mod step;
+pub mod fingerprint;
+pub mod generate;
+pub mod inspect;
+pub mod train;
+pub mod weights_file;

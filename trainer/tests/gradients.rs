@@ -1,6 +1,8 @@
 //! Forward and gradients equal a plain reference: the same GPT-2 in library operations and library autograd, in float64.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod reference;
+
 use std::collections::HashMap;
 
 use lockstep_autograd::{FlatBuffer, run_backward};
@@ -28,51 +30,6 @@ fn start(model: &Gpt2, seed: i64) -> Vec<Vec<f32>> {
         Vec::try_from((noise + centre).flatten(0, -1)).unwrap()
     };
     model.inventory().iter().map(values).collect()
-}
-
-/// The reference: plain float64 tensor code.
-fn reference(case: &Case, names: &HashMap<String, Tensor>, inputs: &Tensor, targets: &Tensor) -> Tensor {
-    let s = case.shape;
-    let (b, t, d, h) = (case.rows as i64, case.columns as i64, i64::from(s.width), i64::from(s.heads));
-    let get = |name: &str| names.get(name);
-    let norm = |x: &Tensor, name: &str| {
-        let centred = x - x.mean_dim(-1, true, Kind::Double);
-        let variance = (&centred * &centred).mean_dim(-1, true, Kind::Double);
-        let y = centred / (variance + 1e-5).sqrt() * get(&format!("{name}.weight")).unwrap();
-        match get(&format!("{name}.bias")) {
-            Some(bias) => y + bias,
-            None => y,
-        }
-    };
-    let linear = |x: &Tensor, name: &str| {
-        let y = x.matmul(&get(&format!("{name}.weight")).unwrap().transpose(0, 1));
-        match get(&format!("{name}.bias")) {
-            Some(bias) => y + bias,
-            None => y,
-        }
-    };
-    let wte = get("wte.weight").unwrap();
-    let mut x = wte.index_select(0, &inputs.flatten(0, -1)).reshape([b, t, d]) + get("wpe.weight").unwrap().narrow(0, 0, t);
-    let mask = Tensor::ones([t, t], (Kind::Bool, Device::Cpu)).tril(0).logical_not();
-    for layer in 0..s.layers {
-        let name = |part: &str| format!("blocks.{layer}.{part}");
-        let qkv = linear(&norm(&x, &name("norm1")), &name("qkv"));
-        let part = |i: i64| qkv.narrow(2, i * d, d).reshape([b, t, h, d / h]).transpose(1, 2);
-        let unit = |x: Tensor| if s.qk_norm { &x / ((&x * &x).mean_dim(-1, true, Kind::Double) + 1e-6).sqrt() } else { x };
-        let (q, k, v) = (unit(part(0)), unit(part(1)), part(2));
-        let scores = q.matmul(&k.transpose(-2, -1)) / ((d / h) as f64).sqrt();
-        let p = scores.masked_fill(&mask, f64::NEG_INFINITY).softmax(-1, Kind::Double);
-        let mixed = p.matmul(&v).transpose(1, 2).reshape([b, t, d]);
-        x = x + linear(&mixed, &name("out"));
-        let up = linear(&norm(&x, &name("norm2")), &name("up"));
-        x = x + linear(&up.gelu("tanh"), &name("down"));
-    }
-    let logits = norm(&x, "norm").reshape([b * t, d]).matmul(&wte.transpose(0, 1));
-    let all = logits.log_softmax(-1, Kind::Double);
-    let flat = targets.flatten(0, -1);
-    let counted = flat.ge(0).to_kind(Kind::Double);
-    let picked = all.gather(1, &flat.clamp_min(0).unsqueeze(1), false).squeeze_dim(1);
-    -(picked * counted).sum(Kind::Double)
 }
 
 /// Relative errors of the loss and of every gradient.
@@ -106,7 +63,7 @@ fn errors(case: &Case, bf16_precision: bool) -> (f64, Vec<(String, f64)>) {
     for _ in 0..case.micro_batches {
         let size = [case.rows as i64, case.columns as i64];
         let inputs = Tensor::randint(i64::from(case.shape.vocabulary), size, (Kind::Int64, Device::Cpu));
-        let mut targets = Tensor::randint(i64::from(case.shape.vocabulary), size, (Kind::Int64, Device::Cpu));
+        let targets = Tensor::randint(i64::from(case.shape.vocabulary), size, (Kind::Int64, Device::Cpu));
         let _ = targets.get(0).narrow(0, case.columns as i64 / 2, 3).fill_(lockstep_data::IGNORE);
         let (i, t): (Vec<i64>, Vec<i64>) =
             (Vec::try_from(inputs.flatten(0, -1)).unwrap(), Vec::try_from(targets.flatten(0, -1)).unwrap());
@@ -114,13 +71,11 @@ fn errors(case: &Case, bf16_precision: bool) -> (f64, Vec<(String, f64)>) {
         let loss = model.loss(&weights, batch, &mut OpenGate).unwrap();
         run_backward(&loss).unwrap();
         ours += loss.double_value(&[]);
-        let expected = reference(case, &names, &inputs, &targets);
+        let expected = reference::loss(case.shape, case.rows, case.columns, &names, &inputs, &targets);
         expected.backward();
         plain += expected.double_value(&[]);
         let again = weights.without_recording(|| model.loss(&weights, batch, &mut OpenGate)).unwrap();
         assert_eq!(again.double_value(&[]).to_bits(), loss.double_value(&[]).to_bits(), "validation computes the same loss");
-        targets = Tensor::new();
-        drop(targets);
     }
     assert!(weights.end_lane().is_empty(), "every tensor has a gradient");
     let mut out = Vec::new();

@@ -1,0 +1,68 @@
+//! The numeric fingerprint of a member: everything that could give it other bits than its peers.
+//!
+//! Names (libraries, instruction set, threads, kind of products) say what differs; the hash of a small computation with
+//! the run's own products and kernels catches what names do not.
+
+use lockstep_autograd::elements;
+use lockstep_config::{Precision, RunConfig};
+use lockstep_optim::polar::Polar;
+use lockstep_optim::products::Products;
+use tch::{Kind, Tensor};
+
+use crate::error::TrainerError;
+use crate::model::initial::values;
+use crate::model::{Initial, Role, TensorSpec};
+
+/// The fingerprint under a config, as one line.
+pub fn fingerprint(config: &RunConfig) -> Result<String, TrainerError> {
+    let products = Products::for_precision(config.run.precision == Precision::Bf16);
+    let polar = Products::for_precision(config.optimizer.polar.precision == Precision::Bf16);
+    Ok(format!(
+        "libtorch 2.13; cpu {}; threads {}; products {}; polar {}; probe {}",
+        instruction_set(),
+        config.run.intra_op_threads,
+        products.name(),
+        polar.name(),
+        probe(config, products, polar)?
+    ))
+}
+
+fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::is_x86_feature_detected as has;
+        if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
+            return "avx512";
+        }
+        if has!("avx2") && has!("fma") {
+            return "avx2";
+        }
+    }
+    std::env::consts::ARCH
+}
+
+/// The hash of one product and one polar factor of fixed matrices of the model's width.
+fn probe(config: &RunConfig, products: Products, polar: Products) -> Result<String, TrainerError> {
+    let width = i64::from(config.model.width);
+    let matrix = |name: &str, rows: i64| -> Result<Tensor, TrainerError> {
+        let spec = TensorSpec {
+            name: name.to_owned(),
+            shape: vec![rows, width],
+            layer: 0,
+            role: Role::Hidden,
+            initial: Initial::Normal(1.0),
+        };
+        Ok(Tensor::from_slice(&values(&spec, 0)).f_reshape([rows, width])?)
+    };
+    let (a, b) = (matrix("probe a", 64)?, matrix("probe b", 4 * width)?);
+    let product = products.multiply(&a.f_to_kind(products.kind())?, &b.f_to_kind(products.kind())?.f_transpose(0, 1)?)?;
+    let norm = lockstep_kernels::sums::square_sum(elements(&b)).0.sqrt();
+    let factor = Polar { steps: 5, products: polar }.factor(&b, norm)?;
+    let mut hasher = blake3::Hasher::new();
+    for tensor in [product, factor] {
+        for value in elements::<f32>(&tensor.f_to_kind(Kind::Float)?.f_contiguous()?) {
+            hasher.update(&value.to_bits().to_le_bytes());
+        }
+    }
+    Ok(hasher.finalize().to_hex()[..16].to_owned())
+}

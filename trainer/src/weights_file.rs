@@ -1,0 +1,114 @@
+//! Final weights: `model.safetensors` (float32 masters by tensor name), with `config.toml` and `tokenizer.json` beside it,
+//! in one folder that appears whole or not at all; and reading them back.
+//!
+//! The file's metadata carries `format = "lockstep-weights"`, `version = "1"` and the step; another version is refused.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use lockstep_config::RunConfig;
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensors, serialize_to_file};
+
+use crate::error::TrainerError;
+
+const WEIGHTS: &str = "model.safetensors";
+const CONFIG: &str = "config.toml";
+const TOKENIZER: &str = "tokenizer.json";
+const FORMAT: &str = "lockstep-weights";
+const VERSION: &str = "1";
+
+fn file_error(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> TrainerError {
+    let path = path.display().to_string();
+    move |source| TrainerError::File { what, path, source }
+}
+
+/// Collects tensors and writes the folder.
+pub struct Writer {
+    folder: PathBuf,
+    step: u64,
+    tensors: Vec<(String, Vec<usize>, Vec<u8>)>,
+}
+
+impl Writer {
+    /// For a folder, after `step` steps.
+    pub fn new(folder: PathBuf, step: u64) -> Writer {
+        Writer { folder, step, tensors: Vec::new() }
+    }
+
+    /// Adds a tensor.
+    pub fn add(&mut self, name: &str, shape: &[i64], values: &[f32]) {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.tensors.push((name.to_owned(), shape.iter().map(|n| *n as usize).collect(), bytes));
+    }
+
+    /// Writes everything beside the folder and renames it into its place.
+    pub fn finish(self, config: &RunConfig, data: &Path) -> Result<(), TrainerError> {
+        let partial = self.folder.with_extension("partial");
+        if partial.exists() {
+            std::fs::remove_dir_all(&partial).map_err(file_error("cannot clear", &partial))?;
+        }
+        std::fs::create_dir_all(&partial).map_err(file_error("cannot make the folder", &partial))?;
+        let path = partial.join(WEIGHTS);
+        let mut views = Vec::with_capacity(self.tensors.len());
+        for (name, shape, bytes) in &self.tensors {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes)
+                .map_err(|e| TrainerError::Refused(format!("cannot write {name} into {}: {e}", path.display())))?;
+            views.push((name.as_str(), view));
+        }
+        let metadata = HashMap::from([
+            ("format".to_owned(), FORMAT.to_owned()),
+            ("version".to_owned(), VERSION.to_owned()),
+            ("step".to_owned(), self.step.to_string()),
+        ]);
+        serialize_to_file(views, Some(metadata), &path)
+            .map_err(|e| TrainerError::Refused(format!("cannot write {}: {e}", path.display())))?;
+        let config_path = partial.join(CONFIG);
+        std::fs::write(&config_path, config.to_toml()).map_err(file_error("cannot write", &config_path))?;
+        let tokenizer = partial.join(TOKENIZER);
+        std::fs::copy(data.join(TOKENIZER), &tokenizer).map_err(file_error("cannot write", &tokenizer))?;
+        std::fs::File::open(&path).and_then(|f| f.sync_all()).map_err(file_error("cannot flush", &path))?;
+        std::fs::rename(&partial, &self.folder).map_err(file_error("cannot put into place", &self.folder))
+    }
+}
+
+/// Weights read back: config and tensors by name.
+pub struct Weights {
+    /// The run's config.
+    pub config: RunConfig,
+    /// Steps that made them.
+    pub step: u64,
+    /// Name → (shape, values).
+    pub tensors: HashMap<String, (Vec<i64>, Vec<f32>)>,
+}
+
+/// Reads a folder of final weights.
+pub fn read(folder: &Path) -> Result<Weights, TrainerError> {
+    let path = folder.join(WEIGHTS);
+    let bytes = std::fs::read(&path).map_err(file_error("cannot read the weights", &path))?;
+    let refused = |why: String| TrainerError::Refused(format!("{} {why}", path.display()));
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| refused(format!("is not a safetensors file: {e}")))?;
+    let keys = metadata.metadata().clone().unwrap_or_default();
+    let key = |name: &str| keys.get(name).map_or("", String::as_str);
+    if key("format") != FORMAT || key("version") != VERSION {
+        return Err(refused(format!(
+            "has format {:?} version {:?}; this build reads {FORMAT} version {VERSION}",
+            key("format"),
+            key("version")
+        )));
+    }
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| refused(format!("is damaged: {e}")))?;
+    let mut tensors = HashMap::new();
+    for (name, view) in file.tensors() {
+        if view.dtype() != Dtype::F32 {
+            return Err(refused(format!("holds {name} as {:?}, not float32", view.dtype())));
+        }
+        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        tensors.insert(name.clone(), (view.shape().iter().map(|n| *n as i64).collect(), values));
+    }
+    Ok(Weights {
+        config: RunConfig::read(&folder.join(CONFIG), &[])?,
+        step: key("step").parse().unwrap_or(0),
+        tensors,
+    })
+}
