@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lockstep_proto::domain::{CommittedStep, Outcome, RunEvent};
 use serde_json::{Value, json};
 
@@ -43,7 +43,7 @@ impl Screen {
         }
         let bar = ProgressBar::with_draw_target(Some(total_steps), ProgressDrawTarget::stderr());
         // The template is fixed; were it broken, the default one would do.
-        if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  ETA {eta}") {
+        if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}") {
             bar.set_style(style);
         }
         Screen::Bar(Bar {
@@ -99,6 +99,8 @@ impl Screen {
     pub(crate) fn close(&mut self) {
         if let Screen::Bar(bar) = self {
             bar.bar.abandon();
+            // What follows begins below the bar.
+            eprintln!();
         }
     }
 }

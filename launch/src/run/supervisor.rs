@@ -8,6 +8,8 @@ use lockstep_proto::domain::{Outcome, RunEnd};
 
 /// After a failure the other trainers may take so long to see the abort and go.
 const ABORT_GRACE: Duration = Duration::from_secs(3);
+/// When every trainer is gone, the coordinator's own word of it may take so long.
+const LAST_WORD_GRACE: Duration = Duration::from_secs(1);
 /// After a good end the trainers may take so long to go: their files are written, only memory is left to free.
 const END_GRACE: Duration = Duration::from_secs(10);
 
@@ -254,7 +256,7 @@ impl Supervisor {
     fn exited(&mut self, exited: Exited, now: Duration) -> Vec<Action> {
         self.running.remove(&exited.rank);
         if self.running.is_empty() && self.ended.is_none() {
-            self.wait_at_most(ABORT_GRACE, now);
+            self.wait_at_most(LAST_WORD_GRACE, now);
         }
         // Done, or stopped by the operator: either way it has said farewell to the coordinator before.
         let well = matches!(exited.exit, Exit::Code(0 | 3));
