@@ -126,8 +126,11 @@ impl Bar {
             // Writing to a String cannot fail.
             let _ = write!(message, "{name} {number:.4}  ");
         }
-        self.bar
-            .set_message(format!("{message}{:.0} tok/s", self.tokens_per_second));
+        if self.loss.is_some() {
+            let left = HumanDuration(self.bar.eta());
+            let _ = write!(message, "{:.0} tok/s  ETA {left:#}", self.tokens_per_second);
+        }
+        self.bar.set_message(message);
     }
 }
 
