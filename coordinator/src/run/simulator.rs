@@ -81,6 +81,7 @@ enum Trouble {
     Nothing,
     Pauses,
     Stop,
+    Abandonment,
     Death,
     WrongHash,
     WrongInitialHash,
@@ -146,11 +147,12 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
         Trouble::Nothing,
         Trouble::Pauses,
         Trouble::Stop,
+        Trouble::Abandonment,
         Trouble::Death,
         Trouble::WrongHash,
         Trouble::WrongInitialHash,
         Trouble::NotFinite,
-    ][rng.random_range(0..7)];
+    ][rng.random_range(0..8)];
     let commands = match trouble {
         Trouble::Pauses => vec![
             (rng.random_range(1..300), Event::Pause),
@@ -164,6 +166,7 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
             (rng.random_range(1..400), Event::Stop),
             (rng.random_range(1..20), Event::Pause),
         ],
+        Trouble::Abandonment => vec![(rng.random_range(1..300), Event::Abandon)],
         _ => Vec::new(),
     };
     let checker = Checker::new(&facts);

@@ -3,6 +3,7 @@
 
 mod world;
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lockstep_coordinator::Events;
@@ -125,17 +126,24 @@ fn a_pause_holds_the_run_until_it_is_resumed() {
         "the pause",
         |event| matches!(event, RunEvent::State { phase, .. } if phase == "paused"),
     );
-    // Steps that were on their way may still come; then there is silence until the run is resumed.
-    std::thread::sleep(Duration::from_millis(300));
+    let deadline = Instant::now() + BOUND;
+    while trainers.exchange.paused.load(Ordering::SeqCst) < 2 {
+        assert!(Instant::now() < deadline, "the ranks do not pause");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // Steps that were on their way still come; then there is silence until the run is resumed.
+    let made = trainers.exchange.paused_after.load(Ordering::SeqCst);
+    wait_for(&mut events, "the last step before the pause", |event| {
+        is_step(event, made)
+    });
     let mut quiet = running.subscribe();
-    std::thread::sleep(Duration::from_millis(200));
     running.handle().resume().unwrap();
     let first = wait_for(&mut quiet, "an event after the pause", |_| true);
     assert!(
         matches!(&first, RunEvent::State { phase, .. } if phase == "training"),
         "{first:?}"
     );
-    wait_for(&mut quiet, "a step after the pause", |event| is_step(event, 1));
+    wait_for(&mut quiet, "a step after the pause", |event| is_step(event, made + 1));
     assert!(running.handle().pause().is_ok());
     running.handle().stop();
     let results = trainers.join();

@@ -1,9 +1,10 @@
 //! A whole tiny run in one process: the real coordinator on a free port, and trainers on threads that drive real
 //! sessions with made-up hashes. What their collectives would do, agreeing on the newest directive, is `Exchange`.
 
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockstep_config::RunConfig;
 use lockstep_coordinator::{Coordinator, CoordinatorOptions, Running};
@@ -71,6 +72,9 @@ pub(crate) fn info(rank: u32, config_hash: String) -> JoinInfo {
 pub(crate) struct Exchange {
     state: Mutex<(u64, u32, u64, u64, bool)>,
     changed: Condvar,
+    /// Ranks that wait in a pause, and the last step that they made.
+    pub(crate) paused: AtomicU32,
+    pub(crate) paused_after: AtomicU64,
 }
 
 impl Exchange {
@@ -108,6 +112,7 @@ pub(crate) struct Behaviour {
 }
 
 pub(crate) struct Trainers {
+    pub(crate) exchange: Arc<Exchange>,
     pub(crate) threads: Vec<JoinHandle<Result<u64, SessionError>>>,
 }
 
@@ -121,7 +126,7 @@ impl Trainers {
                 std::thread::spawn(move || train(address, rank, ranks, behaviour, &exchange))
             })
             .collect();
-        Trainers { threads }
+        Trainers { exchange, threads }
     }
 
     pub(crate) fn join(self) -> Vec<Result<u64, SessionError>> {
@@ -170,7 +175,12 @@ fn train(
         session.progress(step, "step");
         std::thread::sleep(behaviour.step);
         let Some(newest) = exchange.maximum(ranks, session.directive().to_word()) else {
-            let reason = session.abort_signal().reason().unwrap_or_default();
+            // Another rank's session may have heard of it first.
+            let deadline = Instant::now() + PATIENCE;
+            while !session.abort_signal().is_set() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let reason = session.abort_signal().reason().unwrap();
             session.finish(Outcome::Failed { reason: reason.clone() }, step - 1)?;
             return Err(SessionError::Aborted { reason });
         };
@@ -197,7 +207,10 @@ fn train(
         })?;
         let mut directive = Directive::from_word(newest).unwrap();
         while directive.kind == DirectiveKind::Pause {
+            exchange.paused_after.store(step, Ordering::SeqCst);
+            exchange.paused.fetch_add(1, Ordering::SeqCst);
             let seen = session.wait_directive_after(directive.sequence)?;
+            exchange.paused.fetch_sub(1, Ordering::SeqCst);
             let newest = exchange.maximum(ranks, seen.to_word()).ok_or(SessionError::Closed)?;
             directive = Directive::from_word(newest).unwrap();
         }
