@@ -224,6 +224,11 @@ async fn refusals_carry_details_for_programs_and_a_sentence_for_people() {
     let (_sender, mut stream) = attach(channel.clone(), (&stranger).into()).await;
     let status = refusal(&mut stream).await;
     assert_eq!(status.get_details_error_info().unwrap().reason, "OTHER_RUN");
+    let mut ahead = join(&running, member(&config));
+    ahead.header.as_mut().unwrap().term = 9;
+    let (_sender, mut stream) = attach(channel.clone(), ahead).await;
+    let status = refusal(&mut stream).await;
+    assert_eq!(status.get_details_error_info().unwrap().reason, "OLDER_TERM");
     let other = Some((&header("another-run")).into());
     let status = ControlClient::new(channel)
         .status(v1::StatusRequest { header: other })

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use lockstep_proto::domain::{
-    CoordinatorBody, Directive as Urgent, DirectiveKind, Outcome, Stamp, StepReport, Validation,
-};
+use lockstep_proto::domain::{CoordinatorBody, DirectiveKind, Outcome, Stamp, StepReport, Validation};
 
 use crate::run::{Commit, Decision, Directive, Event, Member, Peer, Phase, Record, Refusal, Reported, Run};
 
@@ -12,7 +10,7 @@ use crate::run::{Commit, Decision, Directive, Event, Member, Peer, Phase, Record
 const RECENT_STEPS: usize = 2048;
 
 /// What a transition answers besides its directives.
-type Answer = Result<Option<String>, Refusal>;
+pub(super) type Answer = Result<Option<String>, Refusal>;
 
 impl Run {
     /// Decides about one event. `now`: time since the coordinator began; it never goes back.
@@ -361,14 +359,6 @@ impl Run {
         directives.push(Directive::Persist(Record::Validation { step, validation }));
     }
 
-    fn leaving(&mut self, peer: Peer, reason: &str, directives: &mut Vec<Directive>) -> Answer {
-        let Some(member) = self.members.get(&peer) else {
-            return Ok(None);
-        };
-        let who = format!("member {}, which must leave ({reason})", member.info.member);
-        self.stop(&who, directives)
-    }
-
     fn finished(
         &mut self,
         peer: Peer,
@@ -400,98 +390,6 @@ impl Run {
             Outcome::Completed | Outcome::Stopped => self.end_if_all_finished(directives),
         }
         Ok(None)
-    }
-
-    fn pause(&mut self, directives: &mut Vec<Directive>) -> Answer {
-        match self.phase {
-            Phase::Ended => Err(self.over("pause")),
-            Phase::Stopping | Phase::Finishing | Phase::Failing => {
-                Ok(Some(format!("nothing to pause: {}", self.reason())))
-            }
-            _ if self.urgent.kind == DirectiveKind::Pause => Ok(Some(format!("nothing to do: {}", self.paused()))),
-            _ => {
-                self.give(DirectiveKind::Pause, "an operator asked for a pause", directives);
-                if self.phase == Phase::Training {
-                    self.phase = Phase::Paused;
-                }
-                Ok(Some(self.paused()))
-            }
-        }
-    }
-
-    fn paused(&self) -> String {
-        match self.phase {
-            Phase::Paused => self.reason(),
-            _ => "the run will pause as soon as it trains".to_owned(),
-        }
-    }
-
-    fn resume(&mut self, directives: &mut Vec<Directive>) -> Answer {
-        if self.phase == Phase::Ended {
-            return Err(self.over("resume"));
-        }
-        if self.urgent.kind != DirectiveKind::Pause {
-            return Ok(Some(format!("the run is not paused: {}", self.reason())));
-        }
-        self.give(DirectiveKind::Resume, "an operator resumed the run", directives);
-        if self.phase == Phase::Paused {
-            self.phase = Phase::Training;
-        }
-        self.issue_plans(directives);
-        Ok(None)
-    }
-
-    fn stop(&mut self, who: &str, directives: &mut Vec<Directive>) -> Answer {
-        match self.phase {
-            Phase::Ended => Err(self.over("stop")),
-            Phase::WaitingForMembers | Phase::WaitingForCommId | Phase::WaitingForReady => {
-                let reason = format!("the run was stopped before its first step by {who}");
-                self.end_with(Outcome::Stopped, reason, directives);
-                Ok(None)
-            }
-            Phase::Training | Phase::Paused => {
-                self.give(
-                    DirectiveKind::Stop,
-                    &format!("the run is being stopped by {who}"),
-                    directives,
-                );
-                self.phase = Phase::Stopping;
-                // A rank may be waiting for its next plan, and learns of the stop only in that step.
-                self.issue_plans(directives);
-                Ok(None)
-            }
-            Phase::Stopping | Phase::Finishing | Phase::Failing => Ok(None),
-        }
-    }
-
-    fn abandon(&mut self, directives: &mut Vec<Directive>) -> Answer {
-        if self.phase == Phase::Ended {
-            return Err(self.over("abandon the run"));
-        }
-        let (committed, total) = (self.committed, self.facts.planner.total_steps());
-        let reason = format!("the run was abandoned by an operator after step {committed} of {total}");
-        self.end_with(Outcome::Stopped, reason, directives);
-        Ok(None)
-    }
-
-    fn give(&mut self, kind: DirectiveKind, reason: &str, directives: &mut Vec<Directive>) {
-        self.urgent = Urgent {
-            sequence: self.urgent.sequence + 1,
-            kind,
-        };
-        directives.push(Directive::Persist(Record::Decision {
-            reason: reason.to_owned(),
-        }));
-        directives.push(Directive::Persist(Record::Urgent(self.urgent)));
-        self.broadcast(CoordinatorBody::Directive(self.urgent), directives);
-    }
-
-    fn over(&self, wish: &str) -> Refusal {
-        Refusal::new(
-            "RUN_OVER",
-            "run",
-            format!("cannot {wish}: the run is over ({})", self.reason()),
-        )
     }
 }
 

@@ -18,6 +18,7 @@
 //! 9. When a member is lost, every other member that has not finished is told to abort, in the same decision.
 //! 10. A schedule without losses, faults and stops commits every planned step.
 
+mod commands;
 mod decision;
 mod failure;
 mod machine;

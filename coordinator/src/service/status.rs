@@ -43,6 +43,19 @@ pub(super) fn other_run(theirs: &str, ours: &str) -> Status {
     })
 }
 
+/// A member that has heard from a newer coordinator.
+pub(super) fn older_term(theirs: u64, ours: u64) -> Status {
+    let reason = format!(
+        "this coordinator has term {ours}, and the member has heard from one of term {theirs}: a newer coordinator \
+         serves the run"
+    );
+    refused(&Refusal {
+        kind: "OLDER_TERM",
+        subject: "header.term".to_owned(),
+        reason,
+    })
+}
+
 /// The run's thread is gone.
 pub(super) fn over() -> Status {
     Status::unavailable("the run is over and its coordinator is going away")

@@ -1,8 +1,9 @@
 //! The training service: one stream a member. Inbound messages become events; a stream that ends becomes
 //! `MemberLost`, whatever ended it.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{self, AtomicU64};
 
 use lockstep_proto::domain::{CoordinatorBody, FromCoordinator, FromMember, Header, MemberBody, Stamp};
 use lockstep_proto::v1;
@@ -13,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::run::{Event, Peer};
 use crate::service::mailbox::{Letter, Mailbox};
-use crate::service::status::{misunderstood, other_run, over};
+use crate::service::status::{misunderstood, older_term, other_run, over};
 
 /// Messages that may wait for one member. One that does not take them is cut off.
 const OUTGOING: usize = 256;
@@ -35,7 +36,7 @@ impl Training for TrainingService {
         &self,
         request: Request<Streaming<v1::MemberMessage>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let peer = self.next_peer.fetch_add(1, Ordering::Relaxed);
+        let peer = self.next_peer.fetch_add(1, atomic::Ordering::Relaxed);
         let (outgoing, stream) = mpsc::channel(OUTGOING);
         let header = Header {
             run_id: self.run_id.clone(),
@@ -80,14 +81,16 @@ impl Training for TrainingService {
     }
 }
 
-/// The event that a message means; none for one of an older term.
+/// The event that a message means; none for one of an older term. A member that has heard of a newer term is refused.
 fn understand(message: v1::MemberMessage, peer: Peer, run_id: &str, term: u64) -> Result<Option<Event>, Status> {
     let FromMember { header, body } = message.try_into().map_err(|error| misunderstood(&error))?;
     if header.run_id != run_id {
         return Err(other_run(&header.run_id, run_id));
     }
-    if header.stamp.term != term {
-        return Ok(None);
+    match header.stamp.term.cmp(&term) {
+        Ordering::Less => return Ok(None),
+        Ordering::Greater => return Err(older_term(header.stamp.term, term)),
+        Ordering::Equal => {}
     }
     let stamp = header.stamp;
     Ok(Some(match body {
