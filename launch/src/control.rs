@@ -79,7 +79,9 @@ pub(crate) fn watch(target: &Target) -> Result<(), Ending> {
                 Ok(None) => return Err(Ending::Failed(format!("the coordinator at {address} has gone"))),
                 Err(status) => return Err(refusal(&address, &status)),
             };
-            println!("{}", show::line(&event));
+            if !show::says_nothing_new(&event) {
+                println!("{}", show::line(&event));
+            }
             if let RunEvent::Ended(end) = event {
                 return match end.outcome {
                     Outcome::Failed { .. } => Err(Ending::Failed(end.reason)),

@@ -94,6 +94,40 @@ fn a_run_trains_to_its_end_and_leaves_its_files() {
 }
 
 #[test]
+fn final_weights_write_text_and_refuse_a_prompt_longer_than_their_context() {
+    real_trainer();
+    let stage = Stage::new();
+    let output = stage.lockstep("run run.toml -n 1");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert_eq!(
+        said(&output).matches("all 6 steps were made").count(),
+        1,
+        "the end is told once: {}",
+        said(&output)
+    );
+
+    let generate = |prompt: &str| {
+        let mut command = stage.command("generate runs/first/final --tokens 5 --prompt");
+        command.arg(prompt).output().unwrap()
+    };
+    let written = generate("7 bottles");
+    assert_eq!(written.status.code(), Some(0), "{}", said(&written));
+    assert!(said(&written).starts_with("7 bottles"), "{}", said(&written));
+
+    let before = stage.listing();
+    let refused = generate(&"x".repeat(33));
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    for part in ["33 tokens", "context is 32", "shorten --prompt"] {
+        assert!(
+            said(&refused).contains(part),
+            "{part:?} is missing in: {}",
+            said(&refused)
+        );
+    }
+    assert!(stage.listing() == before);
+}
+
+#[test]
 fn one_rank_and_two_ranks_make_the_same_bits() {
     real_trainer();
     let stage = Stage::new();

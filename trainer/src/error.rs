@@ -46,6 +46,11 @@ impl From<tch::TchError> for TrainerError {
     fn from(error: tch::TchError) -> TrainerError {
         let text = error.to_string();
         // libtorch appends its own stack to its sentence.
-        TrainerError::Torch(text.split("\nException raised from").next().unwrap_or_default().to_owned())
+        TrainerError::Torch(
+            text.split("\nException raised from")
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
+        )
     }
 }

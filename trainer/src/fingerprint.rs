@@ -55,9 +55,16 @@ fn probe(config: &RunConfig, products: Products, polar: Products) -> Result<Stri
         Ok(Tensor::from_slice(&values(&spec, 0)).f_reshape([rows, width])?)
     };
     let (a, b) = (matrix("probe a", 64)?, matrix("probe b", 4 * width)?);
-    let product = products.multiply(&a.f_to_kind(products.kind())?, &b.f_to_kind(products.kind())?.f_transpose(0, 1)?)?;
+    let product = products.multiply(
+        &a.f_to_kind(products.kind())?,
+        &b.f_to_kind(products.kind())?.f_transpose(0, 1)?,
+    )?;
     let norm = lockstep_kernels::sums::square_sum(elements(&b)).0.sqrt();
-    let factor = Polar { steps: 5, products: polar }.factor(&b, norm)?;
+    let factor = Polar {
+        steps: 5,
+        products: polar,
+    }
+    .factor(&b, norm)?;
     let mut hasher = blake3::Hasher::new();
     for tensor in [product, factor] {
         for value in elements::<f32>(&tensor.f_to_kind(Kind::Float)?.f_contiguous()?) {

@@ -44,7 +44,9 @@ pub fn generate(options: &GenerateOptions) -> Result<String, TrainerError> {
     let context = file.config.context() as usize;
     let mut tokens: Vec<i64> = tokenizer.encode(&options.prompt)?.into_iter().map(i64::from).collect();
     if tokens.is_empty() {
-        return Err(TrainerError::Refused("the prompt is empty; give --prompt at least one character".to_owned()));
+        return Err(TrainerError::Refused(
+            "the prompt is empty; give --prompt at least one character".to_owned(),
+        ));
     }
     if tokens.len() > context {
         return Err(TrainerError::Refused(format!(
@@ -70,10 +72,18 @@ pub fn generate(options: &GenerateOptions) -> Result<String, TrainerError> {
         }
         match place.bf16 {
             true => convert::<f32, bf16>(values, working.slice_mut(place.working.start, values.len())?),
-            false => working.slice_mut::<f32>(place.working.start, values.len())?.copy_from_slice(values),
+            false => working
+                .slice_mut::<f32>(place.working.start, values.len())?
+                .copy_from_slice(values),
         }
     }
-    let weights = Weights::new(model.inventory(), &layout, Products::for_precision(narrow), &working, &[])?;
+    let weights = Weights::new(
+        model.inventory(),
+        &layout,
+        Products::for_precision(narrow),
+        &working,
+        &[],
+    )?;
     let known = i64::from(tokenizer.vocab()).min(model.inventory()[0].shape[0]) as usize;
     let mut draws = Draws::new(options.seed);
     for _ in 0..options.tokens {
@@ -95,7 +105,9 @@ impl Draws {
     fn new(seed: u64) -> Draws {
         let mut hasher = blake3::Hasher::new_derive_key("lockstep generation draws 1");
         hasher.update(&seed.to_le_bytes());
-        Draws { stream: hasher.finalize_xof() }
+        Draws {
+            stream: hasher.finalize_xof(),
+        }
     }
 
     fn next(&mut self) -> f64 {

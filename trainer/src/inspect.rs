@@ -61,8 +61,19 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> String {
     let owners = OwnerMap::new(inventory, &layout, ranks);
     let total: usize = inventory.iter().map(TensorSpec::elements).sum();
     let mut out = String::new();
-    let _ = writeln!(out, "run {}: {total} parameters in {} tensors, {} buckets, {} blocks", config.run.name, inventory.len(), layout.buckets.len(), layout.blocks);
-    let _ = writeln!(out, "\n{:<24} {:<14} {:<10} {:<9} {:<5} owners (rank: elements)", "tensor", "shape", "role", "treated", "copy");
+    let _ = writeln!(
+        out,
+        "run {}: {total} parameters in {} tensors, {} buckets, {} blocks",
+        config.run.name,
+        inventory.len(),
+        layout.buckets.len(),
+        layout.blocks
+    );
+    let _ = writeln!(
+        out,
+        "\n{:<24} {:<14} {:<10} {:<9} {:<5} owners (rank: elements)",
+        "tensor", "shape", "role", "treated", "copy"
+    );
     for (index, (spec, place)) in inventory.iter().zip(&layout.places).enumerate() {
         let owned: Vec<String> = owners
             .pieces
@@ -81,10 +92,18 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> String {
             owned.join(", ")
         );
     }
-    let _ = writeln!(out, "\nrank  lanes   polar cost   share  other elements  master + state");
+    let _ = writeln!(
+        out,
+        "\nrank  lanes   polar cost   share  other elements  master + state"
+    );
     let cost: u64 = owners.hidden_cost.iter().sum();
     for rank in 0..ranks {
-        let owned: usize = owners.pieces.iter().filter(|p| p.owner == rank).map(|p| p.elements.len()).sum();
+        let owned: usize = owners
+            .pieces
+            .iter()
+            .filter(|p| p.owner == rank)
+            .map(|p| p.elements.len())
+            .sum();
         let load = owners.hidden_cost[rank as usize];
         let lanes = rank_lanes(config.run.lanes, ranks, rank);
         let _ = writeln!(
@@ -92,19 +111,39 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> String {
             "{rank:<5} {:<7} {:<12} {:<6} {:<15} {}",
             format!("{}..{}", lanes.start, lanes.end),
             load,
-            if cost == 0 { "-".to_owned() } else { format!("{:.1}%", 100.0 * load as f64 / cost as f64) },
+            if cost == 0 {
+                "-".to_owned()
+            } else {
+                format!("{:.1}%", 100.0 * load as f64 / cost as f64)
+            },
             owners.other_elements[rank as usize],
             mib(12 * owned)
         );
     }
-    let buffers = (0..ranks).map(|r| LaneProgram::most_buffers(config.run.lanes, rank_lanes(config.run.lanes, ranks, r))).max().unwrap_or(1);
-    let largest = inventory.iter().zip(&layout.places).filter(|(_, p)| p.hidden).map(|(s, _)| polar_cost(&s.shape)).max();
+    let buffers = (0..ranks)
+        .map(|r| LaneProgram::most_buffers(config.run.lanes, rank_lanes(config.run.lanes, ranks, r)))
+        .max()
+        .unwrap_or(1);
+    let largest = inventory
+        .iter()
+        .zip(&layout.places)
+        .filter(|(_, p)| p.hidden)
+        .map(|(s, _)| polar_cost(&s.shape))
+        .max();
     let _ = writeln!(out, "\nmemory of each rank, without activations:");
     let _ = writeln!(out, "  working copies            {}", mib(layout.working_bytes));
-    let _ = writeln!(out, "  gradient buffers          {} × {}", buffers, mib(layout.gradient_elements * 4));
+    let _ = writeln!(
+        out,
+        "  gradient buffers          {} × {}",
+        buffers,
+        mib(layout.gradient_elements * 4)
+    );
     let _ = writeln!(out, "  masters and state         as above");
     if let Some(largest) = largest {
-        let _ = writeln!(out, "largest polar cost of one matrix: {largest} (loads differ by at most this)");
+        let _ = writeln!(
+            out,
+            "largest polar cost of one matrix: {largest} (loads differ by at most this)"
+        );
     }
     out
 }

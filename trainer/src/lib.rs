@@ -12,11 +12,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod error;
-pub mod model;
-pub mod sharding;
-pub mod step;
 pub mod fingerprint;
 pub mod generate;
 pub mod inspect;
+pub mod model;
+pub mod sharding;
+pub mod step;
 pub mod train;
 pub mod weights_file;

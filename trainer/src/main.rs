@@ -68,7 +68,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
         .with_writer(std::io::stderr)
         .init();
@@ -85,23 +86,46 @@ fn main() -> ExitCode {
 }
 
 fn is_bad_input(error: &TrainerError) -> bool {
-    matches!(error, TrainerError::Refused(_) | TrainerError::Config(_) | TrainerError::Data(_) | TrainerError::File { .. })
+    matches!(
+        error,
+        TrainerError::Refused(_) | TrainerError::Config(_) | TrainerError::Data(_) | TrainerError::File { .. }
+    )
 }
 
 fn run(command: Command) -> Result<ExitCode, TrainerError> {
     match command {
-        Command::Train { coordinator, member, run_dir } => {
+        Command::Train {
+            coordinator,
+            member,
+            run_dir,
+        } => {
             end_with_parent()?;
-            let outcome = train(&TrainOptions { coordinator, member, run_dir })?;
+            let outcome = train(&TrainOptions {
+                coordinator,
+                member,
+                run_dir,
+            })?;
             Ok(match outcome {
                 Outcome::Completed => ExitCode::SUCCESS,
                 Outcome::Stopped => ExitCode::from(3),
                 Outcome::Failed { .. } => ExitCode::FAILURE,
             })
         }
-        Command::Generate { weights, prompt, tokens, temperature, seed } => {
+        Command::Generate {
+            weights,
+            prompt,
+            tokens,
+            temperature,
+            seed,
+        } => {
             tch::set_num_threads(1);
-            print_out(&generate(&GenerateOptions { weights, prompt, tokens, temperature, seed })?)
+            print_out(&generate(&GenerateOptions {
+                weights,
+                prompt,
+                tokens,
+                temperature,
+                seed,
+            })?)
         }
         Command::Inspect { path, ranks, sets } => print_out(&inspect(&path, ranks, &sets)?),
     }
@@ -115,12 +139,16 @@ fn print_out(text: &str) -> Result<ExitCode, TrainerError> {
 
 /// Asks the kernel to end this process when the launcher that started it ends, and refuses to start as an orphan.
 fn end_with_parent() -> Result<(), TrainerError> {
-    let Ok(parent) = std::env::var("LOCKSTEP_PARENT_PID") else { return Ok(()) };
+    let Ok(parent) = std::env::var("LOCKSTEP_PARENT_PID") else {
+        return Ok(());
+    };
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
         .map_err(|e| TrainerError::Refused(format!("cannot tie this process to its launcher: {e}")))?;
     // The launcher may have ended before the line above.
     if nix::unistd::getppid().to_string() != parent {
-        return Err(TrainerError::Refused(format!("the launcher, process {parent}, has ended")));
+        return Err(TrainerError::Refused(format!(
+            "the launcher, process {parent}, has ended"
+        )));
     }
     Ok(())
 }

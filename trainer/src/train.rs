@@ -10,7 +10,9 @@ use std::time::Duration;
 use lockstep_collective::{Aborter, Backend, connect, new_id};
 use lockstep_config::RunConfig;
 use lockstep_data::{Dataset, Loader, Order, ValidationSet, micro_batch_samples};
-use lockstep_proto::domain::{Directive, DirectiveKind, Generation, JoinInfo, Outcome, Plan, StepMetrics, StepReport, Validation};
+use lockstep_proto::domain::{
+    Directive, DirectiveKind, Generation, JoinInfo, Outcome, Plan, StepMetrics, StepReport, Validation,
+};
 use lockstep_session::{Session, SessionOptions};
 
 use crate::error::TrainerError;
@@ -52,7 +54,9 @@ pub fn train(options: &TrainOptions) -> Result<Outcome, TrainerError> {
         Err((error, step)) => {
             // An abort came from the coordinator, which knows already why the run ends.
             if !session.abort_signal().is_set() {
-                let outcome = Outcome::Failed { reason: error.to_string() };
+                let outcome = Outcome::Failed {
+                    reason: error.to_string(),
+                };
                 if let Err(unheard) = session.finish(outcome, step) {
                     tracing::warn!("the coordinator did not hear why this rank failed: {unheard}");
                 }
@@ -110,7 +114,10 @@ impl Trainer {
             devices: vec!["cpu".to_owned()],
         })?;
         let place = generation.place_of(&options.member).ok_or_else(|| {
-            TrainerError::Refused(format!("the generation has no place for this member, {}", options.member))
+            TrainerError::Refused(format!(
+                "the generation has no place for this member, {}",
+                options.member
+            ))
         })?;
         let (rank, world) = (place.rank, generation.ranks());
         let aborter = Aborter::default();
@@ -126,7 +133,17 @@ impl Trainer {
         let mut engine = Engine::new(&config, model, collective, lanes)?;
         session.ready(engine.parameter_hash()?)?;
         let loader = Loader::start(Arc::clone(&dataset), order, sequence, AHEAD)?;
-        Ok(Trainer { config, dataset, validation, generation, rank, engine, loader, made: 0, handled: 0 })
+        Ok(Trainer {
+            config,
+            dataset,
+            validation,
+            generation,
+            rank,
+            engine,
+            loader,
+            made: 0,
+            handled: 0,
+        })
     }
 
     /// Steps until a plan says that it is the last one, or all ranks have agreed to stop.
@@ -138,11 +155,16 @@ impl Trainer {
             };
             session.progress(plan.step, "step");
             for index in self.engine.micro_batches_of(&plan) {
-                self.loader.submit(micro_batch_samples(plan.first_sample, self.config.batch.micro_batch, index));
+                self.loader.submit(micro_batch_samples(
+                    plan.first_sample,
+                    self.config.batch.micro_batch,
+                    index,
+                ));
             }
             let loader = &mut self.loader;
-            let outcome =
-                self.engine.step(&plan, session.directive().to_word(), &mut || Ok(loader.next()?))?;
+            let outcome = self
+                .engine
+                .step(&plan, session.directive().to_word(), &mut || Ok(loader.next()?))?;
             self.made = plan.step;
             let directive = self.newer(outcome.directive);
             let stopping = matches!(directive, Some(DirectiveKind::Stop));
@@ -216,7 +238,10 @@ impl Trainer {
     /// The float32 masters of all owners go to rank 0, which writes them with tokenizer and config.
     fn write_final(&mut self, options: &TrainOptions) -> Result<(), TrainerError> {
         self.engine.settle()?;
-        let folder = options.run_dir.clone().unwrap_or_else(|| PathBuf::from("runs").join(&self.config.run.name));
+        let folder = options
+            .run_dir
+            .clone()
+            .unwrap_or_else(|| PathBuf::from("runs").join(&self.config.run.name));
         let mut writer = Writer::new(folder.join("final"), self.made);
         let writes = self.rank == 0;
         self.engine.gather_masters(|name, shape, values| {
@@ -233,7 +258,10 @@ impl Trainer {
 }
 
 fn host_name() -> String {
-    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "unknown".to_owned())
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_else(|| "unknown".to_owned())
 }
 
 /// The highest resident memory of this process so far.

@@ -33,13 +33,18 @@ pub struct Writer {
 impl Writer {
     /// For a folder, after `step` steps.
     pub fn new(folder: PathBuf, step: u64) -> Writer {
-        Writer { folder, step, tensors: Vec::new() }
+        Writer {
+            folder,
+            step,
+            tensors: Vec::new(),
+        }
     }
 
     /// Adds a tensor.
     pub fn add(&mut self, name: &str, shape: &[i64], values: &[f32]) {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.tensors.push((name.to_owned(), shape.iter().map(|n| *n as usize).collect(), bytes));
+        self.tensors
+            .push((name.to_owned(), shape.iter().map(|n| *n as usize).collect(), bytes));
     }
 
     /// Writes everything beside the folder and renames it into its place.
@@ -67,7 +72,9 @@ impl Writer {
         std::fs::write(&config_path, config.to_toml()).map_err(file_error("cannot write", &config_path))?;
         let tokenizer = partial.join(TOKENIZER);
         std::fs::copy(data.join(TOKENIZER), &tokenizer).map_err(file_error("cannot write", &tokenizer))?;
-        std::fs::File::open(&path).and_then(|f| f.sync_all()).map_err(file_error("cannot flush", &path))?;
+        std::fs::File::open(&path)
+            .and_then(|f| f.sync_all())
+            .map_err(file_error("cannot flush", &path))?;
         std::fs::rename(&partial, &self.folder).map_err(file_error("cannot put into place", &self.folder))
     }
 }
@@ -87,7 +94,8 @@ pub fn read(folder: &Path) -> Result<Weights, TrainerError> {
     let path = folder.join(WEIGHTS);
     let bytes = std::fs::read(&path).map_err(file_error("cannot read the weights", &path))?;
     let refused = |why: String| TrainerError::Refused(format!("{} {why}", path.display()));
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| refused(format!("is not a safetensors file: {e}")))?;
+    let (_, metadata) =
+        SafeTensors::read_metadata(&bytes).map_err(|e| refused(format!("is not a safetensors file: {e}")))?;
     let keys = metadata.metadata().clone().unwrap_or_default();
     let key = |name: &str| keys.get(name).map_or("", String::as_str);
     if key("format") != FORMAT || key("version") != VERSION {
@@ -103,7 +111,11 @@ pub fn read(folder: &Path) -> Result<Weights, TrainerError> {
         if view.dtype() != Dtype::F32 {
             return Err(refused(format!("holds {name} as {:?}, not float32", view.dtype())));
         }
-        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let values = view
+            .data()
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect();
         tensors.insert(name.clone(), (view.shape().iter().map(|n| *n as i64).collect(), values));
     }
     Ok(Weights {

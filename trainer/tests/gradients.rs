@@ -26,7 +26,11 @@ fn start(model: &Gpt2, seed: i64) -> Vec<Vec<f32>> {
     tch::manual_seed(seed);
     let values = |spec: &lockstep_trainer::model::TensorSpec| {
         let noise = Tensor::randn(&spec.shape[..], (Kind::Float, Device::Cpu)) * 0.15;
-        let centre = if spec.name.contains("norm") && spec.name.ends_with("weight") { 1.0 } else { 0.0 };
+        let centre = if spec.name.contains("norm") && spec.name.ends_with("weight") {
+            1.0
+        } else {
+            0.0
+        };
         Vec::try_from((noise + centre).flatten(0, -1)).unwrap()
     };
     model.inventory().iter().map(values).collect()
@@ -46,15 +50,24 @@ fn errors(case: &Case, bf16_precision: bool) -> (f64, Vec<(String, f64)>) {
             convert::<f32, bf16>(values, copies);
             copies.iter().map(|v| v.to_f32()).collect()
         } else {
-            working.slice_mut::<f32>(place.working.start, values.len()).unwrap().copy_from_slice(values);
+            working
+                .slice_mut::<f32>(place.working.start, values.len())
+                .unwrap()
+                .copy_from_slice(values);
             values.clone()
         };
-        let leaf = Tensor::from_slice(&exact).reshape(&spec.shape[..]).to_kind(Kind::Double).set_requires_grad(true);
+        let leaf = Tensor::from_slice(&exact)
+            .reshape(&spec.shape[..])
+            .to_kind(Kind::Double)
+            .set_requires_grad(true);
         names.insert(spec.name.clone(), leaf);
     }
     // What was there before must not matter.
     let mut dirty = gradients.clone();
-    dirty.slice_mut::<f32>(0, layout.gradient_elements).unwrap().fill(f32::NAN);
+    dirty
+        .slice_mut::<f32>(0, layout.gradient_elements)
+        .unwrap()
+        .fill(f32::NAN);
     let products = Products::for_precision(bf16_precision);
     let weights = Weights::new(model.inventory(), &layout, products, &working, &[gradients.clone()]).unwrap();
     tch::manual_seed(5);
@@ -64,38 +77,93 @@ fn errors(case: &Case, bf16_precision: bool) -> (f64, Vec<(String, f64)>) {
         let size = [case.rows as i64, case.columns as i64];
         let inputs = Tensor::randint(i64::from(case.shape.vocabulary), size, (Kind::Int64, Device::Cpu));
         let targets = Tensor::randint(i64::from(case.shape.vocabulary), size, (Kind::Int64, Device::Cpu));
-        let _ = targets.get(0).narrow(0, case.columns as i64 / 2, 3).fill_(lockstep_data::IGNORE);
-        let (i, t): (Vec<i64>, Vec<i64>) =
-            (Vec::try_from(inputs.flatten(0, -1)).unwrap(), Vec::try_from(targets.flatten(0, -1)).unwrap());
-        let batch = Batch { rows: case.rows, columns: case.columns, inputs: &i, targets: &t };
+        let _ = targets
+            .get(0)
+            .narrow(0, case.columns as i64 / 2, 3)
+            .fill_(lockstep_data::IGNORE);
+        let (i, t): (Vec<i64>, Vec<i64>) = (
+            Vec::try_from(inputs.flatten(0, -1)).unwrap(),
+            Vec::try_from(targets.flatten(0, -1)).unwrap(),
+        );
+        let batch = Batch {
+            rows: case.rows,
+            columns: case.columns,
+            inputs: &i,
+            targets: &t,
+        };
         let loss = model.loss(&weights, batch, &mut OpenGate).unwrap();
         run_backward(&loss).unwrap();
         ours += loss.double_value(&[]);
         let expected = reference::loss(case.shape, case.rows, case.columns, &names, &inputs, &targets);
         expected.backward();
         plain += expected.double_value(&[]);
-        let again = weights.without_recording(|| model.loss(&weights, batch, &mut OpenGate)).unwrap();
-        assert_eq!(again.double_value(&[]).to_bits(), loss.double_value(&[]).to_bits(), "validation computes the same loss");
+        let again = weights
+            .without_recording(|| model.loss(&weights, batch, &mut OpenGate))
+            .unwrap();
+        assert_eq!(
+            again.double_value(&[]).to_bits(),
+            loss.double_value(&[]).to_bits(),
+            "validation computes the same loss"
+        );
     }
     assert!(weights.end_lane().is_empty(), "every tensor has a gradient");
     let mut out = Vec::new();
     for (spec, place) in model.inventory().iter().zip(&layout.places) {
-        let got = Tensor::from_slice(gradients.slice::<f32>(place.gradient.start * 4, spec.elements()).unwrap());
+        let got = Tensor::from_slice(
+            gradients
+                .slice::<f32>(place.gradient.start * 4, spec.elements())
+                .unwrap(),
+        );
         let expected = names[&spec.name].grad().flatten(0, -1);
         let norm = |t: &Tensor| t.square().sum(Kind::Double).sqrt().double_value(&[]);
-        out.push((spec.name.clone(), norm(&(got.to_kind(Kind::Double) - &expected)) / norm(&expected)));
+        out.push((
+            spec.name.clone(),
+            norm(&(got.to_kind(Kind::Double) - &expected)) / norm(&expected),
+        ));
     }
     ((ours - plain).abs() / plain.abs(), out)
 }
 
 fn cases() -> Vec<Case> {
-    let shape = Shape { layers: 2, heads: 3, width: 48, vocabulary: 97, context: 700, bias: false, qk_norm: false };
+    let shape = Shape {
+        layers: 2,
+        heads: 3,
+        width: 48,
+        vocabulary: 97,
+        context: 700,
+        bias: false,
+        qk_norm: false,
+    };
     vec![
-        Case { shape, rows: 2, columns: 33, micro_batches: 2 },
-        Case { shape: Shape { bias: true, ..shape }, rows: 3, columns: 40, micro_batches: 1 },
-        Case { shape: Shape { qk_norm: true, bias: true, ..shape }, rows: 1, columns: 150, micro_batches: 1 },
+        Case {
+            shape,
+            rows: 2,
+            columns: 33,
+            micro_batches: 2,
+        },
+        Case {
+            shape: Shape { bias: true, ..shape },
+            rows: 3,
+            columns: 40,
+            micro_batches: 1,
+        },
+        Case {
+            shape: Shape {
+                qk_norm: true,
+                bias: true,
+                ..shape
+            },
+            rows: 1,
+            columns: 150,
+            micro_batches: 1,
+        },
         // Longer than what attention keeps: probabilities are made again in backward.
-        Case { shape: Shape { layers: 1, ..shape }, rows: 1, columns: 600, micro_batches: 1 },
+        Case {
+            shape: Shape { layers: 1, ..shape },
+            rows: 1,
+            columns: 600,
+            micro_batches: 1,
+        },
     ]
 }
 

@@ -37,7 +37,8 @@ fn config(precision: &str, more: &str) -> RunConfig {
 /// Micro-batch `index` of a step: the same for every world, made of a formula.
 fn batch(step: u64, index: u32) -> MicroBatch {
     let count = (ROWS * COLUMNS) as usize;
-    let token = |i: usize| ((i as u64 * 7 + step * 131 + u64::from(index) * 17) * 2_654_435_761 >> 7) % u64::from(VOCABULARY);
+    let token =
+        |i: usize| ((i as u64 * 7 + step * 131 + u64::from(index) * 17) * 2_654_435_761 >> 7) % u64::from(VOCABULARY);
     let tokens: Vec<i64> = (0..=count).map(|i| token(i) as i64).collect();
     MicroBatch {
         rows: ROWS,
@@ -69,7 +70,12 @@ fn deal(lanes: u32, world: u32) -> Vec<Range<u32>> {
 type Masters = HashMap<String, (Vec<i64>, Vec<f32>)>;
 
 /// Runs a whole world and returns the hash of every step (the initial one first), losses, and the final masters.
-fn run(config: &RunConfig, world: u32, steps: u64, micro_batches: fn(u64) -> u32) -> (Vec<[u8; 32]>, Vec<f64>, Masters) {
+fn run(
+    config: &RunConfig,
+    world: u32,
+    steps: u64,
+    micro_batches: fn(u64) -> u32,
+) -> (Vec<[u8; 32]>, Vec<f64>, Masters) {
     let id = new_id(&[9; 32], 1).unwrap();
     let ranks: Vec<_> = (0..world)
         .map(|rank| {
@@ -86,8 +92,14 @@ fn run(config: &RunConfig, world: u32, steps: u64, micro_batches: fn(u64) -> u32
                 for step in 1..=steps {
                     let plan = plan(step, micro_batches(step));
                     let mut indices = engine.micro_batches_of(&plan).into_iter();
-                    let outcome = engine.step(&plan, u64::from(rank), &mut || Ok(batch(step, indices.next().unwrap()))).unwrap();
-                    assert_eq!(outcome.directive, u64::from(world - 1), "the highest directive of any rank");
+                    let outcome = engine
+                        .step(&plan, u64::from(rank), &mut || Ok(batch(step, indices.next().unwrap())))
+                        .unwrap();
+                    assert_eq!(
+                        outcome.directive,
+                        u64::from(world - 1),
+                        "the highest directive of any rank"
+                    );
                     assert_eq!(outcome.tokens, u64::from(plan.micro_batches * ROWS * COLUMNS));
                     assert_eq!(outcome.polar_factors, 8);
                     hashes.push(outcome.parameter_hash);
@@ -157,23 +169,35 @@ fn a_gradient_that_is_not_finite_is_refused_on_every_rank_before_anything_has_ch
                 tch::set_num_threads(1);
                 let aborter = Aborter::new();
                 let collective = connect(Backend::Host, &id, rank, 2, Duration::from_secs(30), &aborter).unwrap();
-                let mut engine = Engine::new(&config, from_config(&config, VOCABULARY), collective, deal(4, 2)).unwrap();
+                let mut engine =
+                    Engine::new(&config, from_config(&config, VOCABULARY), collective, deal(4, 2)).unwrap();
                 let before = engine.parameter_hash().unwrap();
                 // A learning rate that no float32 holds makes the first step's parameters infinite or NaN.
-                let plan = Plan { learning_rate: 1e38, ..plan(1, 4) };
+                let plan = Plan {
+                    learning_rate: 1e38,
+                    ..plan(1, 4)
+                };
                 let mut index = engine.micro_batches_of(&plan).into_iter();
-                engine.step(&plan, 0, &mut || Ok(batch(1, index.next().unwrap()))).unwrap();
+                engine
+                    .step(&plan, 0, &mut || Ok(batch(1, index.next().unwrap())))
+                    .unwrap();
                 let after = engine.parameter_hash().unwrap();
                 assert_ne!(before, after);
                 let mut index = engine.micro_batches_of(&plan).into_iter();
-                let error = engine.step(&plan, 0, &mut || Ok(batch(2, index.next().unwrap()))).unwrap_err();
+                let error = engine
+                    .step(&plan, 0, &mut || Ok(batch(2, index.next().unwrap())))
+                    .unwrap_err();
                 (error.to_string(), after == engine.parameter_hash().unwrap())
             })
         })
         .collect();
     let results: Vec<_> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
     assert_eq!(results[0], results[1]);
-    assert!(results[0].0.contains("not finite") || results[0].0.contains("the loss is"), "{}", results[0].0);
+    assert!(
+        results[0].0.contains("not finite") || results[0].0.contains("the loss is"),
+        "{}",
+        results[0].0
+    );
     assert!(results[0].1, "no parameter has changed");
 }
 
@@ -197,11 +221,15 @@ fn plain(config: &RunConfig, steps: u64, micro_batches: u32) -> Masters {
         for index in 0..micro_batches {
             let data = batch(step, index);
             let size = [i64::from(ROWS), i64::from(COLUMNS)];
-            let (inputs, targets) = (Tensor::from_slice(&data.inputs).reshape(size), Tensor::from_slice(&data.targets).reshape(size));
+            let (inputs, targets) = (
+                Tensor::from_slice(&data.inputs).reshape(size),
+                Tensor::from_slice(&data.targets).reshape(size),
+            );
             reference::loss(shape, ROWS as usize, COLUMNS as usize, &parameters, &inputs, &targets).backward();
             tokens += data.counted;
         }
-        let gradients: HashMap<&String, Tensor> = parameters.iter().map(|(n, p)| (n, p.grad() / tokens as f64)).collect();
+        let gradients: HashMap<&String, Tensor> =
+            parameters.iter().map(|(n, p)| (n, p.grad() / tokens as f64)).collect();
         let total = gradients.values().map(|g| norm(g).powi(2)).sum::<f64>().sqrt();
         let clip = keys.clip_norm.map_or(1.0, |limit| (limit / total).min(1.0));
         let rate = 0.002;
@@ -218,8 +246,15 @@ fn plain(config: &RunConfig, steps: u64, micro_batches: u32) -> Masters {
                 (m, v.copy(), p * (1.0 - scale * keys.weight_decay) - moved)
             } else {
                 let (m, v) = (m * 0.9 + &g * 0.1, v * 0.95 + (&g * &g) * 0.05);
-                let (mh, vh) = (&m / (1.0 - 0.9f64.powi(step as i32)), &v / (1.0 - 0.95f64.powi(step as i32)));
-                let decay = if spec.role.is_decayed() { rate * keys.weight_decay } else { 0.0 };
+                let (mh, vh) = (
+                    &m / (1.0 - 0.9f64.powi(step as i32)),
+                    &v / (1.0 - 0.95f64.powi(step as i32)),
+                );
+                let decay = if spec.role.is_decayed() {
+                    rate * keys.weight_decay
+                } else {
+                    0.0
+                };
                 let p = p * (1.0 - decay) - (mh / (vh.sqrt() + 1e-8)) * rate;
                 (m, v, p)
             };
@@ -230,7 +265,10 @@ fn plain(config: &RunConfig, steps: u64, micro_batches: u32) -> Masters {
         parameters = next;
     }
     let values = |t: &Tensor| Vec::<f32>::try_from(t.detach().to_kind(Kind::Float).flatten(0, -1)).unwrap();
-    parameters.iter().map(|(name, p)| (name.clone(), (p.size(), values(p)))).collect()
+    parameters
+        .iter()
+        .map(|(name, p)| (name.clone(), (p.size(), values(p))))
+        .collect()
 }
 
 #[test]
@@ -251,7 +289,11 @@ fn ten_distributed_steps_equal_ten_steps_of_plain_tensor_code() {
                 moved += f64::from(b - s).powi(2);
             }
             // Relative to how far ten steps have moved the tensor, which is the stricter measure.
-            assert!((error / moved).sqrt() < 2e-3, "{name} on {world} ranks: {}", (error / moved).sqrt());
+            assert!(
+                (error / moved).sqrt() < 2e-3,
+                "{name} on {world} ranks: {}",
+                (error / moved).sqrt()
+            );
         }
     }
 }

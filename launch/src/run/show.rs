@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write as _};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lockstep_coordinator::run::Phase;
 use lockstep_proto::domain::{CommittedStep, Outcome, RunEvent};
 use serde_json::{Value, json};
 
@@ -56,6 +57,9 @@ impl Screen {
 
     /// Shows an event of the run.
     pub(crate) fn event(&mut self, event: &RunEvent) {
+        if !matches!(self, Screen::Json) && says_nothing_new(event) {
+            return;
+        }
         match self {
             Screen::Json => print_json(&to_json(event)),
             Screen::Lines { last } => {
@@ -138,6 +142,11 @@ fn print_json(value: &Value) {
     // One write a line, flushed: a program that reads along sees whole lines at once. A reader that has gone is no
     // reason to stop a run.
     let _ = writeln!(std::io::stdout().lock(), "{value}");
+}
+
+/// The last change of state says what the end, which follows at once, says too.
+pub(crate) fn says_nothing_new(event: &RunEvent) -> bool {
+    matches!(event, RunEvent::State { phase, .. } if phase == Phase::Ended.name())
 }
 
 /// An event as a line for people.

@@ -32,7 +32,11 @@ extern "C" fn backward(context: *mut c_void, gradients: *mut *mut C_tensor, inpu
     // SAFETY: the context is the one that `custom` boxed, alive until `drop_context`.
     let context = unsafe { &*context.cast::<Context>() };
     let run = || -> Result<Vec<Option<Tensor>>, String> {
-        let closure = context.closure.borrow_mut().take().ok_or("backward ran twice through one node")?;
+        let closure = context
+            .closure
+            .borrow_mut()
+            .take()
+            .ok_or("backward ran twice through one node")?;
         let given = (0..context.outputs)
             .map(|i| {
                 // SAFETY: the shim passes an array of `outputs` pointers, null or live; a shallow clone is taken.
@@ -123,7 +127,12 @@ pub fn run_backward(loss: &Tensor) -> Result<(), AutogradError> {
         what: "backward",
         text: match take_failure() {
             Some(text) => text,
-            None => e.to_string().split("\nException raised from").next().unwrap_or_default().to_owned(),
+            None => e
+                .to_string()
+                .split("\nException raised from")
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
         },
     })
 }

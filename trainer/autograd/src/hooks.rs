@@ -21,7 +21,9 @@ pub fn set_gradient_slot(leaf: &Tensor, slot: &Tensor) -> Result<(), AutogradErr
         )));
     }
     // SAFETY: both pointers are live tensors for the length of the call; the shim copies the slot's handle.
-    check("set_gradient_slot", unsafe { lockstep_set_gradient(raw(leaf), raw(slot)) })
+    check("set_gradient_slot", unsafe {
+        lockstep_set_gradient(raw(leaf), raw(slot))
+    })
 }
 
 /// Casts each contribution to a bf16 leaf's gradient to float32 before several of them are added.
@@ -29,7 +31,9 @@ pub fn set_gradient_slot(leaf: &Tensor, slot: &Tensor) -> Result<(), AutogradErr
 /// Without it libtorch adds the contributions of several uses of one leaf in bf16, where 256 + 1 is 256.
 pub fn accumulate_in_float32(leaf: &Tensor) -> Result<(), AutogradError> {
     // SAFETY: the pointer is a live tensor for the length of the call.
-    check("accumulate_in_float32", unsafe { lockstep_set_gradient_kind_float(raw(leaf)) })
+    check("accumulate_in_float32", unsafe {
+        lockstep_set_gradient_kind_float(raw(leaf))
+    })
 }
 
 type Ready = Box<dyn Fn() + Send + Sync>;

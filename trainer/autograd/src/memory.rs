@@ -174,7 +174,11 @@ fn checked<T: Element>(tensor: &Tensor) -> (*mut T, usize) {
         T::KIND
     );
     let count = tensor.numel();
-    let data = if count == 0 { NonNull::dangling().as_ptr() } else { tensor.data_ptr().cast() };
+    let data = if count == 0 {
+        NonNull::dangling().as_ptr()
+    } else {
+        tensor.data_ptr().cast()
+    };
     (data, count)
 }
 

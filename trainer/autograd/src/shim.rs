@@ -48,6 +48,8 @@ pub(crate) fn check(what: &'static str, code: c_int) -> Result<(), AutogradError
         return Ok(());
     }
     // SAFETY: the shim returns a pointer to a NUL-terminated thread-local string, set by the call that just failed.
-    let text = unsafe { CStr::from_ptr(lockstep_last_error()) }.to_string_lossy().into_owned();
+    let text = unsafe { CStr::from_ptr(lockstep_last_error()) }
+        .to_string_lossy()
+        .into_owned();
     Err(AutogradError::Torch { what, text })
 }

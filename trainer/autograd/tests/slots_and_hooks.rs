@@ -10,8 +10,14 @@ use lockstep_autograd::{
 use tch::{Kind, Tensor};
 
 fn leaf(buffer: &mut FlatBuffer, offset: usize, values: &[f32]) -> Tensor {
-    buffer.slice_mut::<f32>(offset, values.len()).unwrap().copy_from_slice(values);
-    buffer.tensor::<f32>(offset, &[values.len() as i64]).unwrap().set_requires_grad(true)
+    buffer
+        .slice_mut::<f32>(offset, values.len())
+        .unwrap()
+        .copy_from_slice(values);
+    buffer
+        .tensor::<f32>(offset, &[values.len() as i64])
+        .unwrap()
+        .set_requires_grad(true)
 }
 
 #[test]
@@ -30,8 +36,16 @@ fn gradients_accumulate_in_the_flat_buffer_and_hooks_fire_in_backward_order() {
         let first = &a * 10.0;
         run_backward(&(first * &b).sum(Kind::Float)).unwrap();
     }
-    assert_eq!(gradients.slice::<f32>(0, 2).unwrap(), &[60.0, 80.0], "two backwards of 10 b");
-    assert_eq!(gradients.slice::<f32>(256, 2).unwrap(), &[20.0, 40.0], "two backwards of 10 a");
+    assert_eq!(
+        gradients.slice::<f32>(0, 2).unwrap(),
+        &[60.0, 80.0],
+        "two backwards of 10 b"
+    );
+    assert_eq!(
+        gradients.slice::<f32>(256, 2).unwrap(),
+        &[20.0, 40.0],
+        "two backwards of 10 a"
+    );
     assert_eq!(*order.lock().unwrap(), ["b", "a", "b", "a"]);
 }
 

@@ -118,7 +118,9 @@ pub fn causal_softmax<T: Real>(scores: &mut [T], window: Window, scale: f32) {
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 pub fn causal_softmax_backward<T: Real>(probabilities: &[T], d: &mut [T], window: Window, scale: f32) {
     assert_eq!(probabilities.len(), d.len());
-    let rows = probabilities.chunks_exact(window.columns).zip(d.chunks_exact_mut(window.columns));
+    let rows = probabilities
+        .chunks_exact(window.columns)
+        .zip(d.chunks_exact_mut(window.columns));
     for (index, (p, d)) in rows.enumerate() {
         let seen = window.first + index % window.rows + 1;
         let whole = seen / LANES * LANES;
@@ -160,7 +162,11 @@ pub fn rms_norm<T: Real>(x: &mut [T], head_width: usize, inverse: &mut [f32]) {
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 pub fn rms_norm_backward<T: Real>(y: &[T], head_width: usize, inverse: &[f32], dy: &mut [T]) {
     assert!(y.len() == dy.len() && y.len() == inverse.len() * head_width);
-    for ((y, dy), inverse) in y.chunks_exact(head_width).zip(dy.chunks_exact_mut(head_width)).zip(inverse) {
+    for ((y, dy), inverse) in y
+        .chunks_exact(head_width)
+        .zip(dy.chunks_exact_mut(head_width))
+        .zip(inverse)
+    {
         let mut sums = [0.0f32; LANES];
         for i in 0..head_width {
             sums[i % LANES] += y[i].to_f32() * dy[i].to_f32();

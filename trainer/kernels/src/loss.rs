@@ -50,7 +50,11 @@ pub fn cross_entropy<T: Real>(logits: &mut [T], targets: &[i64], gradient: bool)
         let log_sum = sum.ln() + f64::from(top);
         // max() drops a NaN among the logits: the row's own sum would then look finite, so look at it once more.
         let spoilt = row.iter().any(|v| v.to_f32().is_nan());
-        total += if spoilt { f64::NAN } else { log_sum - f64::from(row[target].to_f32()) };
+        total += if spoilt {
+            f64::NAN
+        } else {
+            log_sum - f64::from(row[target].to_f32())
+        };
         if gradient {
             let shift = log_sum as f32;
             let at_target = row[target].to_f32();
@@ -70,7 +74,9 @@ mod tests {
     #[test]
     fn loss_and_gradient_match_float64_and_ignored_rows_add_nothing() {
         let vocabulary = 37;
-        let logits: Vec<f32> = (0..4 * vocabulary).map(|i| ((i * 29 % 83) as f32 - 41.0) / 9.0).collect();
+        let logits: Vec<f32> = (0..4 * vocabulary)
+            .map(|i| ((i * 29 % 83) as f32 - 41.0) / 9.0)
+            .collect();
         let targets = [3i64, IGNORED, 36, 0];
         let mut d = logits.clone();
         let loss = cross_entropy(&mut d, &targets, true);

@@ -113,7 +113,10 @@ mod tests {
         for bits in (0..u32::MAX).step_by(99_991) {
             let value = f32::from_bits(bits);
             let (ours, theirs) = (<bf16 as Real>::from_f32(value), bf16::from_f32(value));
-            assert!(ours.to_bits() == theirs.to_bits() || value.is_nan() && ours.is_nan(), "{bits:#x}");
+            assert!(
+                ours.to_bits() == theirs.to_bits() || value.is_nan() && ours.is_nan(),
+                "{bits:#x}"
+            );
         }
     }
 }

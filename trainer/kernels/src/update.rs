@@ -23,7 +23,11 @@ pub fn momentum(gradient: &[f32], scale: f32, beta: f32, nesterov: bool, m: &mut
     assert!(gradient.len() == m.len() && m.len() == out.len());
     let rest = 1.0 - beta;
     let mut sums = [0.0f64; LANES];
-    for ((g, m), out) in gradient.chunks(LANES).zip(m.chunks_mut(LANES)).zip(out.chunks_mut(LANES)) {
+    for ((g, m), out) in gradient
+        .chunks(LANES)
+        .zip(m.chunks_mut(LANES))
+        .zip(out.chunks_mut(LANES))
+    {
         for (i, ((g, m), out)) in g.iter().zip(m).zip(out).enumerate() {
             let g = g * scale;
             *m = beta.mul_add(*m, rest * g);
@@ -40,7 +44,11 @@ pub fn apply<U: Real, W: Real>(master: &mut [f32], polar: &[U], step: f32, decay
     assert!(master.len() == polar.len() && master.len() == working.len());
     let keep = 1.0 - decay;
     let mut sums = [0.0f64; LANES];
-    for ((p, u), w) in master.chunks_mut(LANES).zip(polar.chunks(LANES)).zip(working.chunks_mut(LANES)) {
+    for ((p, u), w) in master
+        .chunks_mut(LANES)
+        .zip(polar.chunks(LANES))
+        .zip(working.chunks_mut(LANES))
+    {
         for (i, ((p, u), w)) in p.iter_mut().zip(u).zip(w).enumerate() {
             let old = *p;
             *p = (-step).mul_add(u.to_f32(), keep * old);
@@ -49,7 +57,10 @@ pub fn apply<U: Real, W: Real>(master: &mut [f32], polar: &[U], step: f32, decay
             sums[i] += moved * moved;
         }
     }
-    Applied { hash: crate::sums::block_hash(master), square_sum: fold(sums) }
+    Applied {
+        hash: crate::sums::block_hash(master),
+        square_sum: fold(sums),
+    }
 }
 
 /// The numbers of one AdamW step.
@@ -81,7 +92,14 @@ pub fn adamw<W: Real>(
 ) -> Applied {
     let n = master.len();
     assert!(gradient.len() == n && m.len() == n && v.len() == n && working.len() == n);
-    let AdamW { scale, step, root, betas: [b1, b2], epsilon, decay } = numbers;
+    let AdamW {
+        scale,
+        step,
+        root,
+        betas: [b1, b2],
+        epsilon,
+        decay,
+    } = numbers;
     let (r1, r2, keep, inverse_root) = (1.0 - b1, 1.0 - b2, 1.0 - decay, 1.0 / root);
     let mut sums = [0.0f64; LANES];
     let chunks = gradient
@@ -102,7 +120,10 @@ pub fn adamw<W: Real>(
             sums[i] += moved * moved;
         }
     }
-    Applied { hash: crate::sums::block_hash(master), square_sum: fold(sums) }
+    Applied {
+        hash: crate::sums::block_hash(master),
+        square_sum: fold(sums),
+    }
 }
 
 #[cfg(test)]
@@ -130,7 +151,11 @@ mod tests {
             let applied = adamw(&g, numbers, &mut p, &mut m, &mut v, &mut working);
             assert_eq!(applied.hash, crate::sums::block_hash(&p));
             assert_eq!(working, p);
-            let moved: f64 = p.iter().zip(&before).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+            let moved: f64 = p
+                .iter()
+                .zip(&before)
+                .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
+                .sum();
             assert!((applied.square_sum / moved - 1.0).abs() < 1e-12);
             for i in 0..n {
                 let g = f64::from(g[i]) * 0.25;

@@ -10,7 +10,9 @@ pub enum OptimError {
     #[error(transparent)]
     Memory(#[from] lockstep_autograd::AutogradError),
     /// A matrix is to be applied whose polar factor was not computed in this step.
-    #[error("the hidden matrix {name} was to be applied without a polar factor of this step; the run stops rather than step without one")]
+    #[error(
+        "the hidden matrix {name} was to be applied without a polar factor of this step; the run stops rather than step without one"
+    )]
     NoPolarFactor {
         /// The tensor.
         name: String,

@@ -119,8 +119,15 @@ impl HiddenMatrix {
     ///
     /// # Errors
     /// If [`HiddenMatrix::orthogonalise`] was not called since the last application.
-    pub fn apply<W: Real>(&mut self, learning_rate: f64, muon: &Muon, working: &mut [W]) -> Result<Applied, OptimError> {
-        let polar = self.polar.take().ok_or_else(|| OptimError::NoPolarFactor { name: self.name.clone() })?;
+    pub fn apply<W: Real>(
+        &mut self,
+        learning_rate: f64,
+        muon: &Muon,
+        working: &mut [W],
+    ) -> Result<Applied, OptimError> {
+        let polar = self.polar.take().ok_or_else(|| OptimError::NoPolarFactor {
+            name: self.name.clone(),
+        })?;
         let (rows, columns) = self.shape;
         let step = (learning_rate * muon.hidden_scale * muon.scaling.factor(rows, columns)) as f32;
         let decay = (learning_rate * muon.hidden_scale * muon.weight_decay) as f32;

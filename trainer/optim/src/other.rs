@@ -66,7 +66,11 @@ impl OtherRun {
     ) -> Vec<Applied> {
         self.steps += 1;
         let t = self.steps as i32;
-        let decay = if decayed { learning_rate * adam.weight_decay } else { 0.0 };
+        let decay = if decayed {
+            learning_rate * adam.weight_decay
+        } else {
+            0.0
+        };
         let numbers = Numbers {
             scale,
             step: (learning_rate / (1.0 - adam.betas[0].powi(t))) as f32,

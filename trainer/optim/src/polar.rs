@@ -27,7 +27,11 @@ fn coefficients(index: u32) -> (f64, f64, f64) {
     let last = POLAR_EXPRESS.len() - 1;
     let index = (index as usize).min(last);
     let (a, b, c) = POLAR_EXPRESS[index];
-    if index == last { (a, b, c) } else { (a / SAFETY, b / SAFETY.powi(3), c / SAFETY.powi(5)) }
+    if index == last {
+        (a, b, c)
+    } else {
+        (a / SAFETY, b / SAFETY.powi(3), c / SAFETY.powi(5))
+    }
 }
 
 /// Settings of the iteration.
@@ -47,12 +51,20 @@ impl Polar {
         let scale = if norm > 0.0 { 1.0 / (SAFETY * norm) } else { 0.0 };
         let scaled = m.f_mul_scalar(scale)?.f_to_kind(self.products.kind())?;
         let tall = rows > columns;
-        let mut x = if tall { scaled.f_transpose(0, 1)?.f_contiguous()? } else { scaled };
+        let mut x = if tall {
+            scaled.f_transpose(0, 1)?.f_contiguous()?
+        } else {
+            scaled
+        };
         for index in 0..self.steps {
             let (a, b, c) = coefficients(index);
             x = self.iterate(&x, a, b, c)?;
         }
-        if tall { Ok(x.f_transpose(0, 1)?.f_contiguous()?) } else { Ok(x) }
+        if tall {
+            Ok(x.f_transpose(0, 1)?.f_contiguous()?)
+        } else {
+            Ok(x)
+        }
     }
 
     /// a·X + (b·A + c·A²)·X with A = X·Xᵀ, each product and sum rounded to the products' kind.
@@ -70,7 +82,9 @@ impl Polar {
             }
             Products::WidenedBf16 => {
                 let gram = gram.f_to_kind(Kind::Float)?;
-                let mix = addmm(&gram, b, &gram, &gram, c)?.f_to_kind(Kind::BFloat16)?.f_to_kind(Kind::Float)?;
+                let mix = addmm(&gram, b, &gram, &gram, c)?
+                    .f_to_kind(Kind::BFloat16)?
+                    .f_to_kind(Kind::Float)?;
                 let x = x.f_to_kind(Kind::Float)?;
                 Ok(addmm(&x, a, &mix, &x, 1.0)?.f_to_kind(Kind::BFloat16)?)
             }
@@ -81,6 +95,8 @@ impl Polar {
 /// β·c + α·(a·b).
 fn addmm(c: &Tensor, beta: f64, a: &Tensor, b: &Tensor, alpha: f64) -> Result<Tensor, OptimError> {
     // tch's addmm has no β and α; baddbmm of one matrix has, and is the same library call.
-    let out = c.f_unsqueeze(0)?.f_baddbmm(&a.f_unsqueeze(0)?, &b.f_unsqueeze(0)?, beta, alpha)?;
+    let out = c
+        .f_unsqueeze(0)?
+        .f_baddbmm(&a.f_unsqueeze(0)?, &b.f_unsqueeze(0)?, beta, alpha)?;
     Ok(out.f_squeeze_dim(0)?)
 }

@@ -77,7 +77,11 @@ impl Products {
             }
             Products::Float32 | Products::WidenedBf16 => {
                 let (a, b) = (a.f_to_kind(Kind::Float)?, b.f_to_kind(Kind::Float)?);
-                if fresh { a.f_mm_out(slot, &b).map(drop) } else { slot.f_addmm_(&a, &b).map(drop) }
+                if fresh {
+                    a.f_mm_out(slot, &b).map(drop)
+                } else {
+                    slot.f_addmm_(&a, &b).map(drop)
+                }
             }
         }
     }

@@ -12,7 +12,11 @@ fn gaussian(rows: i64, columns: i64, seed: i64) -> Tensor {
 }
 
 fn frobenius(t: &Tensor) -> f64 {
-    t.to_kind(Kind::Double).square().sum(Kind::Double).sqrt().double_value(&[])
+    t.to_kind(Kind::Double)
+        .square()
+        .sum(Kind::Double)
+        .sqrt()
+        .double_value(&[])
 }
 
 fn singular_values(t: &Tensor) -> Tensor {
@@ -30,12 +34,25 @@ fn singular_values_of_the_factor_are_near_one_for_every_shape_and_precision() {
             let values = singular_values(&factor);
             let (low, high) = (values.min().double_value(&[]), values.max().double_value(&[]));
             // Square Gaussians have singular values near zero, which five iterations cannot lift all the way.
-            let floor = if rows == columns || rows + 1 == columns { 0.0 } else { 0.6 };
-            assert!(high < 1.25 && low > floor, "{rows}x{columns} {products:?}: {low} .. {high}");
+            let floor = if rows == columns || rows + 1 == columns {
+                0.0
+            } else {
+                0.6
+            };
+            assert!(
+                high < 1.25 && low > floor,
+                "{rows}x{columns} {products:?}: {low} .. {high}"
+            );
             let nuclear = singular_values(&m).sum(Kind::Double).double_value(&[]);
-            let dual = (m.to_kind(Kind::Double) * factor.to_kind(Kind::Double)).sum(Kind::Double).double_value(&[]);
+            let dual = (m.to_kind(Kind::Double) * factor.to_kind(Kind::Double))
+                .sum(Kind::Double)
+                .double_value(&[]);
             // After five iterations singular values lie in a band of about 1 ± 0.15: a single one (1×n) lands at 0.877.
-            assert!((0.85..1.15).contains(&(dual / nuclear)), "{rows}x{columns} {products:?}: {}", dual / nuclear);
+            assert!(
+                (0.85..1.15).contains(&(dual / nuclear)),
+                "{rows}x{columns} {products:?}: {}",
+                dual / nuclear
+            );
         }
     }
 }
@@ -43,7 +60,10 @@ fn singular_values_of_the_factor_are_near_one_for_every_shape_and_precision() {
 #[test]
 fn many_iterations_reach_the_exact_factor() {
     let m = gaussian(40, 100, 7);
-    let polar = Polar { steps: 12, products: Products::Float32 };
+    let polar = Polar {
+        steps: 12,
+        products: Products::Float32,
+    };
     let factor = polar.factor(&m, frobenius(&m)).unwrap().to_kind(Kind::Double);
     let (u, _, v) = m.to_kind(Kind::Double).svd(true, true);
     let error = frobenius(&(factor - u.matmul(&v.transpose(0, 1))));
@@ -53,7 +73,12 @@ fn many_iterations_reach_the_exact_factor() {
 #[test]
 fn a_zero_matrix_has_a_zero_factor() {
     let m = Tensor::zeros([8, 16], (Kind::Float, Device::Cpu));
-    let factor = Polar { steps: 5, products: Products::WidenedBf16 }.factor(&m, 0.0).unwrap();
+    let factor = Polar {
+        steps: 5,
+        products: Products::WidenedBf16,
+    }
+    .factor(&m, 0.0)
+    .unwrap();
     assert_eq!(frobenius(&factor), 0.0);
 }
 
@@ -62,7 +87,10 @@ fn ten_steps_equal_plain_tensor_code() {
     let muon = Muon {
         momentum: 0.95,
         nesterov: true,
-        polar: Polar { steps: 5, products: Products::Float32 },
+        polar: Polar {
+            steps: 5,
+            products: Products::Float32,
+        },
         hidden_scale: 20.0,
         scaling: ShapeScaling::Original,
         weight_decay: 0.1,
@@ -71,7 +99,10 @@ fn ten_steps_equal_plain_tensor_code() {
     let start = gaussian(rows, columns, 1) * 0.02;
     let values: Vec<f32> = Vec::try_from(start.flatten(0, -1)).unwrap();
     let mut ours = HiddenMatrix::new("w", rows, columns, &values);
-    let (mut w, mut m) = (start.to_kind(Kind::Double), Tensor::zeros([rows, columns], (Kind::Double, Device::Cpu)));
+    let (mut w, mut m) = (
+        start.to_kind(Kind::Double),
+        Tensor::zeros([rows, columns], (Kind::Double, Device::Cpu)),
+    );
     let mut working = vec![0.0f32; (rows * columns) as usize];
     for step in 0..10 {
         let g = gaussian(rows, columns, 100 + step);
@@ -98,7 +129,9 @@ fn ten_steps_equal_plain_tensor_code() {
         }
         w = &w * (1.0 - 1e-3 * 20.0 * 0.1) - x.transpose(0, 1) * (1e-3 * 20.0 * 2.4f64.sqrt());
     }
-    let got = Tensor::from_slice(ours.master()).reshape([rows, columns]).to_kind(Kind::Double);
+    let got = Tensor::from_slice(ours.master())
+        .reshape([rows, columns])
+        .to_kind(Kind::Double);
     let error = frobenius(&(&got - &w)) / frobenius(&w);
     assert!(error < 1e-5, "{error}");
 }
@@ -108,7 +141,10 @@ fn a_matrix_is_not_applied_twice_with_one_factor() {
     let muon = Muon {
         momentum: 0.9,
         nesterov: false,
-        polar: Polar { steps: 5, products: Products::Float32 },
+        polar: Polar {
+            steps: 5,
+            products: Products::Float32,
+        },
         hidden_scale: 1.0,
         scaling: ShapeScaling::MatchRms,
         weight_decay: 0.0,
@@ -117,7 +153,9 @@ fn a_matrix_is_not_applied_twice_with_one_factor() {
     let mut working = [0.0f32; 6];
     let error = matrix.apply(1e-3, &muon, &mut working).unwrap_err();
     assert!(error.to_string().contains("blocks.0.up.weight"), "{error}");
-    matrix.orthogonalise(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.5], 1.0, &muon).unwrap();
+    matrix
+        .orthogonalise(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.5], 1.0, &muon)
+        .unwrap();
     matrix.apply(1e-3, &muon, &mut working).unwrap();
     assert!(matrix.apply(1e-3, &muon, &mut working).is_err());
 }

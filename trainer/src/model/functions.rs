@@ -49,7 +49,13 @@ fn missing(what: &str) -> TchError {
 }
 
 /// x = table[ids] + positions, float32 `[N, width]`.
-pub fn embed(weights: &Weights, table: usize, positions: usize, ids: &Rc<[i64]>, time: usize) -> Result<Tensor, TrainerError> {
+pub fn embed(
+    weights: &Weights,
+    table: usize,
+    positions: usize,
+    ids: &Rc<[i64]>,
+    time: usize,
+) -> Result<Tensor, TrainerError> {
     let (leaf, place) = (weights.leaf(table), weights.leaf(positions));
     let width = leaf.size()[1];
     let mut x = empty(&[ids.len() as i64, width], Kind::Float)?;
@@ -59,7 +65,10 @@ pub fn embed(weights: &Weights, table: usize, positions: usize, ids: &Rc<[i64]>,
     if let (Some(d_table), Some(d_positions)) = (weights.slot(table), weights.slot(positions)) {
         let ids = Rc::clone(ids);
         custom("embedding", &[leaf, place], &[&x], move |gradients| {
-            let dx = gradients[0].as_ref().ok_or_else(|| missing("the embedding"))?.f_contiguous()?;
+            let dx = gradients[0]
+                .as_ref()
+                .ok_or_else(|| missing("the embedding"))?
+                .f_contiguous()?;
             d_table.add_with(|d_table| {
                 d_positions.add_with(|d_positions| {
                     embedding::backward(&ids, time, elements(&dx), d_table, d_positions);
@@ -105,7 +114,9 @@ pub fn add_norm(
     by_kind!(kind, T => {
         norm::forward::<T>(elements(&x), weights.values(parameters.gain), bias, elements_mut(&mut y), &mut stats);
     });
-    let Some(d_gain) = weights.slot(parameters.gain) else { return Ok((x, y)) };
+    let Some(d_gain) = weights.slot(parameters.gain) else {
+        return Ok((x, y));
+    };
     let d_bias = parameters.bias.and_then(|b| weights.slot(b));
     let gain = weights.leaf(parameters.gain).detach();
     let mut inputs = vec![residual, weights.leaf(parameters.gain)];
@@ -135,7 +146,11 @@ pub fn add_norm(
         });
         let mut out: Vec<Option<Tensor>> = (0..count).map(|_| None).collect();
         if let Some(kind) = branch_kind {
-            out[count - 1] = Some(if kind == Kind::Float { dx.shallow_clone() } else { dx.f_to_kind(kind)? });
+            out[count - 1] = Some(if kind == Kind::Float {
+                dx.shallow_clone()
+            } else {
+                dx.f_to_kind(kind)?
+            });
         }
         out[0] = Some(dx);
         Ok(out)
@@ -158,7 +173,10 @@ pub fn linear(weights: &Weights, x: &Tensor, weight: usize, bias: Option<usize>)
     inputs.extend(bias.map(|b| weights.leaf(b)));
     let count = inputs.len();
     custom("linear", &inputs, &[&y], move |gradients| {
-        let dy = gradients[0].as_ref().ok_or_else(|| missing("a linear layer"))?.f_contiguous()?;
+        let dy = gradients[0]
+            .as_ref()
+            .ok_or_else(|| missing("a linear layer"))?
+            .f_contiguous()?;
         slot.add_product(products, &dy.f_transpose(0, 1)?, &saved)?;
         if let Some(slot) = &d_bias {
             slot.add_with(|d_bias| by_kind!(dy.kind(), T => pointwise::bias_backward::<T>(elements(&dy), d_bias)));
@@ -187,7 +205,13 @@ pub fn gelu(weights: &Weights, x: &Tensor) -> Result<Tensor, TrainerError> {
 }
 
 /// One third of qkv as heads `[batch·heads, time, head_width]`, normed if asked.
-fn heads_of(qkv: &Tensor, heads: Heads, part: usize, kind: Kind, qk_norm: bool) -> Result<(Tensor, Option<Vec<f32>>), TchError> {
+fn heads_of(
+    qkv: &Tensor,
+    heads: Heads,
+    part: usize,
+    kind: Kind,
+    qk_norm: bool,
+) -> Result<(Tensor, Option<Vec<f32>>), TchError> {
     let outer = (heads.batch * heads.heads) as i64;
     let mut out = empty(&[outer, heads.time as i64, heads.head_width as i64], kind)?;
     by_kind!(qkv.kind(), A => by_kind!(kind, B => {
@@ -205,7 +229,11 @@ fn heads_of(qkv: &Tensor, heads: Heads, part: usize, kind: Kind, qk_norm: bool) 
 fn query_blocks(time: usize) -> impl Iterator<Item = Window> {
     (0..time).step_by(QUERY_BLOCK).map(move |first| {
         let rows = QUERY_BLOCK.min(time - first);
-        Window { first, rows, columns: first + rows }
+        Window {
+            first,
+            rows,
+            columns: first + rows,
+        }
     })
 }
 
@@ -236,7 +264,11 @@ pub fn attention(weights: &Weights, qkv: &Tensor, heads: Heads, qk_norm: bool) -
             parts.push(p.f_bmm(&v.f_narrow(1, 0, window.columns as i64)?)?);
             kept.push((heads.time <= KEPT_LENGTH).then_some(p));
         }
-        let o = if parts.len() == 1 { parts.remove(0) } else { Tensor::f_cat(&parts, 1)? };
+        let o = if parts.len() == 1 {
+            parts.remove(0)
+        } else {
+            Tensor::f_cat(&parts, 1)?
+        };
         let mut y = empty(&[rows, width], kind)?;
         by_kind!(inner, A => by_kind!(kind, B => {
             attention::merge_heads::<A, B>(heads, elements(&o), 1, 0, elements_mut(&mut y));
@@ -248,7 +280,10 @@ pub fn attention(weights: &Weights, qkv: &Tensor, heads: Heads, qk_norm: bool) -
         return Ok(y);
     }
     custom("attention", &[qkv], &[&y], move |gradients| {
-        let dy = gradients[0].as_ref().ok_or_else(|| missing("attention"))?.f_contiguous()?;
+        let dy = gradients[0]
+            .as_ref()
+            .ok_or_else(|| missing("attention"))?
+            .f_contiguous()?;
         let mut d_o = empty(&q.size(), inner)?;
         by_kind!(kind, A => by_kind!(inner, B => {
             attention::split_heads::<A, B>(heads, elements(&dy), 1, 0, elements_mut(&mut d_o));
@@ -267,7 +302,8 @@ pub fn attention(weights: &Weights, qkv: &Tensor, heads: Heads, qk_norm: bool) -
             by_kind!(inner, T => {
                 attention::causal_softmax_backward::<T>(elements(&p), elements_mut(&mut ds), window, scale);
             });
-            dq.f_narrow(1, first, count)?.f_copy_(&ds.f_bmm(&k.f_narrow(1, 0, keys)?)?)?;
+            dq.f_narrow(1, first, count)?
+                .f_copy_(&ds.f_bmm(&k.f_narrow(1, 0, keys)?)?)?;
             let q = q.f_narrow(1, first, count)?;
             let _ = dk.f_narrow(1, 0, keys)?.f_baddbmm_(&ds.f_transpose(1, 2)?, &q)?;
         }
@@ -317,7 +353,8 @@ pub fn head_loss(weights: &Weights, y: &Tensor, weight: usize, targets: &[i64]) 
             });
             if let (Some(slot), Some(dy)) = (&slot, &mut dy) {
                 slot.add_product(products, &logits.f_transpose(0, 1)?, &part)?;
-                dy.f_narrow(0, first as i64, rows as i64)?.f_copy_(&products.multiply(&logits, &w)?)?;
+                dy.f_narrow(0, first as i64, rows as i64)?
+                    .f_copy_(&products.multiply(&logits, &w)?)?;
             }
         }
         Ok((total, dy))
@@ -335,7 +372,10 @@ pub fn head_loss(weights: &Weights, y: &Tensor, weight: usize, targets: &[i64]) 
 /// Float32 logits of rows, for inference.
 pub fn logits(weights: &Weights, y: &Tensor, weight: usize) -> Result<Tensor, TrainerError> {
     let w = weights.leaf(weight).detach();
-    Ok(weights.products.multiply(y, &w.f_transpose(0, 1)?)?.f_to_kind(Kind::Float)?)
+    Ok(weights
+        .products
+        .multiply(y, &w.f_transpose(0, 1)?)?
+        .f_to_kind(Kind::Float)?)
 }
 
 /// The values of a tensor of any activation kind as float32, for tests and inspection.

@@ -79,17 +79,27 @@ struct Builder {
 
 impl Builder {
     fn tensor(&mut self, name: String, shape: &[i64], role: Role, initial: Initial) -> usize {
-        self.inventory.push(TensorSpec { name, shape: shape.to_vec(), layer: self.layer, role, initial });
+        self.inventory.push(TensorSpec {
+            name,
+            shape: shape.to_vec(),
+            layer: self.layer,
+            role,
+            initial,
+        });
         self.inventory.len() - 1
     }
 
     fn bias(&mut self, name: &str, width: i64) -> Option<usize> {
-        self.bias.then(|| self.tensor(format!("{name}.bias"), &[width], Role::Bias, Initial::Zeros))
+        self.bias
+            .then(|| self.tensor(format!("{name}.bias"), &[width], Role::Bias, Initial::Zeros))
     }
 
     fn norm(&mut self, name: &str, width: i64) -> Norm {
         let gain = self.tensor(format!("{name}.weight"), &[width], Role::Norm, Initial::Ones);
-        Norm { gain, bias: self.bias(name, width) }
+        Norm {
+            gain,
+            bias: self.bias(name, width),
+        }
     }
 
     fn linear(&mut self, name: &str, rows: i64, columns: i64, deviation: f64) -> (usize, Option<usize>) {
@@ -103,7 +113,11 @@ impl Gpt2 {
     /// A GPT-2 of this shape.
     pub fn new(shape: Shape) -> Gpt2 {
         let width = i64::from(shape.width);
-        let mut build = Builder { inventory: Vec::new(), layer: 0, bias: shape.bias };
+        let mut build = Builder {
+            inventory: Vec::new(),
+            layer: 0,
+            bias: shape.bias,
+        };
         let table = [i64::from(shape.vocabulary), width];
         let table = build.tensor("wte.weight".into(), &table, Role::Embedding, Initial::Normal(0.02));
         let places = [i64::from(shape.context), width];
@@ -124,7 +138,14 @@ impl Gpt2 {
         }
         build.layer = shape.layers as usize + 1;
         let last = build.norm("norm", width);
-        Gpt2 { shape, inventory: build.inventory, table, positions, blocks, last }
+        Gpt2 {
+            shape,
+            inventory: build.inventory,
+            table,
+            positions,
+            blocks,
+            last,
+        }
     }
 
     /// The normed end of the residual stream, `[rows·columns, width]`.
@@ -187,7 +208,12 @@ impl Model for Gpt2 {
     }
 
     fn flops_per_token(&self, sequence_length: usize) -> f64 {
-        let hidden: usize = self.inventory.iter().filter(|s| s.role == Role::Hidden).map(TensorSpec::elements).sum();
+        let hidden: usize = self
+            .inventory
+            .iter()
+            .filter(|s| s.role == Role::Hidden)
+            .map(TensorSpec::elements)
+            .sum();
         let head = self.inventory[self.table].elements();
         let attention = 2 * self.blocks.len() * sequence_length * self.shape.width as usize;
         6.0 * (hidden + head + attention / 2) as f64

@@ -21,7 +21,8 @@ pub fn values(spec: &TensorSpec, seed: u64) -> Vec<f32> {
             while out.len() < count {
                 stream.fill(&mut bytes);
                 for pair in bytes.chunks_exact(8) {
-                    let word = |at: usize| f64::from(u32::from_le_bytes([pair[at], pair[at + 1], pair[at + 2], pair[at + 3]]));
+                    let word =
+                        |at: usize| f64::from(u32::from_le_bytes([pair[at], pair[at + 1], pair[at + 2], pair[at + 3]]));
                     let radius = (-2.0 * ((word(0) + 0.5) / 4_294_967_296.0).ln()).sqrt() * deviation;
                     let angle = std::f64::consts::TAU * (word(4) / 4_294_967_296.0);
                     out.push((radius * angle.cos()) as f32);
@@ -58,6 +59,9 @@ mod tests {
         let n = a.len() as f64;
         let mean = a.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
         let deviation = (a.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / n).sqrt();
-        assert!(mean.abs() < 5e-4 && (deviation / 0.02 - 1.0).abs() < 0.02, "{mean} {deviation}");
+        assert!(
+            mean.abs() < 5e-4 && (deviation / 0.02 - 1.0).abs() < 0.02,
+            "{mean} {deviation}"
+        );
     }
 }

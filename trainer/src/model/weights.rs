@@ -73,24 +73,45 @@ impl Weights {
                 true => working.tensor::<bf16>(place.working.start, &spec.shape)?,
                 false => working.tensor::<f32>(place.working.start, &spec.shape)?,
             };
-            leaves.push(if gradients.is_empty() { leaf } else { leaf.set_requires_grad(true) });
+            leaves.push(if gradients.is_empty() {
+                leaf
+            } else {
+                leaf.set_requires_grad(true)
+            });
         }
         let mut views = Vec::with_capacity(gradients.len());
         for buffer in gradients {
             let view = |(spec, place): (&TensorSpec, &crate::sharding::layout::Place)| {
                 buffer.tensor::<f32>(place.gradient.start * 4, &spec.shape)
             };
-            views.push(inventory.iter().zip(&layout.places).map(view).collect::<Result<Vec<_>, _>>()?);
+            views.push(
+                inventory
+                    .iter()
+                    .zip(&layout.places)
+                    .map(view)
+                    .collect::<Result<Vec<_>, _>>()?,
+            );
         }
         let slots = match views.first() {
             Some(first) => first
                 .iter()
-                .map(|view| Rc::new(Slot { view: RefCell::new(view.shallow_clone()), fresh: Cell::new(true) }))
+                .map(|view| {
+                    Rc::new(Slot {
+                        view: RefCell::new(view.shallow_clone()),
+                        fresh: Cell::new(true),
+                    })
+                })
                 .collect(),
             None => Vec::new(),
         };
         let recording = Cell::new(!gradients.is_empty());
-        let weights = Weights { products, leaves, recording, slots, views };
+        let weights = Weights {
+            products,
+            leaves,
+            recording,
+            slots,
+            views,
+        };
         if !weights.views.is_empty() {
             weights.begin_lane(0)?;
         }
@@ -137,7 +158,9 @@ impl Weights {
 
     /// Zeroes the slots that the lane left untouched and returns their tensors.
     pub fn end_lane(&self) -> Vec<usize> {
-        let missing: Vec<usize> = (0..self.slots.len()).filter(|t| self.slots[*t].is_untouched()).collect();
+        let missing: Vec<usize> = (0..self.slots.len())
+            .filter(|t| self.slots[*t].is_untouched())
+            .collect();
         for &tensor in &missing {
             self.slots[tensor].clear();
         }

@@ -70,7 +70,10 @@ impl Layout {
             let narrow = bf16 && spec.role.is_narrow();
             let hidden = muon && spec.role == Role::Hidden;
             let blocks = if hidden { 1 } else { count.div_ceil(BLOCK) };
-            let bucket = open.get_or_insert_with(|| Bucket { elements: element..element, tensors: Vec::new() });
+            let bucket = open.get_or_insert_with(|| Bucket {
+                elements: element..element,
+                tensors: Vec::new(),
+            });
             places[index] = Some(Place {
                 gradient: element..element + count,
                 working: byte..byte + count * if narrow { 2 } else { 4 },

@@ -43,7 +43,11 @@ pub fn polar_cost(shape: &[i64]) -> u64 {
 
 /// The rank with the smallest load; the lowest of several.
 fn least(loads: &[u64]) -> usize {
-    loads.iter().enumerate().min_by_key(|(rank, load)| (**load, *rank)).map_or(0, |(rank, _)| rank)
+    loads
+        .iter()
+        .enumerate()
+        .min_by_key(|(rank, load)| (**load, *rank))
+        .map_or(0, |(rank, _)| rank)
 }
 
 impl OwnerMap {
@@ -53,7 +57,12 @@ impl OwnerMap {
         let mut other_elements = vec![0u64; world as usize];
         let mut pieces = Vec::new();
         for bucket in &layout.buckets {
-            let mut hidden: Vec<usize> = bucket.tensors.iter().copied().filter(|t| layout.places[*t].hidden).collect();
+            let mut hidden: Vec<usize> = bucket
+                .tensors
+                .iter()
+                .copied()
+                .filter(|t| layout.places[*t].hidden)
+                .collect();
             hidden.sort_by_key(|t| (std::cmp::Reverse(polar_cost(&inventory[*t].shape)), *t));
             for tensor in hidden {
                 let owner = least(&hidden_cost);
@@ -80,12 +89,21 @@ impl OwnerMap {
                     let start = Layout::block_elements(place, blocks.start).start;
                     let end = Layout::block_elements(place, blocks.end - 1).end;
                     block = blocks.end;
-                    pieces.push(Piece { tensor, elements: start..end, blocks, owner: owner as u32 });
+                    pieces.push(Piece {
+                        tensor,
+                        elements: start..end,
+                        blocks,
+                        owner: owner as u32,
+                    });
                 }
             }
         }
         pieces.sort_by_key(|piece| piece.elements.start);
-        OwnerMap { pieces, hidden_cost, other_elements }
+        OwnerMap {
+            pieces,
+            hidden_cost,
+            other_elements,
+        }
     }
 
     /// The owner of every block.
@@ -104,11 +122,20 @@ mod tests {
     use crate::model::{Initial, Role};
 
     fn spec(name: &str, shape: &[i64], role: Role) -> TensorSpec {
-        TensorSpec { name: name.to_owned(), shape: shape.to_vec(), layer: 0, role, initial: Initial::Zeros }
+        TensorSpec {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            layer: 0,
+            role,
+            initial: Initial::Zeros,
+        }
     }
 
     fn inventory() -> Vec<TensorSpec> {
-        let mut all = vec![spec("wte", &[3001, 70], Role::Embedding), spec("wpe", &[64, 70], Role::Embedding)];
+        let mut all = vec![
+            spec("wte", &[3001, 70], Role::Embedding),
+            spec("wpe", &[64, 70], Role::Embedding),
+        ];
         for layer in 0..5 {
             all.push(spec(&format!("{layer}.norm"), &[70], Role::Norm));
             all.push(spec(&format!("{layer}.qkv"), &[210, 70], Role::Hidden));
@@ -144,7 +171,11 @@ mod tests {
     fn hidden_loads_differ_by_at_most_the_largest_matrix() {
         let inventory = inventory();
         let layout = Layout::new(&inventory, false, true);
-        let largest = inventory.iter().filter(|s| s.role == Role::Hidden).map(|s| polar_cost(&s.shape)).max();
+        let largest = inventory
+            .iter()
+            .filter(|s| s.role == Role::Hidden)
+            .map(|s| polar_cost(&s.shape))
+            .max();
         for world in 1..=6 {
             let map = OwnerMap::new(&inventory, &layout, world);
             let (low, high) = (map.hidden_cost.iter().min(), map.hidden_cost.iter().max());

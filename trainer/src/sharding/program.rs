@@ -43,7 +43,11 @@ impl LaneProgram {
     /// The program of a rank that hosts `lanes`, of which those that are true in `working` (by lane) have work.
     pub fn new(working: &[bool], lanes: Range<u32>) -> LaneProgram {
         let tree = LaneTree::new(working);
-        let mut program = LaneProgram { actions: Vec::new(), closing: Vec::new(), buffers: 0 };
+        let mut program = LaneProgram {
+            actions: Vec::new(),
+            closing: Vec::new(),
+            buffers: 0,
+        };
         for (partial, node) in tree.maximal_subtrees(lanes).into_iter().enumerate() {
             program.evaluate(working, node, partial);
         }
@@ -68,7 +72,10 @@ impl LaneProgram {
         let has_work = |range: Range<u32>| working[range.start as usize..range.end as usize].contains(&true);
         if node.len() == 1 {
             self.buffers = self.buffers.max(buffer + 1);
-            self.actions.push(Action::Run { lane: node.start, buffer });
+            self.actions.push(Action::Run {
+                lane: node.start,
+                buffer,
+            });
             return;
         }
         let middle = node.start + (1 << (node.len() as u32 - 1).ilog2());
@@ -77,7 +84,10 @@ impl LaneProgram {
             (true, true) => {
                 self.evaluate(working, left, buffer);
                 self.evaluate(working, right, buffer + 1);
-                self.actions.push(Action::Add { into: buffer, from: buffer + 1 });
+                self.actions.push(Action::Add {
+                    into: buffer,
+                    from: buffer + 1,
+                });
             }
             (true, false) => self.evaluate(working, left, buffer),
             (false, true) => self.evaluate(working, right, buffer),

@@ -34,7 +34,12 @@ impl Gathers {
             let bytes = Layout::working_bytes_of(&layout.places[piece.tensor], &piece.elements);
             ranges[model.inventory()[piece.tensor].layer].push((bytes, piece.owner));
         }
-        Gathers { next: ranges.len(), ranges, collective, working }
+        Gathers {
+            next: ranges.len(),
+            ranges,
+            collective,
+            working,
+        }
     }
 
     /// Owners have applied a step: every gate is closed until its layer is gathered.

@@ -103,7 +103,11 @@ impl Engine {
         let layout = Layout::new(model.inventory(), bf16, config.optimizer.method == Method::Muon);
         let owners = OwnerMap::new(model.inventory(), &layout, collective.size());
         let lanes = config.run.lanes;
-        let buffers = rank_lanes.iter().map(|r| LaneProgram::most_buffers(lanes, r.clone())).max().unwrap_or(1);
+        let buffers = rank_lanes
+            .iter()
+            .map(|r| LaneProgram::most_buffers(lanes, r.clone()))
+            .max()
+            .unwrap_or(1);
         let mut gradient_ids = Vec::new();
         for index in 0..buffers {
             gradient_ids.push(collective.allocate(&format!("gradients {index}"), layout.gradient_elements * 4)?);
@@ -121,17 +125,32 @@ impl Engine {
                     let copies = working.slice_mut::<bf16>(place.working.start, initial.len())?;
                     lockstep_kernels::real::convert::<f32, bf16>(&initial, copies);
                 }
-                false => working.slice_mut::<f32>(place.working.start, initial.len())?.copy_from_slice(&initial),
+                false => working
+                    .slice_mut::<f32>(place.working.start, initial.len())?
+                    .copy_from_slice(&initial),
             }
             owned.start(index, spec, place, &initial);
         }
-        let weights = Weights::new(model.inventory(), &layout, Products::for_precision(bf16), &working, &gradients)?;
+        let weights = Weights::new(
+            model.inventory(),
+            &layout,
+            Products::for_precision(bf16),
+            &working,
+            &gradients,
+        )?;
         let collective: SharedCollective = Arc::new(Mutex::new(collective));
-        let filling = Arc::new(Mutex::new(Filling::new(&layout, gradients.clone(), Arc::clone(&collective))));
+        let filling = Arc::new(Mutex::new(Filling::new(
+            &layout,
+            gradients.clone(),
+            Arc::clone(&collective),
+        )));
         for tensor in 0..model.inventory().len() {
             let filling = Arc::clone(&filling);
             on_gradient_ready(weights.leaf(tensor), move || {
-                filling.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).ready(tensor);
+                filling
+                    .lock()
+                    .unwrap_or_else(|poisoned| poisoned.into_inner())
+                    .ready(tensor);
             })?;
         }
         let slots = Slots::new(&layout, owned.map(), &rank_lanes, lanes);
@@ -189,7 +208,9 @@ impl Engine {
         let began = Instant::now();
         let mut clock = Clock::new();
         let lanes = self.slots.lanes();
-        let working: Vec<bool> = (0..lanes).map(|l| !lane_micro_batches(l, lanes, plan.micro_batches).is_empty()).collect();
+        let working: Vec<bool> = (0..lanes)
+            .map(|l| !lane_micro_batches(l, lanes, plan.micro_batches).is_empty())
+            .collect();
         let program = LaneProgram::new(&working, self.rank_lanes[self.rank as usize].clone());
         self.slots.begin();
         self.fill().begin(program.closing.clone());
@@ -215,7 +236,8 @@ impl Engine {
         clock.lap("backward_ms");
         self.reduce(&LaneTree::new(&working))?;
         clock.lap("reduce_ms");
-        self.slots.record_gradients(&self.owned.square_sums(&self.gradients[0])?);
+        self.slots
+            .record_gradients(&self.owned.square_sums(&self.gradients[0])?);
         clock.lap("norms_ms");
         let first = self.slots.exchange_step(&self.collective, self.rank, directive)?;
         clock.lap("slots_ms");
@@ -223,11 +245,18 @@ impl Engine {
             Verdict::Accepted { scale } => scale,
             Verdict::Refused { reason } => return Err(TrainerError::NotFinite(reason)),
         };
-        self.slots.record_polar(&self.owned.orthogonalise(&self.gradients[0], scale)?);
+        self.slots
+            .record_polar(&self.owned.orthogonalise(&self.gradients[0], scale)?);
         clock.lap("polar_ms");
         let polar_factors = self.slots.exchange_polar(&self.collective, self.model.inventory())?;
         clock.lap("slots_ms");
-        let applied = self.owned.apply(&self.layout, &self.gradients[0], &mut self.working, plan.learning_rate, scale)?;
+        let applied = self.owned.apply(
+            &self.layout,
+            &self.gradients[0],
+            &mut self.working,
+            plan.learning_rate,
+            scale,
+        )?;
         self.slots.record_applied(&applied);
         clock.lap("apply_ms");
         let (parameter_hash, update_norm) = self.slots.exchange_applied(&self.collective)?;
@@ -278,7 +307,10 @@ impl Engine {
             // Named once: a parameter that takes no part is legal, and its gradient counts as zero.
             if !self.missing_named.contains(&tensor) {
                 self.missing_named.push(tensor);
-                tracing::warn!("no gradient reached {}; it counts as zero", self.model.inventory()[tensor].name);
+                tracing::warn!(
+                    "no gradient reached {}; it counts as zero",
+                    self.model.inventory()[tensor].name
+                );
             }
         }
         Ok(sums)
@@ -311,9 +343,9 @@ impl Engine {
                 owners[at..at + 2].fill(rank as u32);
                 if rank == self.rank as usize {
                     let batch = set.micro_batch(index)?;
-                    let loss = self.weights.without_recording(|| {
-                        self.model.loss(&self.weights, view(&batch), &mut self.gathers)
-                    })?;
+                    let loss = self
+                        .weights
+                        .without_recording(|| self.model.loss(&self.weights, view(&batch), &mut self.gathers))?;
                     table[at] = loss.f_double_value(&[])?.to_bits();
                     table[at + 1] = batch.counted;
                 }
@@ -325,7 +357,10 @@ impl Engine {
             loss += f64::from_bits(pair[0]);
             tokens += pair[1];
         }
-        Ok(Validation { loss: loss / tokens as f64, tokens })
+        Ok(Validation {
+            loss: loss / tokens as f64,
+            tokens,
+        })
     }
 
     /// Collects the float32 masters of all owners and hands each tensor's name, shape and values to `take`, in forward
@@ -360,7 +395,12 @@ impl Engine {
 }
 
 fn view(batch: &MicroBatch) -> Batch<'_> {
-    Batch { rows: batch.rows as usize, columns: batch.columns as usize, inputs: &batch.inputs, targets: &batch.targets }
+    Batch {
+        rows: batch.rows as usize,
+        columns: batch.columns as usize,
+        inputs: &batch.inputs,
+        targets: &batch.targets,
+    }
 }
 
 /// Adds up the milliseconds between laps, by phase.
@@ -371,7 +411,10 @@ struct Clock {
 
 impl Clock {
     fn new() -> Clock {
-        Clock { last: Instant::now(), phases: Vec::new() }
+        Clock {
+            last: Instant::now(),
+            phases: Vec::new(),
+        }
     }
 
     fn lap(&mut self, phase: &str) {

@@ -65,22 +65,42 @@ impl Owned {
                 scaling,
                 weight_decay: keys.weight_decay,
             },
-            adam: AdamW { betas: keys.betas, epsilon: keys.epsilon, weight_decay: keys.weight_decay },
+            adam: AdamW {
+                betas: keys.betas,
+                epsilon: keys.epsilon,
+                weight_decay: keys.weight_decay,
+            },
             clip_norm: keys.clip_norm,
         }
     }
 
     /// Takes the initial values of a tensor (all of it, row-major) for the pieces that this rank owns.
     pub fn start(&mut self, tensor: usize, spec: &TensorSpec, place: &Place, initial: &[f32]) {
-        for piece in self.map.pieces.iter().filter(|p| p.tensor == tensor && p.owner == self.rank) {
+        for piece in self
+            .map
+            .pieces
+            .iter()
+            .filter(|p| p.tensor == tensor && p.owner == self.rank)
+        {
             let at = piece.elements.start - place.gradient.start..piece.elements.end - place.gradient.start;
             let state = if place.hidden {
                 let columns: i64 = spec.shape[1..].iter().product();
-                State::Hidden(Box::new(HiddenMatrix::new(&spec.name, spec.shape[0], columns, &initial[at])))
+                State::Hidden(Box::new(HiddenMatrix::new(
+                    &spec.name,
+                    spec.shape[0],
+                    columns,
+                    &initial[at],
+                )))
             } else {
-                State::Other { run: OtherRun::new(&initial[at], BLOCK), decayed: spec.role.is_decayed() }
+                State::Other {
+                    run: OtherRun::new(&initial[at], BLOCK),
+                    decayed: spec.role.is_decayed(),
+                }
             };
-            self.items.push(Item { piece: piece.clone(), state });
+            self.items.push(Item {
+                piece: piece.clone(),
+                state,
+            });
         }
         self.items.sort_by_key(|item| item.piece.elements.start);
     }
@@ -98,7 +118,11 @@ impl Owned {
     /// The owned ranges inside a bucket, neighbouring ones joined over the gaps between tensors.
     pub fn ranges_in(&self, bucket: &Range<usize>) -> Vec<Range<usize>> {
         let inside = |item: &&Item| bucket.start <= item.piece.elements.start && item.piece.elements.end <= bucket.end;
-        self.items.iter().filter(inside).map(|item| item.piece.elements.clone()).collect()
+        self.items
+            .iter()
+            .filter(inside)
+            .map(|item| item.piece.elements.clone())
+            .collect()
     }
 
     /// Σ g² (of the gradient sums) and the count of values that are not finite, by block.
@@ -109,7 +133,12 @@ impl Owned {
             match state {
                 State::Hidden(_) => out.push((piece.blocks.start, square_sum(gradient))),
                 State::Other { .. } => {
-                    out.extend(piece.blocks.clone().zip(gradient.chunks(BLOCK).map(|block| square_sum(block))));
+                    out.extend(
+                        piece
+                            .blocks
+                            .clone()
+                            .zip(gradient.chunks(BLOCK).map(|block| square_sum(block))),
+                    );
                 }
             }
         }
@@ -146,8 +175,14 @@ impl Owned {
                 State::Hidden(matrix) => out.push((
                     piece.blocks.start,
                     match place.bf16 {
-                        true => matrix.apply(learning_rate, &self.muon, working.slice_mut::<bf16>(bytes.start, count)?)?,
-                        false => matrix.apply(learning_rate, &self.muon, working.slice_mut::<f32>(bytes.start, count)?)?,
+                        true => matrix.apply(
+                            learning_rate,
+                            &self.muon,
+                            working.slice_mut::<bf16>(bytes.start, count)?,
+                        )?,
+                        false => {
+                            matrix.apply(learning_rate, &self.muon, working.slice_mut::<f32>(bytes.start, count)?)?
+                        }
                     },
                 )),
                 State::Other { run, decayed } => {
@@ -188,7 +223,9 @@ impl Owned {
                 State::Hidden(matrix) => matrix.master(),
                 State::Other { run, .. } => run.master(),
             };
-            buffer.slice_mut::<f32>(piece.elements.start * 4, master.len())?.copy_from_slice(master);
+            buffer
+                .slice_mut::<f32>(piece.elements.start * 4, master.len())?
+                .copy_from_slice(master);
         }
         Ok(())
     }

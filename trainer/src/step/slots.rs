@@ -34,7 +34,10 @@ struct Table {
 
 impl Table {
     fn new(owners: Vec<u32>) -> Table {
-        Table { words: vec![0; owners.len()], owners }
+        Table {
+            words: vec![0; owners.len()],
+            owners,
+        }
     }
 
     fn exchange(&mut self, collective: &SharedCollective) -> Result<(), TrainerError> {
@@ -99,7 +102,11 @@ impl StepTotals {
                 .filter(|(place, _)| spoilt(place))
                 .map(|(_, spec)| spec.name.as_str())
                 .collect();
-            let more = if names.len() > 1 { format!(" and {} more tensors", names.len() - 1) } else { String::new() };
+            let more = if names.len() > 1 {
+                format!(" and {} more tensors", names.len() - 1)
+            } else {
+                String::new()
+            };
             return Verdict::Refused {
                 reason: format!(
                     "step {}: {bad} gradient values of {}{more} are not finite (loss {}); no parameter has changed. \
@@ -122,7 +129,9 @@ impl StepTotals {
             Some(limit) if self.grad_norm > limit => limit / self.grad_norm,
             _ => 1.0,
         };
-        Verdict::Accepted { scale: (clip / self.tokens as f64) as f32 }
+        Verdict::Accepted {
+            scale: (clip / self.tokens as f64) as f32,
+        }
     }
 }
 
@@ -136,8 +145,17 @@ impl Slots {
         }
         let ranks = rank_lanes.len();
         let hidden: Vec<usize> = (0..layout.places.len()).filter(|t| layout.places[*t].hidden).collect();
-        let of_matrix: Vec<u32> = hidden.iter().map(|t| of_block[layout.places[*t].blocks.start]).collect();
-        let step = [of_lane.clone(), of_lane, (0..ranks as u32).collect(), of_block.clone(), of_block.clone()];
+        let of_matrix: Vec<u32> = hidden
+            .iter()
+            .map(|t| of_block[layout.places[*t].blocks.start])
+            .collect();
+        let step = [
+            of_lane.clone(),
+            of_lane,
+            (0..ranks as u32).collect(),
+            of_block.clone(),
+            of_block.clone(),
+        ];
         Slots {
             lanes,
             ranks,
@@ -177,7 +195,12 @@ impl Slots {
     }
 
     /// Slots 1.
-    pub fn exchange_step(&mut self, collective: &SharedCollective, rank: u32, directive: u64) -> Result<StepTotals, TrainerError> {
+    pub fn exchange_step(
+        &mut self,
+        collective: &SharedCollective,
+        rank: u32,
+        directive: u64,
+    ) -> Result<StepTotals, TrainerError> {
         let lanes = self.lanes as usize;
         self.step.words[2 * lanes + rank as usize] = directive;
         self.step.exchange(collective)?;
@@ -208,10 +231,17 @@ impl Slots {
     }
 
     /// Slots 2: proves that every hidden matrix has one polar factor of this step; returns how many there are.
-    pub fn exchange_polar(&mut self, collective: &SharedCollective, inventory: &[TensorSpec]) -> Result<u32, TrainerError> {
+    pub fn exchange_polar(
+        &mut self,
+        collective: &SharedCollective,
+        inventory: &[TensorSpec],
+    ) -> Result<u32, TrainerError> {
         self.polar.exchange(collective)?;
         for (at, &tensor) in self.hidden.iter().enumerate() {
-            let (count, dual) = (self.polar.words[at], f64::from_bits(self.polar.words[self.hidden.len() + at]));
+            let (count, dual) = (
+                self.polar.words[at],
+                f64::from_bits(self.polar.words[self.hidden.len() + at]),
+            );
             let name = &inventory[tensor].name;
             if count != 1 {
                 return Err(TrainerError::Refused(format!(
@@ -249,7 +279,10 @@ impl Slots {
         for hash in &self.applied.words[..self.blocks] {
             hasher.update(&hash.to_le_bytes());
         }
-        let square: f64 = self.applied.words[self.blocks..].iter().map(|w| f64::from_bits(*w)).sum();
+        let square: f64 = self.applied.words[self.blocks..]
+            .iter()
+            .map(|w| f64::from_bits(*w))
+            .sum();
         Ok((*hasher.finalize().as_bytes(), square.sqrt()))
     }
 }

@@ -6,7 +6,14 @@ use lockstep_trainer::model::gpt2::Shape;
 use tch::{Device, Kind, Tensor};
 
 /// Σ over counted targets of −log p(target), a float64 scalar with a graph; `names` are the parameters.
-pub(crate) fn loss(s: Shape, rows: usize, columns: usize, names: &HashMap<String, Tensor>, inputs: &Tensor, targets: &Tensor) -> Tensor {
+pub(crate) fn loss(
+    s: Shape,
+    rows: usize,
+    columns: usize,
+    names: &HashMap<String, Tensor>,
+    inputs: &Tensor,
+    targets: &Tensor,
+) -> Tensor {
     let (b, t, d, h) = (rows as i64, columns as i64, i64::from(s.width), i64::from(s.heads));
     let get = |name: &str| names.get(name);
     let norm = |x: &Tensor, name: &str| {
@@ -26,13 +33,20 @@ pub(crate) fn loss(s: Shape, rows: usize, columns: usize, names: &HashMap<String
         }
     };
     let wte = get("wte.weight").unwrap();
-    let mut x = wte.index_select(0, &inputs.flatten(0, -1)).reshape([b, t, d]) + get("wpe.weight").unwrap().narrow(0, 0, t);
+    let mut x =
+        wte.index_select(0, &inputs.flatten(0, -1)).reshape([b, t, d]) + get("wpe.weight").unwrap().narrow(0, 0, t);
     let mask = Tensor::ones([t, t], (Kind::Bool, Device::Cpu)).tril(0).logical_not();
     for layer in 0..s.layers {
         let name = |part: &str| format!("blocks.{layer}.{part}");
         let qkv = linear(&norm(&x, &name("norm1")), &name("qkv"));
         let part = |i: i64| qkv.narrow(2, i * d, d).reshape([b, t, h, d / h]).transpose(1, 2);
-        let unit = |x: Tensor| if s.qk_norm { &x / ((&x * &x).mean_dim(-1, true, Kind::Double) + 1e-6).sqrt() } else { x };
+        let unit = |x: Tensor| {
+            if s.qk_norm {
+                &x / ((&x * &x).mean_dim(-1, true, Kind::Double) + 1e-6).sqrt()
+            } else {
+                x
+            }
+        };
         let (q, k, v) = (unit(part(0)), unit(part(1)), part(2));
         let scores = q.matmul(&k.transpose(-2, -1)) / ((d / h) as f64).sqrt();
         let p = scores.masked_fill(&mask, f64::NEG_INFINITY).softmax(-1, Kind::Double);
