@@ -7,6 +7,7 @@ mod stage;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::Value;
 use stage::{Running, Stage, is_alive, said, send, wait_at_most, wait_until};
 
 /// A run whose trainers wait for ever, once it can be asked.
@@ -32,7 +33,7 @@ fn trainers(stage: &Stage, run: &Running) -> Vec<u32> {
 fn a_live_run_is_found_without_an_address_and_asked() {
     let stage = Stage::new();
     let run = waiting_run(&stage, "-n 2");
-    let url = serde_json::from_str::<serde_json::Value>(&stage.read("runs/first/coordinator.json")).unwrap()["url"]
+    let url = serde_json::from_str::<Value>(&stage.read("runs/first/coordinator.json")).unwrap()["url"]
         .as_str()
         .unwrap()
         .to_owned();
@@ -127,16 +128,14 @@ fn interrupted_twice_it_ends_at_once_and_reaps() {
 fn a_trainer_that_is_killed_before_it_joins_ends_the_run_and_is_named() {
     let stage = Stage::new();
     let mut run = waiting_run(&stage, "-n 2 --json");
-    let events: Vec<serde_json::Value> = run
-        .out()
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
-    let trainer = events
-        .iter()
-        .find(|event| event["event"] == "trainer" && event["rank"] == 1)
-        .unwrap();
-    let pid = trainer["pid"].as_u64().unwrap() as u32;
+    let mut pid = 0;
+    wait_until("rank 1 is told", || {
+        let text = run.out();
+        let mut events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let trainer = events.find(|event| event["event"] == "trainer" && event["rank"] == 1);
+        pid = trainer.and_then(|trainer| trainer["pid"].as_u64()).unwrap_or(0) as u32;
+        pid > 0
+    });
     send(pid, Signal::KILL);
     wait_at_most(Duration::from_secs(5), "the run has ended", &mut || !run.is_running());
     assert_eq!(run.wait(), 1);
