@@ -7,6 +7,14 @@ use crate::error::ConfigError;
 /// The keys of `run` of which exactly one says how long the run is.
 pub(crate) const LENGTH_KEYS: [&str; 3] = ["steps", "samples", "tokens"];
 
+/// Keys whose values are texts: `--set run.name=7` means the name "7".
+const TEXT_KEYS: [[&str; 2]; 4] = [
+    ["run", "name"],
+    ["data", "path"],
+    ["data", "validation"],
+    ["coordinator", "bind"],
+];
+
 /// Lays each `key=value` over `table`, in order. The value is read as TOML, else it is taken as a text. A
 /// length given here takes the place of the file's, whatever its unit.
 pub(crate) fn apply(table: &mut Table, sets: &[String]) -> Result<(), ConfigError> {
@@ -51,7 +59,9 @@ fn split(text: &str) -> Result<Set<'_>, ConfigError> {
         return Err(refuse("the value after `=` is empty"));
     }
     // A value that opens a text, list or table of TOML and does not close it is a slip, not a text.
+    let is_text = TEXT_KEYS.iter().any(|key| path == key) && !value.starts_with(['"', '\'']);
     let value = match value.parse::<Value>() {
+        _ if is_text => Value::String(value.to_owned()),
         Ok(value) => value,
         Err(error) if value.starts_with(['"', '\'', '[', '{']) => {
             return Err(refuse(&format!("the value is not valid TOML ({})", error.message())));

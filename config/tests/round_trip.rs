@@ -234,6 +234,16 @@ fn a_set_wins_over_the_file_and_the_later_one_over_the_earlier() {
     let config = RunConfig::parse(text, "run.toml", &sets.map(str::to_owned)).unwrap();
     assert_eq!(config.run.seed, 4);
     assert_eq!(config.run.name, "quoted");
+    let named = RunConfig::parse(
+        text,
+        "run.toml",
+        &["run.name=007".to_owned(), "data.path=2026".to_owned()],
+    )
+    .unwrap();
+    assert_eq!(
+        (named.run.name.as_str(), named.data.path),
+        ("007", PathBuf::from("2026"))
+    );
     assert_eq!(config.data.path, PathBuf::from("some/dir"));
     assert_eq!(config.optimizer.polar.steps, 7);
 }

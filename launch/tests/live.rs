@@ -125,6 +125,34 @@ fn interrupted_twice_it_ends_at_once_and_reaps() {
 }
 
 #[test]
+fn a_terminal_that_hangs_up_stops_a_run_unless_it_was_started_to_outlive_it() {
+    let stage = Stage::new();
+    let run = waiting_run(&stage, "-n 2");
+    run.signal(Signal::HUP);
+    wait_until("the hang-up is told", || run.out().contains("once more"));
+    drop(run);
+
+    let stage = Stage::new();
+    let mut command = std::process::Command::new("nohup");
+    command
+        .arg(env!("CARGO_BIN_EXE_lockstep"))
+        .args(["run", "run.toml", "-n", "2"]);
+    command
+        .current_dir(stage.path("."))
+        .env("LOCKSTEP_TRAINER", stage.stand_in("exec sleep 600"));
+    let mut run = stage.start(&mut command);
+    wait_until("the trainers are there", || {
+        stage.processes().len() == 3 || !run.is_running()
+    });
+    let status = std::fs::read_to_string(format!("/proc/{}/status", run.pid())).unwrap();
+    let hangup = |mask: &str| {
+        let mask = status.lines().find_map(|line| line.strip_prefix(mask)).unwrap();
+        u64::from_str_radix(mask.trim(), 16).unwrap() & 1 == 1
+    };
+    assert!(hangup("SigIgn:") && !hangup("SigCgt:"), "{status}");
+}
+
+#[test]
 fn a_trainer_that_is_killed_before_it_joins_ends_the_run_and_is_named() {
     let stage = Stage::new();
     let mut run = waiting_run(&stage, "-n 2 --json");

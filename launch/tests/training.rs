@@ -83,7 +83,10 @@ fn a_run_trains_to_its_end_and_leaves_its_files() {
         assert_eq!(line["ranks"], 2);
     }
     let summary: Value = serde_json::from_str(&stage.read("runs/first/summary.json")).unwrap();
-    assert_eq!(summary["steps"], 6);
+    assert_eq!(
+        (&summary["steps"], &summary["exit"]),
+        (&Value::from(6), &Value::from("completed"))
+    );
     assert_eq!(summary["parameter_hash"], committed[5]["parameter_hash"]);
     assert!(std::fs::read_dir(stage.path("runs/first/final")).unwrap().count() > 0);
     no_trace(&stage);

@@ -118,7 +118,11 @@ fn catch_signals(sender: &Sender<Message>) -> Result<Runtime, Ending> {
         .build()
         .map_err(failed)?;
     let inside = runtime.enter();
-    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+    let hangup = Some(SignalKind::hangup()).filter(|kind| !is_ignored(*kind));
+    for kind in [SignalKind::interrupt(), SignalKind::terminate()]
+        .into_iter()
+        .chain(hangup)
+    {
         let mut signals = signal(kind).map_err(failed)?;
         let sender = sender.clone();
         runtime
@@ -126,6 +130,15 @@ fn catch_signals(sender: &Sender<Message>) -> Result<Runtime, Ending> {
     }
     drop(inside);
     Ok(runtime)
+}
+
+/// Whether this process was started with a signal ignored, as `nohup` does with the hang-up of a terminal.
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (kind.as_raw_value() - 1) & 1 == 1)
 }
 
 /// Passes the run's events on until it ends.
