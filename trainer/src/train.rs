@@ -45,19 +45,19 @@ pub fn train(options: &TrainOptions) -> Result<Outcome, TrainerError> {
         member: options.member.clone(),
         patience: PATIENCE,
     })?;
-    let result = run(&mut session, options, &welcome.config_toml);
-    match result {
-        Ok((outcome, step)) => {
-            session.finish(outcome.clone(), step)?;
+    let mut made = 0;
+    match run(&mut session, options, &welcome.config_toml, &mut made) {
+        Ok(outcome) => {
+            session.finish(outcome.clone(), made)?;
             Ok(outcome)
         }
-        Err((error, step)) => {
+        Err(error) => {
             // An abort came from the coordinator, which knows already why the run ends.
             if !session.abort_signal().is_set() {
                 let outcome = Outcome::Failed {
                     reason: error.to_string(),
                 };
-                if let Err(unheard) = session.finish(outcome, step) {
+                if let Err(unheard) = session.finish(outcome, made) {
                     tracing::warn!("the coordinator did not hear why this rank failed: {unheard}");
                 }
             }
@@ -66,14 +66,19 @@ pub fn train(options: &TrainOptions) -> Result<Outcome, TrainerError> {
     }
 }
 
-/// The outcome and the last step; an error with the last step that was made.
-type Ending = Result<(Outcome, u64), (TrainerError, u64)>;
-
-fn run(session: &mut Session, options: &TrainOptions, config_toml: &str) -> Ending {
-    let mut trainer = Trainer::start(session, options, config_toml).map_err(|error| (error, 0))?;
-    let outcome = trainer.steps(session).map_err(|error| (error, trainer.made))?;
-    trainer.write_final(options).map_err(|error| (error, trainer.made))?;
-    Ok((outcome, trainer.made))
+/// The whole life between the first and the last word with the coordinator; `made` counts the steps.
+fn run(
+    session: &mut Session,
+    options: &TrainOptions,
+    config_toml: &str,
+    made: &mut u64,
+) -> Result<Outcome, TrainerError> {
+    let mut trainer = Trainer::start(session, options, config_toml)?;
+    let result = trainer.steps(session);
+    *made = trainer.made;
+    let outcome = result?;
+    trainer.write_final(options)?;
+    Ok(outcome)
 }
 
 /// One member in one generation.

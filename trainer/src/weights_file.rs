@@ -119,7 +119,7 @@ pub fn read(folder: &Path) -> Result<Weights, TrainerError> {
         tensors.insert(name.clone(), (view.shape().iter().map(|n| *n as i64).collect(), values));
     }
     Ok(Weights {
-        config: RunConfig::read(&folder.join(CONFIG), &[])?,
+        config: RunConfig::read(folder.join(CONFIG), &[])?,
         step: key("step").parse().unwrap_or(0),
         tensors,
     })

@@ -69,7 +69,14 @@ fn errors(case: &Case, bf16_precision: bool) -> (f64, Vec<(String, f64)>) {
         .unwrap()
         .fill(f32::NAN);
     let products = Products::for_precision(bf16_precision);
-    let weights = Weights::new(model.inventory(), &layout, products, &working, &[gradients.clone()]).unwrap();
+    let weights = Weights::new(
+        model.inventory(),
+        &layout,
+        products,
+        &working,
+        std::slice::from_ref(&gradients),
+    )
+    .unwrap();
     tch::manual_seed(5);
     let (mut ours, mut plain) = (0.0, 0.0);
     weights.begin_lane(0).unwrap();

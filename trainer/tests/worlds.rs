@@ -38,7 +38,7 @@ fn config(precision: &str, more: &str) -> RunConfig {
 fn batch(step: u64, index: u32) -> MicroBatch {
     let count = (ROWS * COLUMNS) as usize;
     let token =
-        |i: usize| ((i as u64 * 7 + step * 131 + u64::from(index) * 17) * 2_654_435_761 >> 7) % u64::from(VOCABULARY);
+        |i: usize| (((i as u64 * 7 + step * 131 + u64::from(index) * 17) * 2_654_435_761) >> 7) % u64::from(VOCABULARY);
     let tokens: Vec<i64> = (0..=count).map(|i| token(i) as i64).collect();
     MicroBatch {
         rows: ROWS,

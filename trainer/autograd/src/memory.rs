@@ -112,7 +112,7 @@ impl FlatBuffer {
     fn at<T: Element>(&self, byte_offset: usize, count: usize) -> Result<NonNull<T>, AutogradError> {
         let size = size_of::<T>();
         let end = count.checked_mul(size).and_then(|n| n.checked_add(byte_offset));
-        if byte_offset % size != 0 || end.is_none_or(|end| end > self.bytes()) {
+        if !byte_offset.is_multiple_of(size) || end.is_none_or(|end| end > self.bytes()) {
             return Err(AutogradError::Shape(format!(
                 "{count} elements of {size} bytes at byte {byte_offset} do not lie in a buffer of {} bytes",
                 self.bytes()

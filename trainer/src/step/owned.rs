@@ -133,12 +133,7 @@ impl Owned {
             match state {
                 State::Hidden(_) => out.push((piece.blocks.start, square_sum(gradient))),
                 State::Other { .. } => {
-                    out.extend(
-                        piece
-                            .blocks
-                            .clone()
-                            .zip(gradient.chunks(BLOCK).map(|block| square_sum(block))),
-                    );
+                    out.extend(piece.blocks.clone().zip(gradient.chunks(BLOCK).map(square_sum)));
                 }
             }
         }

@@ -51,9 +51,9 @@ pub(crate) fn loss(
         let scores = q.matmul(&k.transpose(-2, -1)) / ((d / h) as f64).sqrt();
         let p = scores.masked_fill(&mask, f64::NEG_INFINITY).softmax(-1, Kind::Double);
         let mixed = p.matmul(&v).transpose(1, 2).reshape([b, t, d]);
-        x = x + linear(&mixed, &name("out"));
+        x = &x + linear(&mixed, &name("out"));
         let up = linear(&norm(&x, &name("norm2")), &name("up"));
-        x = x + linear(&up.gelu("tanh"), &name("down"));
+        x = &x + linear(&up.gelu("tanh"), &name("down"));
     }
     let logits = norm(&x, "norm").reshape([b * t, d]).matmul(&wte.transpose(0, 1));
     let all = logits.log_softmax(-1, Kind::Double);
