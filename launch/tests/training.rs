@@ -274,3 +274,63 @@ fn a_live_run_is_watched_paused_resumed_and_stopped() {
     assert!(watch.out().contains("ended after step"), "{}", watch.out());
     no_trace(&stage);
 }
+
+#[test]
+fn inspect_shows_every_tensor_with_its_owners_and_refuses_more_ranks_than_lanes() {
+    real_trainer();
+    let stage = Stage::new();
+    let output = stage.lockstep("inspect run.toml -n 3");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let text = said(&output);
+    for part in [
+        "wte.weight",
+        "blocks.0.qkv.weight",
+        "muon",
+        "adamw",
+        "polar cost",
+        "gradient buffers",
+        "working copies",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing in: {text}");
+    }
+    let before = stage.listing();
+    for (words, sentence) in [
+        ("inspect run.toml -n 5", "run.lanes, which is 4"),
+        ("inspect absent.toml", "absent.toml"),
+        ("inspect run.toml --set model.widht=3", "model.width"),
+    ] {
+        let refused = stage.lockstep(words);
+        assert_eq!(refused.status.code(), Some(2), "{words}: {}", said(&refused));
+        assert!(said(&refused).contains(sentence), "{words}: {}", said(&refused));
+    }
+    assert!(stage.listing() == before);
+
+    assert_eq!(stage.lockstep("run run.toml -n 1").status.code(), Some(0));
+    let weights = stage.lockstep("inspect runs/first/final");
+    assert_eq!(weights.status.code(), Some(0), "{}", said(&weights));
+    assert!(said(&weights).contains("after step 6"), "{}", said(&weights));
+
+    // Weights that were cut short are refused by name.
+    let file = stage.path("runs/first/final/model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    for words in ["inspect runs/first/final", "generate runs/first/final --prompt a"] {
+        let refused = stage.lockstep(words);
+        assert_eq!(refused.status.code(), Some(2), "{words}: {}", said(&refused));
+        assert!(
+            said(&refused).contains("model.safetensors"),
+            "{words}: {}",
+            said(&refused)
+        );
+    }
+}
+
+#[test]
+fn a_run_whose_loss_is_not_finite_ends_with_one_sentence() {
+    real_trainer();
+    let stage = Stage::new();
+    let output = stage.lockstep("run run.toml -n 2 --set learning_rate.schedule=1e30");
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("no parameter has changed"), "{}", said(&output));
+    stage.nothing_runs();
+}

@@ -10,8 +10,8 @@ use lockstep_optim::products::Products;
 use tch::{Kind, Tensor};
 
 use crate::error::TrainerError;
+use crate::inventory::{Initial, Role, TensorSpec};
 use crate::model::initial::values;
-use crate::model::{Initial, Role, TensorSpec};
 
 /// The fingerprint under a config, as one line.
 pub fn fingerprint(config: &RunConfig) -> Result<String, TrainerError> {

@@ -11,7 +11,7 @@ use lockstep_kernels::real::{bf16, convert};
 use lockstep_optim::products::Products;
 
 use crate::error::TrainerError;
-use crate::model::from_config;
+use crate::model::choice::from_config;
 use crate::model::weights::Weights;
 use crate::sharding::layout::Layout;
 use crate::weights_file;

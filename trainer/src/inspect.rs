@@ -7,7 +7,8 @@ use lockstep_config::{Method, Precision, RunConfig};
 use lockstep_data::Dataset;
 
 use crate::error::TrainerError;
-use crate::model::{TensorSpec, from_config};
+use crate::inventory::TensorSpec;
+use crate::model::choice::from_config;
 use crate::sharding::layout::Layout;
 use crate::sharding::owners::{OwnerMap, polar_cost};
 use crate::sharding::program::LaneProgram;

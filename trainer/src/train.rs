@@ -17,7 +17,7 @@ use lockstep_session::{Session, SessionOptions};
 
 use crate::error::TrainerError;
 use crate::fingerprint::fingerprint;
-use crate::model;
+use crate::model::choice::from_config;
 use crate::step::{Engine, StepOutcome};
 use crate::weights_file::Writer;
 
@@ -134,7 +134,7 @@ impl Trainer {
         let backend = if world == 1 { Backend::Solo } else { Backend::Host };
         let collective = connect(backend, &id, rank, world, PATIENCE, &aborter)?;
         let lanes = generation.members.iter().map(|m| m.lanes.clone()).collect();
-        let model = model::from_config(&config, dataset.vocab());
+        let model = from_config(&config, dataset.vocab());
         let mut engine = Engine::new(&config, model, collective, lanes)?;
         session.ready(engine.parameter_hash()?)?;
         let loader = Loader::start(Arc::clone(&dataset), order, sequence, AHEAD)?;

@@ -24,7 +24,7 @@ struct Case {
 /// Not initial values: every tensor random, so that no gradient vanishes by accident.
 fn start(model: &Gpt2, seed: i64) -> Vec<Vec<f32>> {
     tch::manual_seed(seed);
-    let values = |spec: &lockstep_trainer::model::TensorSpec| {
+    let values = |spec: &lockstep_trainer::inventory::TensorSpec| {
         let noise = Tensor::randn(&spec.shape[..], (Kind::Float, Device::Cpu)) * 0.15;
         let centre = if spec.name.contains("norm") && spec.name.ends_with("weight") {
             1.0

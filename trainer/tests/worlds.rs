@@ -12,7 +12,7 @@ use lockstep_collective::{Aborter, Backend, connect, new_id};
 use lockstep_config::RunConfig;
 use lockstep_data::MicroBatch;
 use lockstep_proto::domain::Plan;
-use lockstep_trainer::model::from_config;
+use lockstep_trainer::model::choice::from_config;
 use lockstep_trainer::model::gpt2::Shape;
 use lockstep_trainer::model::initial::values;
 use lockstep_trainer::step::Engine;
@@ -237,7 +237,7 @@ fn plain(config: &RunConfig, steps: u64, micro_batches: u32) -> Masters {
         for spec in model.inventory() {
             let (p, g) = (parameters[&spec.name].detach(), &gradients[&spec.name] * clip);
             let (m, v) = &state[&spec.name];
-            let (m, v, p) = if spec.role == lockstep_trainer::model::Role::Hidden {
+            let (m, v, p) = if spec.role == lockstep_trainer::inventory::Role::Hidden {
                 let m = m * 0.95 + &g * 0.05;
                 let u = &g * 0.05 + &m * 0.95;
                 let (rows, columns) = (spec.shape[0] as f64, spec.shape[1] as f64);

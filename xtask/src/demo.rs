@@ -14,7 +14,7 @@ use crate::setup::setup;
 use crate::workspace::Workspace;
 
 /// So many steps keep the demo under three minutes on two cores once everything is built.
-const STEPS: u32 = 150;
+const STEPS: u32 = 700;
 const CONFIG: &str = "examples/shakespeare.toml";
 const TEXT: &str = "examples/data/tinyshakespeare.txt";
 const DATA: &str = "demo/data";

@@ -4,7 +4,7 @@
 //! `[batch·heads, time, head_width]`; scores `[batch·heads, time, time]`.
 
 use crate::LANES;
-use crate::real::{Real, exp, fold};
+use crate::real::{Real, exp, fold, row_sum};
 
 /// Batch, time, heads and head width of an attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,11 +147,8 @@ pub fn causal_softmax_backward<T: Real>(probabilities: &[T], d: &mut [T], window
 pub fn rms_norm<T: Real>(x: &mut [T], head_width: usize, inverse: &mut [f32]) {
     assert_eq!(x.len(), inverse.len() * head_width);
     for (x, inverse) in x.chunks_exact_mut(head_width).zip(inverse) {
-        let mut sums = [0.0f32; LANES];
-        for (i, value) in x.iter().enumerate() {
-            sums[i % LANES] += value.to_f32() * value.to_f32();
-        }
-        *inverse = 1.0 / (fold(sums) / head_width as f32 + 1e-6).sqrt();
+        let square = row_sum(|i| x[i].to_f32() * x[i].to_f32(), head_width);
+        *inverse = 1.0 / (square / head_width as f32 + 1e-6).sqrt();
         for value in x {
             *value = T::from_f32(value.to_f32() * *inverse);
         }
@@ -167,11 +164,7 @@ pub fn rms_norm_backward<T: Real>(y: &[T], head_width: usize, inverse: &[f32], d
         .zip(dy.chunks_exact_mut(head_width))
         .zip(inverse)
     {
-        let mut sums = [0.0f32; LANES];
-        for i in 0..head_width {
-            sums[i % LANES] += y[i].to_f32() * dy[i].to_f32();
-        }
-        let along = fold(sums) / head_width as f32;
+        let along = row_sum(|i| y[i].to_f32() * dy[i].to_f32(), head_width) / head_width as f32;
         for (dy, y) in dy.iter_mut().zip(y) {
             *dy = T::from_f32(inverse * (dy.to_f32() - y.to_f32() * along));
         }

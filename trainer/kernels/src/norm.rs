@@ -3,28 +3,10 @@
 //! Forward: x = residual + branch, then y = (x − mean)·rstd·gain + bias, kept with mean and rstd per row. Backward: from dy
 //! and the gradient that came down the residual stream, the gradient of x (which is the branch's too), gain and bias.
 
-use crate::LANES;
-use crate::real::{Real, fold};
+use crate::real::{Real, row_sum};
 
 /// Added to the variance, as GPT-2 does.
 pub const EPSILON: f32 = 1e-5;
-
-#[inline(always)]
-fn row_sum(values: impl Fn(usize) -> f32, count: usize) -> f32 {
-    let mut sums = [0.0f32; LANES];
-    let whole = count / LANES * LANES;
-    let mut at = 0;
-    while at < whole {
-        for (i, sum) in sums.iter_mut().enumerate() {
-            *sum += values(at + i);
-        }
-        at += LANES;
-    }
-    for i in whole..count {
-        sums[i - whole] += values(i);
-    }
-    fold(sums)
-}
 
 /// x = residual + branch, all `[rows, width]`: the addition before a norm.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]

@@ -74,6 +74,24 @@ pub(crate) fn fold<T: Copy + std::ops::Add<Output = T>>(partials: [T; crate::LAN
     p[0]
 }
 
+/// Σ values(i) for i below `count` in float32, in the fixed order of all reductions here.
+#[inline(always)]
+pub(crate) fn row_sum(values: impl Fn(usize) -> f32, count: usize) -> f32 {
+    let mut sums = [0.0f32; crate::LANES];
+    let whole = count / crate::LANES * crate::LANES;
+    let mut at = 0;
+    while at < whole {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum += values(at + i);
+        }
+        at += crate::LANES;
+    }
+    for i in whole..count {
+        sums[i - whole] += values(i);
+    }
+    fold(sums)
+}
+
 /// Writes `from` into `to`, rounding.
 ///
 /// # Panics

@@ -53,7 +53,15 @@ impl Products {
         }
     }
 
-    /// a·b, both two-dimensional, in [`Products::kind`].
+    /// An operand that several products will use, in the form in which they read it: widened once, not at each of them.
+    pub fn operand(self, matrix: &Tensor) -> Result<Tensor, TchError> {
+        match self {
+            Products::Float32 | Products::NativeBf16 => Ok(matrix.shallow_clone()),
+            Products::WidenedBf16 => matrix.f_to_kind(Kind::Float),
+        }
+    }
+
+    /// a·b, both two-dimensional and of [`Products::kind`] (or an [`Products::operand`]), in [`Products::kind`].
     pub fn multiply(self, a: &Tensor, b: &Tensor) -> Result<Tensor, TchError> {
         match self {
             Products::Float32 | Products::NativeBf16 => a.f_mm(b),

@@ -337,7 +337,7 @@ pub fn head_loss(weights: &Weights, y: &Tensor, weight: usize, targets: &[i64]) 
     let vocabulary = w.size()[0] as usize;
     let chunk = (LOGIT_BYTES / (4 * vocabulary)).clamp(1, size[0].max(1) as usize);
     let (total, dy) = tch::no_grad(|| -> Result<_, TchError> {
-        let (y, w) = (y.detach(), w.detach());
+        let (y, w) = (y.detach(), products.operand(&w.detach())?);
         let transposed = w.f_transpose(0, 1)?;
         let mut dy = match &slot {
             Some(_) => Some(empty(&size, y.kind())?),

@@ -11,9 +11,10 @@ use lockstep_kernels::attention::Shape as Heads;
 use tch::Tensor;
 
 use crate::error::TrainerError;
+use crate::inventory::{Initial, Role, TensorSpec};
 use crate::model::functions::{Norm, add_norm, attention, embed, gelu, head_loss, linear, logits, to_float32};
 use crate::model::weights::Weights;
-use crate::model::{Batch, Gate, Initial, Model, OpenGate, Role, TensorSpec};
+use crate::model::{Batch, Gate, Model, OpenGate};
 
 /// The shape of a GPT-2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

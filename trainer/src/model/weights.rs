@@ -10,7 +10,7 @@ use lockstep_optim::products::Products;
 use tch::{Kind, TchError, Tensor};
 
 use crate::error::TrainerError;
-use crate::model::TensorSpec;
+use crate::inventory::TensorSpec;
 use crate::sharding::layout::Layout;
 
 /// A tensor's gradient in the current gradient buffer. Functions write into it themselves; the first write of a lane

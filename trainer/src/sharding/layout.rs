@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::model::{Role, TensorSpec};
+use crate::inventory::{Role, TensorSpec};
 
 /// Elements of a block of an other tensor.
 pub const BLOCK: usize = 65_536;

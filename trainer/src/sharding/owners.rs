@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use crate::model::TensorSpec;
+use crate::inventory::TensorSpec;
 use crate::sharding::layout::Layout;
 
 /// A piece of one tensor that one rank owns: a whole hidden matrix, or neighbouring blocks of another tensor.
@@ -119,7 +119,7 @@ impl OwnerMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Initial, Role};
+    use crate::inventory::{Initial, Role};
 
     fn spec(name: &str, shape: &[i64], role: Role) -> TensorSpec {
         TensorSpec {

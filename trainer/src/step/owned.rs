@@ -13,7 +13,7 @@ use lockstep_optim::polar::Polar;
 use lockstep_optim::products::Products;
 
 use crate::error::TrainerError;
-use crate::model::TensorSpec;
+use crate::inventory::TensorSpec;
 use crate::sharding::layout::{BLOCK, Layout, Place};
 use crate::sharding::owners::{OwnerMap, Piece};
 

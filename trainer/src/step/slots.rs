@@ -11,7 +11,7 @@ use lockstep_kernels::update::Applied;
 use lockstep_proto::domain::Plan;
 
 use crate::error::TrainerError;
-use crate::model::TensorSpec;
+use crate::inventory::TensorSpec;
 use crate::sharding::layout::Layout;
 use crate::sharding::owners::OwnerMap;
 use crate::step::owned::OfBlock;
