@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use lockstep_collective::{Aborter, Backend, connect, new_id};
-use lockstep_config::RunConfig;
+use lockstep_config::{Method, RunConfig};
 use lockstep_data::MicroBatch;
 use lockstep_proto::domain::Plan;
 use lockstep_trainer::model::choice::from_config;
@@ -22,14 +22,14 @@ const ROWS: u32 = 2;
 const COLUMNS: u32 = 24;
 const VOCABULARY: u32 = 61;
 
-fn config(precision: &str, more: &str) -> RunConfig {
+fn config(precision: &str, method: &str) -> RunConfig {
     let text = format!(
         "[run]\nname = \"worlds\"\nseed = 7\nlanes = 4\nsteps = 40\nprecision = \"{precision}\"\n\
          [data]\npath = \"unused\"\nsequence_length = {COLUMNS}\n\
          [model]\nkind = \"gpt2\"\nlayers = 2\nheads = 2\nwidth = 32\nvocab = {VOCABULARY}\nbias = true\n\
          [batch]\nmicro_batch = {ROWS}\nschedule = 8\n\
          [learning_rate]\nschedule = 0.002\n\
-         [optimizer]\nmethod = \"muon\"\nclip_norm = 1.0\nweight_decay = 0.1\n{more}"
+         [optimizer]\nclip_norm = 1.0\nweight_decay = 0.1\nmethod = \"{method}\"\n"
     );
     RunConfig::parse(&text, "worlds.toml", &[]).unwrap()
 }
@@ -101,7 +101,8 @@ fn run(
                         "the highest directive of any rank"
                     );
                     assert_eq!(outcome.tokens, u64::from(plan.micro_batches * ROWS * COLUMNS));
-                    assert_eq!(outcome.polar_factors, 8);
+                    let hidden = if config.optimizer.method == Method::Muon { 8 } else { 0 };
+                    assert_eq!(outcome.polar_factors, hidden);
                     hashes.push(outcome.parameter_hash);
                     losses.push(outcome.loss);
                 }
@@ -126,15 +127,15 @@ fn run(
     first
 }
 
-fn same_on_every_world(precision: &str, steps: u64, micro_batches: fn(u64) -> u32) {
-    let config = config(precision, "");
+fn same_on_every_world(precision: &str, method: &str, steps: u64, micro_batches: fn(u64) -> u32) {
+    let config = config(precision, method);
     let (alone, losses, masters) = run(&config, 1, steps, micro_batches);
     let distinct: std::collections::HashSet<_> = alone.iter().collect();
     assert_eq!(distinct.len(), alone.len(), "every step changes the parameters");
     for world in 2..=4 {
         let (hashes, other_losses, other_masters) = run(&config, world, steps, micro_batches);
         for (step, (a, b)) in alone.iter().zip(&hashes).enumerate() {
-            assert_eq!(a, b, "{precision}: hash of step {step} on {world} ranks");
+            assert_eq!(a, b, "{method} in {precision}: hash of step {step} on {world} ranks");
         }
         assert_eq!(losses, other_losses);
         assert_eq!(masters, other_masters);
@@ -143,24 +144,30 @@ fn same_on_every_world(precision: &str, steps: u64, micro_batches: fn(u64) -> u3
 
 #[test]
 fn forty_steps_have_the_same_hashes_on_1_2_3_and_4_ranks_in_fp32() {
-    same_on_every_world("fp32", 40, |_| 4);
+    same_on_every_world("fp32", "muon", 40, |_| 4);
 }
 
 #[test]
 fn forty_steps_have_the_same_hashes_on_1_2_3_and_4_ranks_in_bf16() {
-    same_on_every_world("bf16", 40, |_| 4);
+    same_on_every_world("bf16", "muon", 40, |_| 4);
+}
+
+#[test]
+fn adamw_with_every_tensor_in_blocks_has_the_same_hashes_on_every_world() {
+    same_on_every_world("fp32", "adamw", 10, |_| 4);
+    same_on_every_world("bf16", "adamw", 10, |_| 4);
 }
 
 #[test]
 fn micro_batches_that_lanes_do_not_divide_and_lanes_without_work_change_nothing() {
     // 6, 3, 1 and 11 micro-batches on 4 lanes: uneven lanes, one idle lane, three idle lanes.
-    same_on_every_world("fp32", 8, |step| [6, 3, 1, 11][step as usize % 4]);
-    same_on_every_world("bf16", 8, |step| [6, 3, 1, 11][step as usize % 4]);
+    same_on_every_world("fp32", "muon", 8, |step| [6, 3, 1, 11][step as usize % 4]);
+    same_on_every_world("bf16", "muon", 8, |step| [6, 3, 1, 11][step as usize % 4]);
 }
 
 #[test]
 fn a_gradient_that_is_not_finite_is_refused_on_every_rank_before_anything_has_changed() {
-    let config = config("fp32", "");
+    let config = config("fp32", "muon");
     let id = new_id(&[3; 32], 1).unwrap();
     let ranks: Vec<_> = (0..2u32)
         .map(|rank| {
@@ -273,7 +280,7 @@ fn plain(config: &RunConfig, steps: u64, micro_batches: u32) -> Masters {
 
 #[test]
 fn ten_distributed_steps_equal_ten_steps_of_plain_tensor_code() {
-    let config = config("fp32", "");
+    let config = config("fp32", "muon");
     let expected = plain(&config, 10, 4);
     let start: HashMap<String, Vec<f32>> = from_config(&config, VOCABULARY)
         .inventory()
