@@ -64,10 +64,9 @@ fn write_config(folder: &Path) -> std::path::PathBuf {
     config
 }
 
-#[tokio::test]
-async fn it_prints_its_address_answers_and_stops_on_a_signal() {
-    let folder = tempdir().unwrap();
-    let (text, out) = (folder.path().join("text.txt"), folder.path().join("data"));
+/// A coordinator in `folder` that has printed its address, and the address.
+fn started(folder: &std::path::Path) -> (Ended, String) {
+    let (text, out) = (folder.join("text.txt"), folder.join("data"));
     std::fs::write(&text, "All the world's a stage. ".repeat(200)).unwrap();
     let options = Options {
         inputs: vec![text],
@@ -75,15 +74,22 @@ async fn it_prints_its_address_answers_and_stops_on_a_signal() {
         tokenizer: TokenizerChoice::Byte,
     };
     prepare(&options, &AtomicBool::new(false)).unwrap();
-    let config = write_config(folder.path());
-    let mut process = command(&config, &folder.path().join("run"));
+    let config = write_config(folder);
+    let mut process = command(&config, &folder.join("run"));
     let mut process = Ended(process.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
     let mut address = String::new();
     BufReader::new(process.0.stdout.take().unwrap())
         .read_line(&mut address)
         .unwrap();
+    (process, address.trim().to_owned())
+}
 
-    let mut control = ControlClient::connect(address.trim().to_owned()).await.unwrap();
+#[tokio::test]
+async fn it_prints_its_address_answers_and_stops_on_a_signal() {
+    let folder = tempdir().unwrap();
+    let (mut process, address) = started(folder.path());
+
+    let mut control = ControlClient::connect(address).await.unwrap();
     let header = Some((&Header::default()).into());
     let status = RunStatus::try_from(control.status(v1::StatusRequest { header }).await.unwrap().into_inner()).unwrap();
     assert_eq!(
@@ -110,4 +116,14 @@ fn bad_input_is_one_sentence_and_exit_code_2() {
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("nowhere.toml"));
     assert!(!run_dir.exists());
+}
+
+#[test]
+fn a_signal_right_after_the_address_stops_it_in_order() {
+    let folder = tempdir().unwrap();
+    let (mut process, _) = started(folder.path());
+    let pid = rustix::process::Pid::from_raw(process.0.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(process.0.wait().unwrap().code(), Some(3), "stopped by an operator");
+    assert!(folder.path().join("run/summary.json").exists());
 }

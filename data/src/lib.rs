@@ -22,7 +22,7 @@ mod tokenizer;
 pub use batch::{IGNORE, MicroBatch, ValidationSet, micro_batch};
 pub use dataset::{Dataset, Split};
 pub use error::DataError;
-pub use lanes::{lane_micro_batches, micro_batch_samples};
+pub use lanes::{lane_micro_batches, micro_batch_samples, rank_lanes};
 pub use loader::Loader;
 pub use manifest::Manifest;
 pub use order::Order;

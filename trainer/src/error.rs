@@ -37,7 +37,10 @@ pub enum TrainerError {
     /// A step whose loss or gradient is not finite.
     #[error("{0}")]
     NotFinite(String),
-    /// Anything else: a whole sentence.
+    /// Something that was promised did not hold, or a file could not be written: a whole sentence. Not the user's input.
+    #[error("{0}")]
+    Broken(String),
+    /// Input that cannot be used: a whole sentence.
     #[error("{0}")]
     Refused(String),
 }

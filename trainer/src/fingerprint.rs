@@ -3,7 +3,7 @@
 //! Names (libraries, instruction set, threads, kind of products) say what differs; the hash of a small computation with
 //! the run's own products and kernels catches what names do not.
 
-use lockstep_autograd::elements;
+use lockstep_autograd::{elements, library_versions};
 use lockstep_config::{Precision, RunConfig};
 use lockstep_optim::polar::Polar;
 use lockstep_optim::products::Products;
@@ -18,7 +18,8 @@ pub fn fingerprint(config: &RunConfig) -> Result<String, TrainerError> {
     let products = Products::for_precision(config.run.precision == Precision::Bf16);
     let polar = Products::for_precision(config.optimizer.polar.precision == Precision::Bf16);
     Ok(format!(
-        "libtorch 2.13; cpu {}; threads {}; products {}; polar {}; probe {}",
+        "{}; cpu {}; threads {}; products {}; polar {}; probe {}",
+        library_versions(),
         instruction_set(),
         config.run.intra_op_threads,
         products.name(),

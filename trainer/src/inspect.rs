@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use lockstep_config::{Method, Precision, RunConfig};
-use lockstep_data::Dataset;
+use lockstep_data::{Dataset, rank_lanes};
 
 use crate::error::TrainerError;
 use crate::inventory::TensorSpec;
@@ -106,7 +106,7 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> String {
             .map(|p| p.elements.len())
             .sum();
         let load = owners.hidden_cost[rank as usize];
-        let lanes = rank_lanes(config.run.lanes, ranks, rank);
+        let lanes = rank_lanes(rank, ranks, config.run.lanes);
         let _ = writeln!(
             out,
             "{rank:<5} {:<7} {:<12} {:<6} {:<15} {}",
@@ -122,7 +122,7 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> String {
         );
     }
     let buffers = (0..ranks)
-        .map(|r| LaneProgram::most_buffers(config.run.lanes, rank_lanes(config.run.lanes, ranks, r)))
+        .map(|r| LaneProgram::most_buffers(config.run.lanes, rank_lanes(r, ranks, config.run.lanes)))
         .max()
         .unwrap_or(1);
     let largest = inventory
@@ -147,10 +147,4 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> String {
         );
     }
     out
-}
-
-/// The lanes of a rank: neighbouring ones, [r·L/W, (r+1)·L/W) rounded down.
-fn rank_lanes(lanes: u32, ranks: u32, rank: u32) -> std::ops::Range<u32> {
-    let at = |r: u32| (u64::from(r) * u64::from(lanes) / u64::from(ranks)) as u32;
-    at(rank)..at(rank + 1)
 }

@@ -143,10 +143,10 @@ fn end_with_parent() -> Result<(), TrainerError> {
         return Ok(());
     };
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
-        .map_err(|e| TrainerError::Refused(format!("cannot tie this process to its launcher: {e}")))?;
+        .map_err(|e| TrainerError::Broken(format!("cannot tie this process to its launcher: {e}")))?;
     // The launcher may have ended before the line above.
     if nix::unistd::getppid().to_string() != parent {
-        return Err(TrainerError::Refused(format!(
+        return Err(TrainerError::Broken(format!(
             "the launcher, process {parent}, has ended"
         )));
     }

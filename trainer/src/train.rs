@@ -119,7 +119,7 @@ impl Trainer {
             devices: vec!["cpu".to_owned()],
         })?;
         let place = generation.place_of(&options.member).ok_or_else(|| {
-            TrainerError::Refused(format!(
+            TrainerError::Broken(format!(
                 "the generation has no place for this member, {}",
                 options.member
             ))

@@ -58,7 +58,7 @@ impl Writer {
         let mut views = Vec::with_capacity(self.tensors.len());
         for (name, shape, bytes) in &self.tensors {
             let view = TensorView::new(Dtype::F32, shape.clone(), bytes)
-                .map_err(|e| TrainerError::Refused(format!("cannot write {name} into {}: {e}", path.display())))?;
+                .map_err(|e| TrainerError::Broken(format!("cannot write {name} into {}: {e}", path.display())))?;
             views.push((name.as_str(), view));
         }
         let metadata = HashMap::from([
@@ -67,7 +67,7 @@ impl Writer {
             ("step".to_owned(), self.step.to_string()),
         ]);
         serialize_to_file(views, Some(metadata), &path)
-            .map_err(|e| TrainerError::Refused(format!("cannot write {}: {e}", path.display())))?;
+            .map_err(|e| TrainerError::Broken(format!("cannot write {}: {e}", path.display())))?;
         let config_path = partial.join(CONFIG);
         std::fs::write(&config_path, config.to_toml()).map_err(file_error("cannot write", &config_path))?;
         let tokenizer = partial.join(TOKENIZER);

@@ -7,9 +7,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use lockstep_config::RunConfig;
-use lockstep_coordinator::{Coordinator, CoordinatorOptions, Running};
+use lockstep_coordinator::{ControlHandle, Coordinator, CoordinatorOptions, Running};
 use lockstep_data::Dataset;
 use lockstep_proto::domain::Outcome;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Coordinates one run.
 #[derive(Parser)]
@@ -40,7 +42,16 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env().add_directive(tracing::Level::INFO.into()))
         .with_writer(std::io::stderr)
         .init();
-    let running = match start(Arguments::parse()) {
+    let arguments = Arguments::parse();
+    // Before anything starts: whoever has read the address may signal at once, and must not find the default action.
+    let signals = match Signals::install() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("lockstep-coordinator: cannot listen for SIGINT and SIGTERM: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let running = match start(arguments) {
         Ok(running) => running,
         Err(error) => {
             eprintln!("lockstep-coordinator: {error:#}");
@@ -49,7 +60,7 @@ fn main() -> ExitCode {
     };
     println!("http://{}", running.address());
     let handle = running.handle();
-    std::thread::spawn(move || listen_for_signals(&handle));
+    std::thread::spawn(move || signals.obey(&handle));
     let end = running.wait();
     eprintln!("{}", end.reason);
     match end.outcome {
@@ -77,23 +88,37 @@ fn start(arguments: Arguments) -> anyhow::Result<Running> {
     running.with_context(|| format!("no run in {}", arguments.run_dir.display()))
 }
 
-/// The first SIGINT or SIGTERM stops the run after its step, the second at once.
-fn listen_for_signals(handle: &lockstep_coordinator::ControlHandle) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
-        return;
-    };
-    runtime.block_on(async {
-        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-        else {
-            return;
+/// SIGINT and SIGTERM, caught from [`Signals::install`] on; those that come before [`Signals::obey`] wait for it.
+struct Signals {
+    runtime: Runtime,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn install() -> std::io::Result<Signals> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (interrupt, terminate) = {
+            let _inside = runtime.enter();
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
         };
+        Ok(Signals {
+            runtime,
+            interrupt,
+            terminate,
+        })
+    }
+
+    /// The first signal stops the run after its step, the second at once.
+    fn obey(mut self, handle: &ControlHandle) {
         for stop in [true, false] {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
+            self.runtime.block_on(async {
+                tokio::select! {
+                    _ = self.interrupt.recv() => {}
+                    _ = self.terminate.recv() => {}
+                }
+            });
             if stop { handle.stop() } else { handle.abandon() }
         }
-    });
+    }
 }

@@ -1,5 +1,6 @@
 //! Who may be part of the run, and how members become ranks.
 
+use lockstep_data::rank_lanes;
 use lockstep_proto::domain::{CoordinatorBody, Generation, JoinInfo, MemberPlace, Stamp};
 
 use crate::run::{Directive, Member, Peer, Phase, Record, Refusal, Run};
@@ -105,7 +106,7 @@ impl Run {
             places.push(MemberPlace {
                 member: member.info.member.clone(),
                 rank,
-                lanes: first_lane(rank, lanes, ranks)..first_lane(rank + 1, lanes, ranks),
+                lanes: rank_lanes(rank, ranks, lanes),
                 pid: member.info.pid,
                 host: member.info.host.clone(),
             });
@@ -132,12 +133,6 @@ impl Run {
     }
 }
 
-/// First lane of `rank`: lanes are dealt in neighbouring runs, ⌊r·L/W⌋.
-fn first_lane(rank: u32, lanes: u32, ranks: u32) -> u32 {
-    // At most `lanes`, as rank is at most ranks.
-    (u64::from(rank) * u64::from(lanes) / u64::from(ranks)) as u32
-}
-
 /// Sorts trainer-2 before trainer-10.
 fn natural_order(name: &str) -> (String, u64, String) {
     let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
@@ -159,22 +154,6 @@ fn secret(key: &[u8; 32], stamp: Stamp) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lanes_are_dealt_in_neighbouring_runs_and_everybody_has_one() {
-        for lanes in 1..20 {
-            for ranks in 1..=lanes {
-                assert_eq!(
-                    (first_lane(0, lanes, ranks), first_lane(ranks, lanes, ranks)),
-                    (0, lanes)
-                );
-                for rank in 0..ranks {
-                    let size = first_lane(rank + 1, lanes, ranks) - first_lane(rank, lanes, ranks);
-                    assert!(size == lanes / ranks || size == lanes.div_ceil(ranks));
-                }
-            }
-        }
-    }
 
     #[test]
     fn ranks_follow_the_numbers_in_the_names() {

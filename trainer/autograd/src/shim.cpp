@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/from_blob.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -17,6 +18,7 @@
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
+#include <torch/version.h>
 
 namespace {
 thread_local std::string last_error;
@@ -87,6 +89,13 @@ struct RustNode : torch::autograd::Node {
 extern "C" {
 
 const char* lockstep_last_error() { return last_error.c_str(); }
+
+// Of the headers this was compiled with (libtorch itself), and of the libraries that are loaded (products).
+const char* lockstep_library_versions() {
+  static const std::string text =
+      std::string("libtorch ") + TORCH_VERSION + "; " + at::get_mkl_version() + "; " + at::get_mkldnn_version();
+  return text.c_str();
+}
 
 int lockstep_set_gradient(at::Tensor* leaf, at::Tensor* slot) {
   return guarded([&] { leaf->mutable_grad() = *slot; });

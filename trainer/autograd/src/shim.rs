@@ -13,6 +13,7 @@ pub(crate) type Backward = extern "C" fn(*mut c_void, *mut *mut C_tensor, *mut *
 
 unsafe extern "C" {
     fn lockstep_last_error() -> *const c_char;
+    fn lockstep_library_versions() -> *const c_char;
     pub(crate) fn lockstep_set_gradient(leaf: *mut C_tensor, slot: *mut C_tensor) -> c_int;
     pub(crate) fn lockstep_set_hook(leaf: *mut C_tensor, call: Call, drop: Drop, context: *mut c_void) -> c_int;
     pub(crate) fn lockstep_set_gradient_kind_float(leaf: *mut C_tensor) -> c_int;
@@ -40,6 +41,14 @@ unsafe extern "C" {
 /// The C++ tensor behind a tch tensor; the shim does not take ownership of it.
 pub(crate) fn raw(tensor: &Tensor) -> *mut C_tensor {
     tensor.as_ptr().cast_mut()
+}
+
+/// The versions of libtorch and of the libraries that make its products, as they name themselves.
+pub fn library_versions() -> String {
+    // SAFETY: the shim returns a NUL-terminated string of static lifetime, made once.
+    unsafe { CStr::from_ptr(lockstep_library_versions()) }
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// Turns a code of the shim into a result.

@@ -132,3 +132,10 @@ fn a_tensor_keeps_its_memory_and_bad_ranges_are_refused() {
     let leaf = Tensor::from_slice(&[1.0f32, 2.0]);
     assert!(set_gradient_slot(&leaf, &Tensor::from_slice(&[1.0f32])).is_err());
 }
+
+#[test]
+fn the_libraries_name_their_versions() {
+    let versions = lockstep_autograd::library_versions();
+    assert!(versions.starts_with("libtorch 2."), "{versions}");
+    assert_eq!(versions.matches(';').count(), 2, "{versions}");
+}

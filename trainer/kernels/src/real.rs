@@ -104,14 +104,6 @@ pub fn convert<A: Real, B: Real>(from: &[A], to: &mut [B]) {
     }
 }
 
-/// Rounds float32 values to the nearest bf16 value, in place.
-#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub fn round_to_bf16(values: &mut [f32]) {
-    for value in values {
-        *value = bf16::from_f32(*value).to_f32();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -91,11 +91,6 @@ impl HiddenMatrix {
         block_hash(self.master())
     }
 
-    /// Bytes of state.
-    pub fn bytes(&self) -> usize {
-        12 * self.master.numel()
-    }
-
     /// Momentum and polar factor from the gradient sum (row-major) and the scale that makes it the mean.
     pub fn orthogonalise(&mut self, gradient: &[f32], scale: f32, muon: &Muon) -> Result<Orthogonalised, OptimError> {
         let square_sum = momentum(

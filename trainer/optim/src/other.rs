@@ -43,11 +43,6 @@ impl OtherRun {
         &self.master
     }
 
-    /// Bytes of state.
-    pub fn bytes(&self) -> usize {
-        12 * self.master.len()
-    }
-
     /// The hash of each block.
     pub fn hashes(&self) -> Vec<u64> {
         self.master.chunks(self.block).map(block_hash).collect()

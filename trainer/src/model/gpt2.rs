@@ -207,16 +207,4 @@ impl Model for Gpt2 {
             Ok(to_float32(&logits(weights, &last, self.table)?.f_contiguous()?))
         })
     }
-
-    fn flops_per_token(&self, sequence_length: usize) -> f64 {
-        let hidden: usize = self
-            .inventory
-            .iter()
-            .filter(|s| s.role == Role::Hidden)
-            .map(TensorSpec::elements)
-            .sum();
-        let head = self.inventory[self.table].elements();
-        let attention = 2 * self.blocks.len() * sequence_length * self.shape.width as usize;
-        6.0 * (hidden + head + attention / 2) as f64
-    }
 }

@@ -64,7 +64,4 @@ pub trait Model {
 
     /// Float32 logits of the last position of one sequence, `[vocabulary]`. No graph.
     fn next_token_logits(&self, weights: &Weights, tokens: &[i64]) -> Result<Vec<f32>, TrainerError>;
-
-    /// Floating-point operations of one token's forward and backward, for the throughput shown.
-    fn flops_per_token(&self, sequence_length: usize) -> f64;
 }

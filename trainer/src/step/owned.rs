@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use lockstep_autograd::FlatBuffer;
-use lockstep_config::{Method, Precision, RunConfig, Scaling};
+use lockstep_config::{Precision, RunConfig, Scaling};
 use lockstep_kernels::real::bf16;
 use lockstep_kernels::sums::square_sum;
 use lockstep_kernels::update::Applied;
@@ -52,7 +52,6 @@ impl Owned {
             Scaling::Original => ShapeScaling::Original,
             Scaling::MatchRms => ShapeScaling::MatchRms,
         };
-        debug_assert!(matches!(keys.method, Method::Muon | Method::AdamW));
         Owned {
             map,
             rank,

@@ -244,7 +244,7 @@ impl Slots {
             );
             let name = &inventory[tensor].name;
             if count != 1 {
-                return Err(TrainerError::Refused(format!(
+                return Err(TrainerError::Broken(format!(
                     "the hidden matrix {name} has {count} polar factors in this step where one was planned; no parameter has changed"
                 )));
             }
