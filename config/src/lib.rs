@@ -14,7 +14,8 @@ mod write;
 
 pub use error::ConfigError;
 pub use sections::{
-    BatchSchedule, BatchSection, CoordinatorSection, DataSection, Device, LearningRateSchedule, LearningRateSection,
-    LearningRateShape, Length, Method, ModelKind, ModelSection, OptimizerSection, PolarMethod, PolarSection, Precision,
-    Reduction, RunConfig, RunSection, Scaling, ValidationSection,
+    BatchSchedule, BatchSection, CoordinatorSection, DataSection, Descent, Device, GroupRule, HiddenRule,
+    LearningRateSchedule, LearningRateSection, LearningRateShape, Length, LowerBound, Method, ModelKind, ModelSection,
+    MomoDecay, MomoSection, OptimizerSection, OtherNorm, PolarMethod, PolarSection, PolarTable, Precision, Product,
+    Reduction, RunConfig, RunSection, Scaling, Split, Steepest, ValidationSection,
 };

@@ -1,5 +1,7 @@
 //! From TOML to [`RunConfig`]: each section's keys, defaults and ranges.
 
+mod optimizer;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -41,7 +43,7 @@ impl RunConfig {
         let model = model(root.section("model")?, data.sequence_length)?;
         let batch = batch(root.section("batch")?)?;
         let learning_rate = learning_rate(root.section("learning_rate")?)?;
-        let optimizer = optimizer(root.section("optimizer")?, run.precision)?;
+        let optimizer = optimizer::read(root.section("optimizer")?, run.precision)?;
         let validation = validation(root.section("validation")?)?;
         let coordinator = coordinator(root.section("coordinator")?)?;
         root.done()?;
@@ -305,55 +307,6 @@ fn learning_rate_table(mut fields: Fields<'_>) -> Result<LearningRateSchedule, C
     };
     fields.done()?;
     Ok(schedule)
-}
-
-fn optimizer(mut fields: Fields<'_>, run_precision: Precision) -> Result<OptimizerSection, ConfigError> {
-    let unit = |x: f64| (0.0..1.0).contains(&x);
-    let method = fields.word("method", Method::WORDS, Some(Method::Muon))?;
-    let hidden_scale = match method {
-        Method::Muon => 20.0,
-        Method::AdamW => 1.0,
-    };
-    let section = OptimizerSection {
-        method,
-        momentum: fields.number("momentum", Some(0.95), UNIT, unit)?,
-        nesterov: fields.boolean("nesterov", true)?,
-        betas: betas(&mut fields)?,
-        epsilon: fields.number("epsilon", Some(1e-8), POSITIVE, |x| x > 0.0)?,
-        weight_decay: fields.number("weight_decay", Some(0.0), "a number of at least 0", |x| x >= 0.0)?,
-        hidden_scale: fields.number("hidden_scale", Some(hidden_scale), POSITIVE, |x| x > 0.0)?,
-        scaling: fields.word("scaling", Scaling::WORDS, Some(Scaling::Original))?,
-        clip_norm: fields.optional_number("clip_norm", POSITIVE, |x| x > 0.0)?,
-        polar: polar(fields.section("polar")?, run_precision)?,
-    };
-    fields.done()?;
-    Ok(section)
-}
-
-fn betas(fields: &mut Fields<'_>) -> Result<[f64; 2], ConfigError> {
-    const KEY: &str = "betas";
-    let Some(value) = fields.take(KEY) else {
-        return Ok([0.9, 0.95]);
-    };
-    let numbers: Option<Vec<f64>> = value.as_array().and_then(|list| list.iter().map(finite).collect());
-    match numbers.as_deref() {
-        Some(&[first, second]) if (0.0..1.0).contains(&first) && (0.0..1.0).contains(&second) => Ok([first, second]),
-        _ => Err(fields.refuse(
-            KEY,
-            &value,
-            "two numbers of at least 0 and below 1, such as [0.9, 0.95]",
-        )),
-    }
-}
-
-fn polar(mut fields: Fields<'_>, run_precision: Precision) -> Result<PolarSection, ConfigError> {
-    let section = PolarSection {
-        method: fields.word("method", PolarMethod::WORDS, Some(PolarMethod::PolarExpress))?,
-        steps: fields.integer32("steps", 1..=16, Some(5))?,
-        precision: fields.word("precision", Precision::WORDS, Some(run_precision))?,
-    };
-    fields.done()?;
-    Ok(section)
 }
 
 fn validation(mut fields: Fields<'_>) -> Result<ValidationSection, ConfigError> {

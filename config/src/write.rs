@@ -1,5 +1,7 @@
 //! From [`RunConfig`] back to TOML, every value as resolved, and the hash of it.
 
+mod optimizer;
+
 use std::fmt::Write;
 use std::path::Path;
 
@@ -77,24 +79,8 @@ impl RunConfig {
         text.section("learning_rate");
         text.line(&learning_rate(&self.learning_rate.schedule));
 
-        let optimizer = &self.optimizer;
         text.section("optimizer");
-        text.key("method", optimizer.method.word());
-        text.key("momentum", optimizer.momentum);
-        text.key("nesterov", optimizer.nesterov);
-        text.key("betas", optimizer.betas.to_vec());
-        text.key("epsilon", optimizer.epsilon);
-        text.key("weight_decay", optimizer.weight_decay);
-        text.key("hidden_scale", optimizer.hidden_scale);
-        text.key("scaling", optimizer.scaling.word());
-        text.optional("clip_norm", optimizer.clip_norm);
-        let polar = &optimizer.polar;
-        text.line(&format!(
-            "polar = {{ method = \"{}\", steps = {}, precision = \"{}\" }}",
-            polar.method.word(),
-            polar.steps,
-            polar.precision.word()
-        ));
+        optimizer::write(&self.optimizer, text);
 
         text.section("validation");
         text.key("every", whole(self.validation.every));

@@ -1,7 +1,7 @@
 //! What a config may not say, and the sentence that it gets.
 #![allow(clippy::unwrap_used)]
 
-use lockstep_config::{ConfigError, RunConfig};
+use lockstep_config::{ConfigError, OptimizerSection, Precision, RunConfig};
 
 const GOOD: &str = r#"
 [run]
@@ -151,8 +151,8 @@ fn values_out_of_their_range_are_refused_with_key_value_and_range() {
             ["`learning_rate.schedule.kind`", "exp", "\"cosine\""],
         ),
         (
-            "optimizer.method=sgd",
-            ["`optimizer.method`", "sgd", "\"muon\", \"adamw\""],
+            "optimizer.method=shampoo",
+            ["`optimizer.method`", "shampoo", "\"muon\", \"normuon\", \"adamw\""],
         ),
         ("optimizer.momentum=1", ["`optimizer.momentum`", "1", "below 1"]),
         ("optimizer.betas=[0.9,1.0]", ["`optimizer.betas`", "1.0", "below 1"]),
@@ -172,12 +172,12 @@ fn values_out_of_their_range_are_refused_with_key_value_and_range() {
             ["`optimizer.scaling`", "mine", "\"match-rms\""],
         ),
         (
-            "optimizer.polar.steps=99",
-            ["`optimizer.polar.steps`", "99", "from 1 to 16"],
+            "optimizer.polar.steps=100",
+            ["`optimizer.polar.steps`", "100", "from 1 to 99"],
         ),
         (
-            "optimizer.polar.method=svd",
-            ["`optimizer.polar.method`", "svd", "\"polar-express\""],
+            "optimizer.polar.method=qr",
+            ["`optimizer.polar.method`", "qr", "\"polar-express\""],
         ),
         ("optimizer.polar=3", ["`optimizer.polar`", "3", "[optimizer.polar]"]),
         ("validation.every=-1", ["`validation.every`", "-1", "at least 0"]),
@@ -267,4 +267,170 @@ fn exactly_one_length_stands() {
     assert_eq!(set.run.length, lockstep_config::Length::Tokens(5000));
     let both = ["run.tokens=5".to_owned(), "run.samples=5".to_owned()];
     assert!(RunConfig::parse(GOOD, "run.toml", &both).is_err());
+}
+
+/// The sentence for an `[optimizer]` table, which must hold every one of `parts`.
+fn optimizer_refused(table: &str, parts: &[&str]) {
+    let table_parsed = table.parse().expect(table);
+    let error = OptimizerSection::parse(table_parsed, "run.toml", Precision::Bf16).expect_err(table);
+    let sentence = error.to_string();
+    for part in ["run.toml", "`optimizer."].iter().chain(parts) {
+        assert!(sentence.contains(part), "{table}: {part:?} is missing in: {sentence}");
+    }
+}
+
+#[test]
+fn a_method_is_named_or_spelt_out_whole_not_both() {
+    optimizer_refused(
+        "method = \"muonmax\"\nproduct = \"l2\"",
+        &["method`", "`optimizer.product`", "not both"],
+    );
+    optimizer_refused(
+        "descent = \"constrained\"\nproduct = \"l2\"",
+        &["`optimizer.other` is missing", "ada-inf"],
+    );
+    optimizer_refused(
+        "descent = \"both\"\nproduct = \"l2\"\nother = \"sign\"",
+        &["both", "\"regularized\""],
+    );
+}
+
+#[test]
+fn keys_that_do_not_belong_to_a_method_are_refused_with_the_reason() {
+    for (table, parts) in [
+        (
+            "method = \"adamw\"\nmomentum = 0.9",
+            ["momentum`", "optimizer.betas[0]"],
+        ),
+        ("method = \"sgd\"\nbetas = [0.9, 0.9]", ["betas`", "optimizer.momentum"]),
+        ("method = \"momo\"\nepsilon = 1e-8", ["epsilon`", "second moment"]),
+        (
+            "method = \"adamw\"\nhidden_scale = 2.0",
+            ["hidden_scale`", "no hidden matrices"],
+        ),
+        (
+            "method = \"sgd\"\nscaling = \"fan\"",
+            ["scaling`", "no hidden matrices"],
+        ),
+        (
+            "method = \"adamw\"\npolar = { steps = 3 }",
+            ["polar`", "orthogonalises nothing"],
+        ),
+        (
+            "method = \"sgd\"\nhidden = [\"*\"]",
+            ["hidden`", "orthogonalises nothing"],
+        ),
+        ("method = \"muon\"\nnormalized = true", ["normalized`", "only sgd"]),
+        (
+            "method = \"scion\"\nnesterov = true",
+            ["nesterov`", "muon, normuon or sgd"],
+        ),
+        (
+            "method = \"momo-adam\"\nnesterov = true",
+            ["nesterov`", "muon, normuon or sgd"],
+        ),
+        ("polar = { method = \"svd\", steps = 3 }", ["polar.steps`", "no steps"]),
+        (
+            "polar = { method = \"svd\", precision = \"bf16\" }",
+            ["polar.precision`", "no bf16 form"],
+        ),
+        ("polar = { table = \"you\" }", ["polar.table`", "newton-schulz"]),
+        ("polar = { restart = 2 }", ["polar.restart`", "only gram"]),
+        (
+            "polar = { method = \"gram\", restart = 4 }",
+            ["polar.restart`", "diverges"],
+        ),
+    ] {
+        optimizer_refused(table, &parts);
+    }
+    let fp32 = "polar = { method = \"gram\", restart = 4, precision = \"fp32\" }";
+    assert!(OptimizerSection::parse(fp32.parse().unwrap(), "run.toml", Precision::Bf16).is_ok());
+}
+
+#[test]
+fn what_breaks_the_model_of_the_loss_is_refused_with_the_reason() {
+    for (table, parts) in [
+        ("method = \"muon\"\nmomo = {}", ["momo`", "muonadam"]),
+        ("method = \"normuon\"\nmomo = {}", ["momo`", "rows"]),
+        ("method = \"adamw\"\nmomo = {}", ["momo`", "momo-adam"]),
+        ("method = \"sgd\"\nmomo = {}", ["momo`", "is momo"]),
+        (
+            "method = \"muonmax\"\nmomo = {}\nclip_norm = 1.0",
+            ["clip_norm`", "clipped gradient"],
+        ),
+        ("method = \"momo\"\nclip_norm = 1.0", ["clip_norm`", "clipped gradient"]),
+        (
+            "method = \"muonmax\"\nmomo = {}\ncautious = true",
+            ["cautious`", "evaluated"],
+        ),
+        (
+            "method = \"scion\"\nmomo = {}\nmomentum = 0.9\nbetas = [0.95, 0.95]",
+            ["momentum`", "optimizer.betas[0]"],
+        ),
+        (
+            "method = \"momo\"\nmomo = { decay = \"exact\" }",
+            ["momo.decay`", "part of"],
+        ),
+        (
+            "method = \"momo\"\ngroups = [{ match = \"*\", lr_scale = 2.0 }]",
+            ["groups`", "one step size"],
+        ),
+        (
+            "method = \"muonmax\"\nmomo = { lower_bound = nan }",
+            ["momo.lower_bound`", "finite"],
+        ),
+        (
+            "method = \"muonmax\"\nmomo = { lower_bound = \"low\" }",
+            ["momo.lower_bound`", "auto"],
+        ),
+        (
+            "method = \"muonmax\"\nmomo = { bound = 1.0 }",
+            ["momo.bound`", "momo.lower_bound`"],
+        ),
+        ("method = \"muonmax\"\nmomo = true", ["momo`", "[optimizer.momo]"]),
+    ] {
+        optimizer_refused(table, &parts);
+    }
+}
+
+#[test]
+fn rules_that_say_nothing_are_refused() {
+    for (table, parts) in [
+        ("hidden = []", ["hidden`", "list of rules"]),
+        ("hidden = [3]", ["hidden`", "list of rules"]),
+        ("hidden = [\"a[\"]", ["hidden`", "a["]),
+        ("hidden = [{ split = 3 }]", ["hidden.match` is missing", "pattern"]),
+        ("hidden = [{ match = \"a\", split = 0 }]", ["hidden.split`", "thirds"]),
+        (
+            "hidden = [{ match = \"a\", split = \"halves\" }]",
+            ["hidden.split`", "thirds"],
+        ),
+        (
+            "hidden = [{ match = \"a\", spilt = 3 }]",
+            ["hidden.spilt`", "hidden.split`"],
+        ),
+        ("groups = 3", ["groups`", "list of groups"]),
+        (
+            "groups = [{ match = \"a\" }]",
+            ["groups.lr_scale` is missing", "weight_decay"],
+        ),
+        (
+            "groups = [{ match = \"a\", lr_scale = -1.0 }]",
+            ["groups.lr_scale`", "above 0"],
+        ),
+        (
+            "groups = [{ match = \"a\", lr_scale = nan }]",
+            ["groups.lr_scale`", "above 0"],
+        ),
+        (
+            "groups = [{ match = \"a\", weight_decay = -0.1 }]",
+            ["groups.weight_decay`", "at least 0"],
+        ),
+        (
+            "groups = [{ match = \"\", weight_decay = 0.1 }]",
+            ["groups.match`", "pattern"],
+        ),
+    ] {
+        optimizer_refused(table, &parts);
+    }
 }

@@ -116,14 +116,80 @@ fn learning_rate() -> impl Strategy<Value = LearningRateSection> {
     })
 }
 
+fn method() -> impl Strategy<Value = Method> {
+    let members: Vec<Method> = Steepest::all().map(Method::Steepest).collect();
+    let others = [
+        Method::Muon,
+        Method::NorMuon,
+        Method::AdamW,
+        Method::Sgd,
+        Method::Momo,
+        Method::MomoAdam,
+    ];
+    prop_oneof![
+        proptest::sample::select(members),
+        proptest::sample::select(others.to_vec())
+    ]
+}
+
+fn polar() -> impl Strategy<Value = PolarSection> {
+    let method = prop_oneof![
+        Just(PolarMethod::PolarExpress),
+        Just(PolarMethod::NewtonSchulz(PolarTable::Jordan)),
+        Just(PolarMethod::NewtonSchulz(PolarTable::You)),
+        Just(PolarMethod::NewtonSchulz(PolarTable::Cans)),
+        (1..=3u32).prop_map(|restart| PolarMethod::Gram { restart }),
+        Just(PolarMethod::Svd),
+    ];
+    (method, 1..=99u32, precision()).prop_map(|(method, steps, precision)| match method {
+        PolarMethod::Svd => PolarSection {
+            method,
+            steps: 5,
+            precision: Precision::Fp32,
+        },
+        _ => PolarSection {
+            method,
+            steps,
+            precision,
+        },
+    })
+}
+
+fn momo() -> impl Strategy<Value = MomoSection> {
+    let bound = prop_oneof![(-10.0..10.0f64).prop_map(LowerBound::Fixed), Just(LowerBound::Auto)];
+    let decay = prop_oneof![Just(MomoDecay::Paper), Just(MomoDecay::Exact)];
+    (bound, decay).prop_map(|(lower_bound, decay)| MomoSection { lower_bound, decay })
+}
+
+fn rules() -> impl Strategy<Value = (Option<Vec<HiddenRule>>, Vec<GroupRule>)> {
+    let pattern = || "\\*?[a-z.?\"]{1,12}\\*?";
+    let split = prop_oneof![(1..=65_536u32).prop_map(Split::Parts), Just(Split::Heads)];
+    let hidden = (pattern(), option::of(split)).prop_map(|(pattern, hidden)| HiddenRule { pattern, hidden });
+    let group =
+        (pattern(), number(), option::of(0.0..1.0f64)).prop_map(|(pattern, lr_scale, weight_decay)| GroupRule {
+            pattern,
+            lr_scale,
+            weight_decay,
+        });
+    (option::of(vec(hidden, 1..4)), vec(group, 0..3))
+}
+
+/// Any section that a config may hold: keys that do not belong to a method have their resting values.
 fn optimizer() -> impl Strategy<Value = OptimizerSection> {
     let unit = 0.0..1.0f64;
+    let scaling = prop_oneof![
+        Just(Scaling::None),
+        Just(Scaling::Original),
+        Just(Scaling::MatchRms),
+        Just(Scaling::Fan)
+    ];
     let words = (
-        prop_oneof![Just(Method::Muon), Just(Method::AdamW)],
-        prop_oneof![Just(Scaling::Original), Just(Scaling::MatchRms)],
-        any::<bool>(),
-        1..=16u32,
-        precision(),
+        method(),
+        scaling,
+        any::<[bool; 3]>(),
+        polar(),
+        option::of(momo()),
+        rules(),
     );
     let numbers = (
         unit.clone(),
@@ -135,23 +201,47 @@ fn optimizer() -> impl Strategy<Value = OptimizerSection> {
     );
     (words, numbers).prop_map(
         |(
-            (method, scaling, nesterov, steps, precision),
+            (method, scaling, [nesterov, normalized, cautious], polar, momo, (hidden, groups)),
             (momentum, betas, epsilon, weight_decay, hidden_scale, clip_norm),
-        )| OptimizerSection {
-            method,
-            momentum,
-            nesterov,
-            betas,
-            epsilon,
-            weight_decay,
-            hidden_scale,
-            scaling,
-            clip_norm,
-            polar: PolarSection {
-                method: PolarMethod::PolarExpress,
-                steps,
-                precision,
-            },
+        )| {
+            let family = matches!(method, Method::Steepest(_));
+            let stands_alone = matches!(method, Method::Momo | Method::MomoAdam);
+            let momo = match (family, stands_alone, momo) {
+                (true, _, momo) => momo,
+                (_, true, momo) => Some(MomoSection {
+                    lower_bound: momo.map_or(LowerBound::Fixed(0.0), |momo| momo.lower_bound),
+                    decay: MomoDecay::Paper,
+                }),
+                _ => None,
+            };
+            let one_moment = matches!(method, Method::Sgd | Method::Momo);
+            let adam = matches!(method, Method::AdamW | Method::MomoAdam);
+            let betas = if one_moment { [momentum, 0.95] } else { betas };
+            let orthogonalises = method.orthogonalises();
+            OptimizerSection {
+                method,
+                momentum: if adam || momo.is_some() { betas[0] } else { momentum },
+                nesterov: nesterov && matches!(method, Method::Muon | Method::NorMuon | Method::Sgd),
+                normalized: normalized && method == Method::Sgd,
+                betas,
+                epsilon: if one_moment { 1e-8 } else { epsilon },
+                weight_decay,
+                cautious: cautious && momo.is_none(),
+                hidden_scale: if orthogonalises { hidden_scale } else { 1.0 },
+                scaling: if orthogonalises { scaling } else { Scaling::None },
+                clip_norm: clip_norm.filter(|_| momo.is_none()),
+                polar: match orthogonalises {
+                    true => polar,
+                    false => PolarSection {
+                        method: PolarMethod::PolarExpress,
+                        steps: 5,
+                        precision: Precision::Bf16,
+                    },
+                },
+                momo,
+                hidden: hidden.filter(|_| orthogonalises),
+                groups: if stands_alone { Vec::new() } else { groups },
+            }
         },
     )
 }
@@ -171,15 +261,20 @@ fn config() -> impl Strategy<Value = RunConfig> {
         coordinator,
     )
         .prop_map(
-            |(run, (model, data), batch, learning_rate, optimizer, every, coordinator)| RunConfig {
-                run,
-                data,
-                model,
-                batch,
-                learning_rate,
-                optimizer,
-                validation: ValidationSection { every },
-                coordinator,
+            |(run, (model, data), batch, learning_rate, mut optimizer, every, coordinator)| {
+                if !optimizer.method.orthogonalises() {
+                    optimizer.polar.precision = run.precision;
+                }
+                RunConfig {
+                    run,
+                    data,
+                    model,
+                    batch,
+                    learning_rate,
+                    optimizer,
+                    validation: ValidationSection { every },
+                    coordinator,
+                }
             },
         )
 }
@@ -219,6 +314,28 @@ fn the_same_value_has_the_same_meaning_in_every_spelling() {
     ));
     assert_eq!(short, long);
     assert_eq!(short.hash(), long.hash());
+}
+
+#[test]
+fn a_named_method_is_its_three_words() {
+    let read = |text: &str| OptimizerSection::parse(text.parse().unwrap(), "run.toml", Precision::Fp32).unwrap();
+    for (name, descent, product, other) in [
+        ("muonadam", "constrained", "max", "ada-inf"),
+        ("muonmax", "regularized", "hybrid", "ada-2"),
+        ("scion", "constrained", "max", "sign"),
+        ("polargrad", "regularised", "l2", "ada-2"),
+    ] {
+        let spelt = format!("descent = \"{descent}\"\nproduct = \"{product}\"\nother = \"{other}\"");
+        assert_eq!(read(&format!("method = \"{name}\"")), read(&spelt));
+    }
+    assert_eq!(Steepest::all().count(), 18);
+    let aliases = read("scaling = \"moonlight\"");
+    assert_eq!(aliases, read("scaling = \"match_rms_adamw\""));
+    assert_eq!(aliases, read("scaling = \"match-rms\""));
+    let family = read("method = \"scion\"\nmomentum = 0.9");
+    assert_eq!((family.momentum, family.betas), (0.9, [0.9, 0.95]));
+    let family = read("method = \"scion\"\nbetas = [0.8, 0.9]");
+    assert_eq!((family.momentum, family.betas), (0.8, [0.8, 0.9]));
 }
 
 #[test]

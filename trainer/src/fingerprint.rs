@@ -5,25 +5,27 @@
 
 use lockstep_autograd::{elements, library_versions};
 use lockstep_config::{Precision, RunConfig};
+use lockstep_inventory::{Initial, Role, TensorSpec};
 use lockstep_optim::polar::Polar;
 use lockstep_optim::products::Products;
+use lockstep_optim::settings::Optimizer;
 use tch::{Kind, Tensor};
 
 use crate::error::TrainerError;
-use crate::inventory::{Initial, Role, TensorSpec};
 use crate::model::initial::values;
 
 /// The fingerprint under a config, as one line.
 pub fn fingerprint(config: &RunConfig) -> Result<String, TrainerError> {
     let products = Products::for_precision(config.run.precision == Precision::Bf16);
-    let polar = Products::for_precision(config.optimizer.polar.precision == Precision::Bf16);
+    let optimizer = Optimizer::new(&config.optimizer);
+    let polar = optimizer.polar();
     Ok(format!(
         "{}; cpu {}; threads {}; products {}; polar {}; probe {}",
         library_versions(),
         instruction_set(),
         config.run.intra_op_threads,
         products.name(),
-        polar.name(),
+        polar.products.name(),
         probe(config, products, polar)?
     ))
 }
@@ -43,7 +45,7 @@ fn instruction_set() -> &'static str {
 }
 
 /// The hash of one product and one polar factor of fixed matrices of the model's width.
-fn probe(config: &RunConfig, products: Products, polar: Products) -> Result<String, TrainerError> {
+fn probe(config: &RunConfig, products: Products, polar: &Polar) -> Result<String, TrainerError> {
     let width = i64::from(config.model.width);
     let matrix = |name: &str, rows: i64| -> Result<Tensor, TrainerError> {
         let spec = TensorSpec {
@@ -60,12 +62,7 @@ fn probe(config: &RunConfig, products: Products, polar: Products) -> Result<Stri
         &a.f_to_kind(products.kind())?,
         &b.f_to_kind(products.kind())?.f_transpose(0, 1)?,
     )?;
-    let norm = lockstep_kernels::sums::square_sum(elements(&b)).0.sqrt();
-    let factor = Polar {
-        steps: 5,
-        products: polar,
-    }
-    .factor(&b, norm)?;
+    let factor = polar.factors(&b.f_unsqueeze(0)?)?;
     let mut hasher = blake3::Hasher::new();
     for tensor in [product, factor] {
         for value in elements::<f32>(&tensor.f_to_kind(Kind::Float)?.f_contiguous()?) {

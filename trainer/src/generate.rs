@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use lockstep_autograd::FlatBuffer;
 use lockstep_config::Precision;
 use lockstep_data::Tokenizer;
+use lockstep_inventory::treatments_of;
 use lockstep_kernels::real::{bf16, convert};
 use lockstep_optim::products::Products;
 
@@ -56,7 +57,9 @@ pub fn generate(options: &GenerateOptions) -> Result<String, TrainerError> {
     }
     let model = from_config(&file.config, tokenizer.vocab());
     let narrow = file.config.run.precision == Precision::Bf16;
-    let layout = Layout::new(model.inventory(), narrow, true);
+    let treatments =
+        treatments_of(&file.config, tokenizer.vocab()).map_err(|error| TrainerError::Refused(error.to_string()))?;
+    let layout = Layout::new(model.inventory(), &treatments, narrow);
     let mut working = FlatBuffer::heap(layout.working_bytes)?;
     for (spec, place) in model.inventory().iter().zip(&layout.places) {
         let (shape, values) = file.tensors.get(&spec.name).ok_or_else(|| {

@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use lockstep_config::{Method, Precision, RunConfig};
+use lockstep_config::{Precision, RunConfig};
 use lockstep_data::{Dataset, rank_lanes};
+use lockstep_inventory::{TensorSpec, Treatment, Use, treatments_of};
+use lockstep_optim::other::has_second_moment;
 
 use crate::error::TrainerError;
-use crate::inventory::TensorSpec;
 use crate::model::choice::from_config;
 use crate::sharding::layout::Layout;
 use crate::sharding::owners::{OwnerMap, polar_cost};
@@ -30,7 +31,7 @@ pub fn inspect(path: &Path, ranks: u32, sets: &[String]) -> Result<String, Train
         Some(vocabulary) => vocabulary,
         None => Dataset::open(&config.data.path)?.vocab(),
     };
-    Ok(describe(&config, vocabulary, ranks))
+    describe(&config, vocabulary, ranks)
 }
 
 fn weights(folder: &Path) -> Result<String, TrainerError> {
@@ -54,12 +55,12 @@ fn mib(bytes: usize) -> String {
 }
 
 /// The whole description of a config.
-pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> String {
+pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> Result<String, TrainerError> {
     let model = from_config(config, vocabulary);
     let inventory = model.inventory();
-    let muon = config.optimizer.method == Method::Muon;
-    let layout = Layout::new(inventory, config.run.precision == Precision::Bf16, muon);
-    let owners = OwnerMap::new(inventory, &layout, ranks);
+    let treatments = treatments_of(config, vocabulary).map_err(|error| TrainerError::Refused(error.to_string()))?;
+    let layout = Layout::new(inventory, &treatments, config.run.precision == Precision::Bf16);
+    let owners = OwnerMap::new(&treatments, &layout, ranks);
     let total: usize = inventory.iter().map(TensorSpec::elements).sum();
     let mut out = String::new();
     let _ = writeln!(
@@ -72,8 +73,8 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> String {
     );
     let _ = writeln!(
         out,
-        "\n{:<24} {:<14} {:<10} {:<9} {:<5} owners (rank: elements)",
-        "tensor", "shape", "role", "treated", "copy"
+        "\n{:<24} {:<14} {:<16} {:<6} {:<8} {:<7} {:<5} owners (rank: elements)",
+        "tensor", "shape", "treated as", "copy", "lr scale", "decay", "block"
     );
     for (index, (spec, place)) in inventory.iter().zip(&layout.places).enumerate() {
         let owned: Vec<String> = owners
@@ -82,16 +83,20 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> String {
             .filter(|piece| piece.tensor == index)
             .map(|piece| format!("{}: {}", piece.owner, piece.elements.len()))
             .collect();
+        let treatment = &treatments[index];
         let _ = writeln!(
             out,
-            "{:<24} {:<14} {:<10} {:<9} {:<5} {}",
+            "{:<24} {:<14} {:<16} {:<6} {:<8} {:<7} {:<5} {}",
             spec.name,
             format!("{:?}", spec.shape),
-            spec.role.word(),
-            if place.hidden { "muon" } else { "adamw" },
+            treated(treatment),
             if place.bf16 { "bf16" } else { "fp32" },
+            treatment.lr_scale,
+            treatment.weight_decay,
+            place.blocks.len(),
             owned.join(", ")
         );
+        let _ = writeln!(out, "{:<24} because {}", "", treatment.reason);
     }
     let _ = writeln!(
         out,
@@ -99,11 +104,11 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> String {
     );
     let cost: u64 = owners.hidden_cost.iter().sum();
     for rank in 0..ranks {
-        let owned: usize = owners
+        let state: usize = owners
             .pieces
             .iter()
             .filter(|p| p.owner == rank)
-            .map(|p| p.elements.len())
+            .map(|p| state_bytes(config, &treatments[p.tensor], p.elements.len()))
             .sum();
         let load = owners.hidden_cost[rank as usize];
         let lanes = rank_lanes(rank, ranks, config.run.lanes);
@@ -118,19 +123,14 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> String {
                 format!("{:.1}%", 100.0 * load as f64 / cost as f64)
             },
             owners.other_elements[rank as usize],
-            mib(12 * owned)
+            mib(state)
         );
     }
     let buffers = (0..ranks)
         .map(|r| LaneProgram::most_buffers(config.run.lanes, rank_lanes(r, ranks, config.run.lanes)))
         .max()
         .unwrap_or(1);
-    let largest = inventory
-        .iter()
-        .zip(&layout.places)
-        .filter(|(_, p)| p.hidden)
-        .map(|(s, _)| polar_cost(&s.shape))
-        .max();
+    let largest = treatments.iter().map(polar_cost).max().filter(|cost| *cost > 0);
     let _ = writeln!(out, "\nmemory of each rank, without activations:");
     let _ = writeln!(out, "  working copies            {}", mib(layout.working_bytes));
     let _ = writeln!(
@@ -146,5 +146,29 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> String {
             "largest polar cost of one matrix: {largest} (loads differ by at most this)"
         );
     }
-    out
+    Ok(out)
+}
+
+/// What the optimiser takes a tensor for, in words.
+fn treated(treatment: &Treatment) -> String {
+    match treatment.kind {
+        Use::Hidden { parts: 1, .. } => "hidden matrix".to_owned(),
+        Use::Hidden { parts, rows, columns } => format!("{parts} × [{rows}, {columns}]"),
+        Use::Other => "other".to_owned(),
+    }
+}
+
+/// Bytes of master and state of `elements` elements of a tensor at their owner.
+fn state_bytes(config: &RunConfig, treatment: &Treatment, elements: usize) -> usize {
+    let optimizer = &config.optimizer;
+    let copies = match treatment.kind {
+        // Master, momentum, what is orthogonalised where it is not the momentum.
+        Use::Hidden { .. } => 2 + usize::from(optimizer.nesterov),
+        Use::Other => 2 + usize::from(has_second_moment(optimizer.method)),
+    };
+    let rows = match (treatment.kind, optimizer.method) {
+        (Use::Hidden { parts, rows, .. }, lockstep_config::Method::NorMuon) => parts * rows,
+        _ => 0,
+    };
+    4 * (copies * elements + rows)
 }

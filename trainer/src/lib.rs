@@ -1,6 +1,5 @@
 //! The process that trains, and the commands that need libtorch.
 //!
-//! - [`inventory`]: named tensors and what they are
 //! - [`model`]: what is trained
 //! - [`sharding`]: where every number lies and who owns it (pure)
 //! - [`step`]: one step on one rank
@@ -16,7 +15,6 @@ pub mod error;
 pub mod fingerprint;
 pub mod generate;
 pub mod inspect;
-pub mod inventory;
 pub mod model;
 pub mod sharding;
 pub mod step;

@@ -230,7 +230,7 @@ impl Trainer {
                 grad_norm: outcome.grad_norm,
                 update_norm: outcome.update_norm,
                 learning_rate: plan.learning_rate,
-                effective_learning_rate: plan.learning_rate,
+                effective_learning_rate: outcome.effective_learning_rate,
                 step_ms: outcome.step_ms,
                 phases: outcome.phases,
                 polar_factors: outcome.polar_factors,

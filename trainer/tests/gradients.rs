@@ -6,9 +6,12 @@ mod reference;
 use std::collections::HashMap;
 
 use lockstep_autograd::{FlatBuffer, run_backward};
+use lockstep_config::{OptimizerSection, Precision};
+use lockstep_inventory::gpt2::Shape;
+use lockstep_inventory::treatments;
 use lockstep_kernels::real::{bf16, convert};
 use lockstep_optim::products::Products;
-use lockstep_trainer::model::gpt2::{Gpt2, Shape};
+use lockstep_trainer::model::gpt2::Gpt2;
 use lockstep_trainer::model::weights::Weights;
 use lockstep_trainer::model::{Batch, Model, OpenGate};
 use lockstep_trainer::sharding::layout::Layout;
@@ -24,7 +27,7 @@ struct Case {
 /// Not initial values: every tensor random, so that no gradient vanishes by accident.
 fn start(model: &Gpt2, seed: i64) -> Vec<Vec<f32>> {
     tch::manual_seed(seed);
-    let values = |spec: &lockstep_trainer::inventory::TensorSpec| {
+    let values = |spec: &lockstep_inventory::TensorSpec| {
         let noise = Tensor::randn(&spec.shape[..], (Kind::Float, Device::Cpu)) * 0.15;
         let centre = if spec.name.contains("norm") && spec.name.ends_with("weight") {
             1.0
@@ -40,7 +43,9 @@ fn start(model: &Gpt2, seed: i64) -> Vec<Vec<f32>> {
 fn errors(case: &Case, products: Products) -> (f64, Vec<(String, f64)>) {
     let bf16_precision = products != Products::Float32;
     let model = Gpt2::new(case.shape);
-    let layout = Layout::new(model.inventory(), bf16_precision, true);
+    let muon = OptimizerSection::parse("method = \"muon\"".parse().unwrap(), "gradients", Precision::Fp32).unwrap();
+    let treatments = treatments(&muon, model.inventory(), None).unwrap();
+    let layout = Layout::new(model.inventory(), &treatments, bf16_precision);
     let mut working = FlatBuffer::heap(layout.working_bytes).unwrap();
     let gradients = FlatBuffer::heap(layout.gradient_elements * 4).unwrap();
     let values = start(&model, 11);

@@ -11,9 +11,9 @@ use std::time::Duration;
 use lockstep_collective::{Aborter, Backend, connect, new_id};
 use lockstep_config::{Method, RunConfig};
 use lockstep_data::MicroBatch;
+use lockstep_inventory::gpt2::Shape;
 use lockstep_proto::domain::Plan;
 use lockstep_trainer::model::choice::from_config;
-use lockstep_trainer::model::gpt2::Shape;
 use lockstep_trainer::model::initial::values;
 use lockstep_trainer::step::Engine;
 use tch::{Device, Kind, Tensor};
@@ -244,13 +244,13 @@ fn plain(config: &RunConfig, steps: u64, micro_batches: u32) -> Masters {
         for spec in model.inventory() {
             let (p, g) = (parameters[&spec.name].detach(), &gradients[&spec.name] * clip);
             let (m, v) = &state[&spec.name];
-            let (m, v, p) = if spec.role == lockstep_trainer::inventory::Role::Hidden {
+            let (m, v, p) = if spec.role == lockstep_inventory::Role::Hidden {
                 let m = m * 0.95 + &g * 0.05;
                 let u = &g * 0.05 + &m * 0.95;
                 let (rows, columns) = (spec.shape[0] as f64, spec.shape[1] as f64);
                 let scale = keys.hidden_scale * rate;
                 let moved = reference::polar_express(&u) * (scale * (rows / columns).max(1.0).sqrt());
-                (m, v.copy(), p * (1.0 - scale * keys.weight_decay) - moved)
+                (m, v.copy(), p * (1.0 - rate * keys.weight_decay) - moved)
             } else {
                 let (m, v) = (m * 0.9 + &g * 0.1, v * 0.95 + (&g * &g) * 0.05);
                 let (mh, vh) = (

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lockstep_config::RunConfig;
 use lockstep_data::Dataset;
+use lockstep_inventory::treatments_of;
 
 use crate::cli::Ranks;
 use crate::ending::Ending;
@@ -39,6 +40,7 @@ pub(crate) fn check(mut config: RunConfig, ranks: Ranks) -> Result<Checked, Endi
         )));
     }
     config.model.vocab = Some(vocab);
+    treatments_of(&config, vocab).map_err(Ending::bad_input)?;
     let training_samples = data.train().training_samples(config.data.sequence_length);
     if training_samples == 0 {
         return Err(Ending::BadInput(format!(

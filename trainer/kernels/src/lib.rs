@@ -12,7 +12,7 @@
 //! - [`pointwise`]: GELU, bias, residual
 //! - [`loss`]: cross-entropy with its gradient in place
 //! - [`embedding`]: look-up, and scatter-add in token order
-//! - [`update`]: momentum, Muon's application, AdamW, each with the block's hash
+//! - [`update`]: moments of the gradient, directions made of them, the step along a direction
 
 pub mod attention;
 pub mod embedding;

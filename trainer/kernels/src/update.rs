@@ -1,172 +1,344 @@
-//! The passes of a step over what an owner holds: momentum, Muon's application, AdamW.
+//! The passes of a step over what an owner holds: moments of the gradient, and the step along a direction.
 //!
-//! Gradients come in as sums over counted tokens; `scale` (clip factor ÷ token count) makes them the mean. Each
-//! applying pass writes the float32 master and its working copy, and returns the block's hash and Σ update².
+//! Gradients come in as sums over counted tokens; `scale` (clip factor ÷ token count) makes them the mean. A [`Direction`]
+//! is made of moments while it is used and never stored: [`apply`] steps along it, [`direction_dot`] is its inner product
+//! with the momentum, so that a dual norm is exactly that of the direction that is applied.
 
 use crate::LANES;
 use crate::real::{Real, fold};
 
-/// What an applying pass leaves for the slots of its block.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Applied {
-    /// Σ wordᵢ·(2i+1) mod 2⁶⁴ over the new master's bits.
-    pub hash: u64,
-    /// Σ (new − old)² in float64.
-    pub square_sum: f64,
+/// m ← β·m + rest·g with g = scale·gradient.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub fn momentum(gradient: &[f32], scale: f32, beta: f32, rest: f32, m: &mut [f32]) {
+    assert_eq!(gradient.len(), m.len());
+    for (g, m) in gradient.iter().zip(m) {
+        *m = beta.mul_add(*m, rest * (g * scale));
+    }
 }
 
-/// m ← β·m + (1−β)·g with g = scale·gradient; `out` = (1−β)·g + β·m with `nesterov`, else m. Returns Σ out².
-///
-/// Source: Muon as published (PAPERS: Keller Jordan's form, exponential moving average).
+/// m ← β₁·m + (1−β₁)·g and v ← β₂·v + (1−β₂)·g² with g = scale·gradient.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub fn momentum(gradient: &[f32], scale: f32, beta: f32, nesterov: bool, m: &mut [f32], out: &mut [f32]) -> f64 {
-    assert!(gradient.len() == m.len() && m.len() == out.len());
-    let rest = 1.0 - beta;
-    let mut sums = [0.0f64; LANES];
-    for ((g, m), out) in gradient
-        .chunks(LANES)
-        .zip(m.chunks_mut(LANES))
-        .zip(out.chunks_mut(LANES))
-    {
-        for (i, ((g, m), out)) in g.iter().zip(m).zip(out).enumerate() {
-            let g = g * scale;
-            *m = beta.mul_add(*m, rest * g);
-            *out = if nesterov { beta.mul_add(*m, rest * g) } else { *m };
-            sums[i] += f64::from(*out) * f64::from(*out);
+pub fn moments(gradient: &[f32], scale: f32, betas: [f32; 2], m: &mut [f32], v: &mut [f32]) {
+    assert!(gradient.len() == m.len() && m.len() == v.len());
+    let [b1, b2] = betas;
+    let (r1, r2) = (1.0 - b1, 1.0 - b2);
+    for ((g, m), v) in gradient.iter().zip(m).zip(v) {
+        let g = g * scale;
+        *m = b1.mul_add(*m, r1 * g);
+        *v = b2.mul_add(*v, r2 * g * g);
+    }
+}
+
+/// The elements of a direction, made when they are asked for.
+pub trait Direction: Copy {
+    /// Number of elements.
+    fn len(&self) -> usize;
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Elements `at .. at + LANES`.
+    fn lanes(&self, at: usize) -> [f32; LANES];
+    /// Element `at`.
+    fn one(&self, at: usize) -> f32;
+}
+
+/// [`LANES`] elements of a slice as an array.
+#[inline(always)]
+fn window<T: Real>(slice: &[T], at: usize) -> [f32; LANES] {
+    let mut out = [0.0; LANES];
+    for (out, value) in out.iter_mut().zip(&slice[at..at + LANES]) {
+        *out = value.to_f32();
+    }
+    out
+}
+
+/// A direction that is stored: a polar factor, a momentum.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored<'a, T>(pub &'a [T]);
+
+impl<T: Real> Direction for Stored<'_, T> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    #[inline(always)]
+    fn lanes(&self, at: usize) -> [f32; LANES] {
+        window(self.0, at)
+    }
+    #[inline(always)]
+    fn one(&self, at: usize) -> f32 {
+        self.0[at].to_f32()
+    }
+}
+
+/// sign(m), zero where m is.
+#[derive(Clone, Copy, Debug)]
+pub struct Sign<'a>(pub &'a [f32]);
+
+#[inline(always)]
+fn sign(m: f32) -> f32 {
+    if m > 0.0 {
+        1.0
+    } else if m < 0.0 {
+        -1.0
+    } else {
+        0.0
+    }
+}
+
+impl Direction for Sign<'_> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    #[inline(always)]
+    fn lanes(&self, at: usize) -> [f32; LANES] {
+        window(self.0, at).map(sign)
+    }
+    #[inline(always)]
+    fn one(&self, at: usize) -> f32 {
+        sign(self.0[at])
+    }
+}
+
+/// m / (√v·inverse_root + ε): Adam's direction; `inverse_root` = 1/√(1 − β₂ᵗ) under bias correction, else 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Adam<'a> {
+    /// First moment.
+    pub m: &'a [f32],
+    /// Second moment.
+    pub v: &'a [f32],
+    /// Corrects the root.
+    pub inverse_root: f32,
+    /// ε.
+    pub epsilon: f32,
+}
+
+impl Direction for Adam<'_> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        assert_eq!(self.m.len(), self.v.len());
+        self.m.len()
+    }
+    #[inline(always)]
+    fn lanes(&self, at: usize) -> [f32; LANES] {
+        let (m, v) = (window(self.m, at), window(self.v, at));
+        let mut out = [0.0; LANES];
+        for i in 0..LANES {
+            out[i] = m[i] / (v[i].sqrt() * self.inverse_root + self.epsilon);
         }
+        out
+    }
+    #[inline(always)]
+    fn one(&self, at: usize) -> f32 {
+        self.m[at] / (self.v[at].sqrt() * self.inverse_root + self.epsilon)
+    }
+}
+
+/// a·g + b·m with g = scale·gradient: Nesterov's look along the momentum.
+#[derive(Clone, Copy, Debug)]
+pub struct LookAhead<'a> {
+    /// Gradient sums.
+    pub gradient: &'a [f32],
+    /// Makes them the mean.
+    pub scale: f32,
+    /// The momentum.
+    pub m: &'a [f32],
+    /// Weight of the gradient.
+    pub a: f32,
+    /// Weight of the momentum.
+    pub b: f32,
+}
+
+impl Direction for LookAhead<'_> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        assert_eq!(self.m.len(), self.gradient.len());
+        self.m.len()
+    }
+    #[inline(always)]
+    fn lanes(&self, at: usize) -> [f32; LANES] {
+        let (g, m) = (window(self.gradient, at), window(self.m, at));
+        let mut out = [0.0; LANES];
+        for i in 0..LANES {
+            out[i] = self.b.mul_add(m[i], self.a * (g[i] * self.scale));
+        }
+        out
+    }
+    #[inline(always)]
+    fn one(&self, at: usize) -> f32 {
+        self.b.mul_add(self.m[at], self.a * (self.gradient[at] * self.scale))
+    }
+}
+
+/// Σ mᵢ·dᵢ in float64.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub fn direction_dot<D: Direction>(m: &[f32], direction: D) -> f64 {
+    assert_eq!(m.len(), direction.len());
+    let whole = m.len() / LANES * LANES;
+    let mut sums = [0.0f64; LANES];
+    for at in (0..whole).step_by(LANES) {
+        let (m, d) = (window(m, at), direction.lanes(at));
+        for i in 0..LANES {
+            sums[i] += f64::from(m[i]) * f64::from(d[i]);
+        }
+    }
+    for at in whole..m.len() {
+        sums[at - whole] += f64::from(m[at]) * f64::from(direction.one(at));
     }
     fold(sums)
 }
 
-/// p ← (1 − decay)·p − step·U, and the working copy.
+/// Writes a direction out.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub fn apply<U: Real, W: Real>(master: &mut [f32], polar: &[U], step: f32, decay: f32, working: &mut [W]) -> Applied {
-    assert!(master.len() == polar.len() && master.len() == working.len());
-    let keep = 1.0 - decay;
-    let mut sums = [0.0f64; LANES];
-    for ((p, u), w) in master
-        .chunks_mut(LANES)
-        .zip(polar.chunks(LANES))
-        .zip(working.chunks_mut(LANES))
-    {
-        for (i, ((p, u), w)) in p.iter_mut().zip(u).zip(w).enumerate() {
-            let old = *p;
-            *p = (-step).mul_add(u.to_f32(), keep * old);
-            *w = W::from_f32(*p);
-            let moved = f64::from(*p) - f64::from(old);
-            sums[i] += moved * moved;
-        }
+pub fn write<D: Direction>(direction: D, out: &mut [f32]) {
+    assert_eq!(out.len(), direction.len());
+    let whole = out.len() / LANES * LANES;
+    for at in (0..whole).step_by(LANES) {
+        out[at..at + LANES].copy_from_slice(&direction.lanes(at));
     }
-    Applied {
-        hash: crate::sums::block_hash(master),
-        square_sum: fold(sums),
+    for at in whole..out.len() {
+        out[at] = direction.one(at);
     }
 }
 
-/// The numbers of one AdamW step.
-#[derive(Clone, Copy, Debug)]
-pub struct AdamW {
-    /// Clip factor ÷ token count.
-    pub scale: f32,
-    /// Learning rate ÷ (1 − β₁ᵗ).
+/// How far and with what decay a step goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stride {
+    /// The direction is multiplied by this and subtracted.
     pub step: f32,
-    /// √(1 − β₂ᵗ).
-    pub root: f32,
-    /// β₁ and β₂.
-    pub betas: [f32; 2],
-    /// Added to √v̂.
-    pub epsilon: f32,
-    /// Learning rate × weight decay.
-    pub decay: f32,
+    /// The parameters are multiplied by this before.
+    pub keep: f32,
+    /// Whether an element decays only where the step makes it smaller.
+    pub cautious: bool,
 }
 
-/// One AdamW step (Loshchilov & Hutter, with bias correction, decay decoupled): p ← (1−decay)·p − step·m/(√v/root + ε).
+/// p ← keep·p − step·d, and the working copy. Returns Σ (new − old)² in float64.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub fn adamw<W: Real>(
-    gradient: &[f32],
-    numbers: AdamW,
-    master: &mut [f32],
-    m: &mut [f32],
-    v: &mut [f32],
-    working: &mut [W],
-) -> Applied {
-    let n = master.len();
-    assert!(gradient.len() == n && m.len() == n && v.len() == n && working.len() == n);
-    let AdamW {
-        scale,
-        step,
-        root,
-        betas: [b1, b2],
-        epsilon,
-        decay,
-    } = numbers;
-    let (r1, r2, keep, inverse_root) = (1.0 - b1, 1.0 - b2, 1.0 - decay, 1.0 / root);
+pub fn apply<D: Direction, W: Real>(master: &mut [f32], direction: D, stride: Stride, working: &mut [W]) -> f64 {
+    assert!(master.len() == direction.len() && master.len() == working.len());
+    let Stride { step, keep, cautious } = stride;
+    // Off the cautious way both are `keep`: no branch in the loop.
+    let against = if cautious { 1.0 } else { keep };
+    let stepped = |old: f32, d: f32| {
+        let keep = if d * old >= 0.0 { keep } else { against };
+        (-step).mul_add(d, keep * old)
+    };
     let mut sums = [0.0f64; LANES];
-    let chunks = gradient
-        .chunks(LANES)
-        .zip(master.chunks_mut(LANES))
-        .zip(m.chunks_mut(LANES))
-        .zip(v.chunks_mut(LANES))
-        .zip(working.chunks_mut(LANES));
-    for ((((g, p), m), v), w) in chunks {
-        for (i, ((((g, p), m), v), w)) in g.iter().zip(p).zip(m).zip(v).zip(w).enumerate() {
-            let g = g * scale;
-            *m = b1.mul_add(*m, r1 * g);
-            *v = b2.mul_add(*v, r2 * g * g);
-            let old = *p;
-            *p = keep * old - step * *m / (v.sqrt() * inverse_root + epsilon);
-            *w = W::from_f32(*p);
-            let moved = f64::from(*p) - f64::from(old);
+    let whole = master.len() / LANES * LANES;
+    for at in (0..whole).step_by(LANES) {
+        let (old, d) = (window(master, at), direction.lanes(at));
+        let mut new = [0.0f32; LANES];
+        for i in 0..LANES {
+            new[i] = stepped(old[i], d[i]);
+            let moved = f64::from(new[i]) - f64::from(old[i]);
             sums[i] += moved * moved;
         }
+        master[at..at + LANES].copy_from_slice(&new);
+        for (w, new) in working[at..at + LANES].iter_mut().zip(new) {
+            *w = W::from_f32(new);
+        }
     }
-    Applied {
-        hash: crate::sums::block_hash(master),
-        square_sum: fold(sums),
+    for at in whole..master.len() {
+        let old = master[at];
+        let new = stepped(old, direction.one(at));
+        let moved = f64::from(new) - f64::from(old);
+        sums[at - whole] += moved * moved;
+        master[at] = new;
+        working[at] = W::from_f32(new);
     }
+    fold(sums)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::real::bf16;
+
+    /// 101 numbers of both signs, zero among them.
+    fn numbers(seed: usize) -> Vec<f32> {
+        (0..101)
+            .map(|i| ((i * 37 + seed * 13) % 41) as f32 / 16.0 - 1.25)
+            .collect()
+    }
 
     #[test]
-    fn adamw_matches_a_float64_reference_over_ten_steps() {
-        let n = 100;
-        let (mut p, mut m, mut v) = (vec![0.5f32; n], vec![0.0f32; n], vec![0.0f32; n]);
-        let (mut p64, mut m64, mut v64) = (vec![0.5f64; n], vec![0.0f64; n], vec![0.0f64; n]);
-        let mut working = vec![0.0f32; n];
-        let (lr, b1, b2, eps, wd) = (1e-2, 0.9f64, 0.95f64, 1e-8, 0.1);
-        for t in 1..=10 {
-            let g: Vec<f32> = (0..n).map(|i| ((i * 7 + t * 13) % 19) as f32 - 9.0).collect();
-            let numbers = AdamW {
-                scale: 0.25,
-                step: (lr / (1.0 - b1.powi(t as i32))) as f32,
-                root: (1.0 - b2.powi(t as i32)).sqrt() as f32,
-                betas: [b1 as f32, b2 as f32],
-                epsilon: eps as f32,
-                decay: (lr * wd) as f32,
-            };
-            let before = p.clone();
-            let applied = adamw(&g, numbers, &mut p, &mut m, &mut v, &mut working);
-            assert_eq!(applied.hash, crate::sums::block_hash(&p));
-            assert_eq!(working, p);
-            let moved: f64 = p
-                .iter()
-                .zip(&before)
-                .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
-                .sum();
-            assert!((applied.square_sum / moved - 1.0).abs() < 1e-12);
-            for i in 0..n {
+    fn moments_follow_their_formulas_over_ten_steps() {
+        let (mut m, mut m2, mut v) = (vec![0.0f32; 101], vec![0.0f32; 101], vec![0.0f32; 101]);
+        let (mut m64, mut v64) = (vec![0.0f64; 101], vec![0.0f64; 101]);
+        for step in 0..10 {
+            let g = numbers(step);
+            moments(&g, 0.25, [0.9, 0.95], &mut m, &mut v);
+            momentum(&g, 0.25, 0.9, 1.0 - 0.9, &mut m2);
+            for i in 0..101 {
                 let g = f64::from(g[i]) * 0.25;
-                m64[i] = b1 * m64[i] + (1.0 - b1) * g;
-                v64[i] = b2 * v64[i] + (1.0 - b2) * g * g;
-                let (mh, vh) = (m64[i] / (1.0 - b1.powi(t as i32)), v64[i] / (1.0 - b2.powi(t as i32)));
-                p64[i] = p64[i] * (1.0 - lr * wd) - lr * mh / (vh.sqrt() + eps);
+                m64[i] = 0.9 * m64[i] + 0.1 * g;
+                v64[i] = 0.95 * v64[i] + 0.05 * g * g;
             }
         }
-        for i in 0..n {
-            assert!((f64::from(p[i]) - p64[i]).abs() < 1e-6);
+        assert_eq!(m, m2);
+        for i in 0..101 {
+            assert!((f64::from(m[i]) - m64[i]).abs() < 1e-6);
+            assert!((f64::from(v[i]) - v64[i]).abs() < 1e-6);
         }
+    }
+
+    /// Every direction with its elements by definition.
+    fn check(direction: impl Direction, expected: impl Fn(usize) -> f64) {
+        let (m, n) = (numbers(7), 101);
+        let mut written = vec![0.0f32; n];
+        write(direction, &mut written);
+        for (i, value) in written.iter().enumerate() {
+            assert!((f64::from(*value) - expected(i)).abs() < 1e-5, "element {i}");
+        }
+        let dot: f64 = (0..n).map(|i| f64::from(m[i]) * expected(i)).sum();
+        assert!((direction_dot(&m, direction) - dot).abs() < 1e-4);
+        for cautious in [false, true] {
+            let (mut p, old) = (numbers(3), numbers(3));
+            let mut working = vec![bf16::ZERO; n];
+            let stride = Stride {
+                step: 0.5,
+                keep: 0.75,
+                cautious,
+            };
+            let moved = apply(&mut p, direction, stride, &mut working);
+            let mut square = 0.0;
+            for i in 0..n {
+                let keep = if cautious && expected(i) * f64::from(old[i]) < 0.0 {
+                    1.0
+                } else {
+                    0.75
+                };
+                let new = keep * f64::from(old[i]) - 0.5 * expected(i);
+                assert!((f64::from(p[i]) - new).abs() < 1e-5, "element {i}");
+                assert_eq!(working[i].to_bits(), <bf16 as Real>::from_f32(p[i]).to_bits());
+                square += (f64::from(p[i]) - f64::from(old[i])).powi(2);
+            }
+            assert!((moved / square - 1.0).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn every_direction_is_written_multiplied_and_stepped_along_as_defined() {
+        let (m, g) = (numbers(1), numbers(2));
+        let v: Vec<f32> = numbers(4).iter().map(|x| x * x).collect();
+        check(Stored(&m[..]), |i| f64::from(m[i]));
+        check(Sign(&m), |i| if m[i] == 0.0 { 0.0 } else { f64::from(m[i]).signum() });
+        let adam = Adam {
+            m: &m,
+            v: &v,
+            inverse_root: 2.0,
+            epsilon: 0.125,
+        };
+        check(adam, |i| f64::from(m[i]) / (2.0 * f64::from(v[i]).sqrt() + 0.125));
+        let look = LookAhead {
+            gradient: &g,
+            scale: 0.5,
+            m: &m,
+            a: 0.25,
+            b: 0.75,
+        };
+        check(look, |i| 0.125 * f64::from(g[i]) + 0.75 * f64::from(m[i]));
     }
 }

@@ -17,4 +17,10 @@ pub enum OptimError {
         /// The tensor.
         name: String,
     },
+    /// A sum over all tensors is not a number.
+    #[error("the model of the loss is not finite ({what}); no parameter has changed. Try a lower learning rate")]
+    NotFinite {
+        /// What was found.
+        what: String,
+    },
 }

@@ -1,83 +1,58 @@
-//! A hidden matrix at its owner, under Muon.
+//! A hidden tensor at its owner: one matrix, or several of equal shape one below the other, each with its polar factor.
 //!
-//! [`HiddenMatrix::orthogonalise`] turns the step's gradient into momentum and its polar factor, which is kept;
-//! [`HiddenMatrix::apply`] steps with it. Between the two lies the second slot exchange, which proves that every planned
-//! matrix has its factor before any parameter moves.
+//! [`HiddenMatrix::prepare`] turns the step's gradient into momentum and polar factors, which are kept;
+//! [`HiddenMatrix::apply`] steps with them. Where the step depends on all tensors, the second slot exchange lies between.
 
 use lockstep_autograd::{elements, elements_mut};
+use lockstep_config::Method;
 use lockstep_kernels::real::{Real, bf16};
-use lockstep_kernels::sums::{block_hash, dot};
-use lockstep_kernels::update::{Applied, apply, momentum};
+use lockstep_kernels::sums::{block_hash, dot, square_sum};
+use lockstep_kernels::update::{LookAhead, Stored, Stride, apply, momentum, write};
 use tch::{Device, Kind, Tensor};
 
 use crate::OptimError;
-use crate::polar::Polar;
+use crate::decision::TensorStep;
+use crate::piece::{Applied, BlockSums, Prepared};
+use crate::polar::orthogonality_error;
+use crate::settings::Optimizer;
 
-/// The keys of Muon.
-#[derive(Clone, Copy, Debug)]
-pub struct Muon {
-    /// β of the momentum.
-    pub momentum: f64,
-    /// Whether the update looks ahead: (1−β)·g + β·m.
-    pub nesterov: bool,
-    /// The orthogonalisation.
-    pub polar: Polar,
-    /// Hidden matrices step with learning rate × this × the shape factor.
-    pub hidden_scale: f64,
-    /// The shape factor.
-    pub scaling: ShapeScaling,
-    /// Decoupled weight decay, times the learning rate.
-    pub weight_decay: f64,
-}
-
-/// How the step of a matrix depends on its shape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShapeScaling {
-    /// √max(1, rows ÷ columns), Keller Jordan's.
-    Original,
-    /// 0.2·√max(rows, columns), Moonlight's: the root mean square of AdamW's updates.
-    MatchRms,
-}
-
-impl ShapeScaling {
-    /// The factor for a matrix `[rows, columns]`.
-    pub fn factor(self, rows: i64, columns: i64) -> f64 {
-        match self {
-            ShapeScaling::Original => (rows as f64 / columns as f64).max(1.0).sqrt(),
-            ShapeScaling::MatchRms => 0.2 * (rows.max(columns) as f64).sqrt(),
-        }
-    }
-}
-
-/// A hidden matrix `[rows, columns]` with its state: float32 master and momentum, and the kept polar factor.
+/// A hidden tensor of `parts` matrices `[rows, columns]` with its state: float32 master and momentum, and the factors of
+/// the step that is being made.
 pub struct HiddenMatrix {
     name: String,
+    /// `[parts, rows, columns]`, as momentum and factors.
+    shape: [usize; 3],
     master: Tensor,
     momentum: Tensor,
-    /// The matrix that is orthogonalised; of the size of the momentum, reused.
-    look_ahead: Tensor,
-    polar: Option<Tensor>,
-    shape: (i64, i64),
+    /// What is orthogonalised where it is not the momentum itself; reused.
+    look_ahead: Option<Tensor>,
+    /// NorMuon: the running mean square of each row of the factors.
+    row_squares: Vec<f32>,
+    factors: Option<Tensor>,
+    started: bool,
 }
 
-/// What [`HiddenMatrix::orthogonalise`] leaves for the slots.
-#[derive(Clone, Copy, Debug)]
-pub struct Orthogonalised {
-    /// ⟨M, U⟩: the nuclear norm of what was orthogonalised, by the factor that will be applied.
-    pub dual: f64,
-}
+/// What NorMuon adds to the root of a row's mean square (arXiv 2510.05491).
+const ROW_EPSILON: f32 = 1e-10;
 
 impl HiddenMatrix {
-    /// A matrix whose initial values are `master`, row-major, with zero momentum.
-    pub fn new(name: &str, rows: i64, columns: i64, master: &[f32]) -> HiddenMatrix {
-        let zeros = || Tensor::zeros([rows, columns], (Kind::Float, Device::Cpu));
+    /// A tensor whose initial values are `master`, row-major, of `shape` `[parts, rows, columns]`, with zero momentum.
+    pub fn new(name: &str, shape: [usize; 3], master: &[f32], optimizer: &Optimizer) -> HiddenMatrix {
+        let sizes = shape.map(|n| n as i64);
+        let zeros = || Tensor::zeros(sizes, (Kind::Float, Device::Cpu));
+        let row_squares = match optimizer.keys().method {
+            Method::NorMuon => vec![0.0; shape[0] * shape[1]],
+            _ => Vec::new(),
+        };
         HiddenMatrix {
             name: name.to_owned(),
-            master: Tensor::from_slice(master).reshape([rows, columns]),
+            shape,
+            master: Tensor::from_slice(master).reshape(sizes),
             momentum: zeros(),
-            look_ahead: zeros(),
-            polar: None,
-            shape: (rows, columns),
+            look_ahead: optimizer.keys().nesterov.then(zeros),
+            row_squares,
+            factors: None,
+            started: false,
         }
     }
 
@@ -91,45 +66,137 @@ impl HiddenMatrix {
         block_hash(self.master())
     }
 
-    /// Momentum and polar factor from the gradient sum (row-major) and the scale that makes it the mean.
-    pub fn orthogonalise(&mut self, gradient: &[f32], scale: f32, muon: &Muon) -> Result<Orthogonalised, OptimError> {
-        let square_sum = momentum(
-            gradient,
-            scale,
-            muon.momentum as f32,
-            muon.nesterov,
-            elements_mut(&mut self.momentum),
-            elements_mut(&mut self.look_ahead),
-        );
-        let polar = muon.polar.factor(&self.look_ahead, square_sum.sqrt())?;
-        let dual = match polar.kind() {
-            Kind::BFloat16 => dot::<bf16>(elements(&self.look_ahead), elements(&polar)),
-            _ => dot::<f32>(elements(&self.look_ahead), elements(&polar)),
-        };
-        self.polar = Some(polar);
-        Ok(Orthogonalised { dual })
+    /// Bytes of master and state.
+    pub fn state_bytes(&self) -> usize {
+        let copies = 2 + usize::from(self.look_ahead.is_some());
+        4 * (copies * self.master().len() + self.row_squares.len())
     }
 
-    /// Steps with the kept factor, which is used up, and writes the working copy.
+    /// Momentum and polar factors from the gradient sum (row-major) and the scale that makes it the mean. `working` are the
+    /// parameters at which the gradient was taken. `probe`: the part whose orthogonality error is wanted.
+    pub fn prepare<W: Real>(
+        &mut self,
+        gradient: &[f32],
+        scale: f32,
+        working: &[W],
+        optimizer: &Optimizer,
+        probe: Option<usize>,
+    ) -> Result<Prepared, OptimError> {
+        let beta = match optimizer.starts_at_first_gradient() && !self.started {
+            true => 0.0,
+            false => optimizer.keys().momentum as f32,
+        };
+        self.started = true;
+        momentum(gradient, scale, beta, 1.0 - beta, elements_mut(&mut self.momentum));
+        let source = match &mut self.look_ahead {
+            None => &self.momentum,
+            Some(out) => {
+                let ahead = LookAhead {
+                    gradient,
+                    scale,
+                    m: elements(&self.momentum),
+                    a: 1.0 - beta,
+                    b: beta,
+                };
+                write(ahead, elements_mut(out));
+                &*out
+            }
+        };
+        let mut factors = optimizer.polar().factors(source)?;
+        let orthogonality = match probe {
+            None => None,
+            Some(part) => Some(orthogonality_error(&factors.f_select(0, part as i64)?)?),
+        };
+        if optimizer.keys().method == Method::NorMuon {
+            factors = factors.f_to_kind(Kind::Float)?;
+            normalise_rows(
+                elements_mut(&mut factors),
+                &mut self.row_squares,
+                self.shape,
+                optimizer.keys().betas[1] as f32,
+            );
+        }
+        let size = self.shape[1] * self.shape[2];
+        let source = elements::<f32>(source).chunks(size);
+        let duals = match factors.kind() {
+            Kind::BFloat16 => source
+                .zip(elements::<bf16>(&factors).chunks(size))
+                .map(|(m, u)| dot(m, u))
+                .collect(),
+            _ => source
+                .zip(elements::<f32>(&factors).chunks(size))
+                .map(|(m, u)| dot(m, u))
+                .collect(),
+        };
+        self.factors = Some(factors);
+        let mut sums = BlockSums::default();
+        if optimizer.momo().is_some() {
+            sums.gradient_dot = f64::from(scale) * dot(gradient, working);
+            sums.momentum_dot = dot(elements(&self.momentum), self.master());
+        }
+        Ok(Prepared {
+            duals,
+            blocks: vec![sums],
+            orthogonality,
+        })
+    }
+
+    /// Steps with the kept factors, which are used up, and writes the working copy.
     ///
     /// # Errors
-    /// If [`HiddenMatrix::orthogonalise`] was not called since the last application.
+    /// If [`HiddenMatrix::prepare`] was not called since the last application.
     pub fn apply<W: Real>(
         &mut self,
-        learning_rate: f64,
-        muon: &Muon,
+        step: &TensorStep,
+        optimizer: &Optimizer,
         working: &mut [W],
-    ) -> Result<Applied, OptimError> {
-        let polar = self.polar.take().ok_or_else(|| OptimError::NoPolarFactor {
+    ) -> Result<Vec<Applied>, OptimError> {
+        let factors = self.factors.take().ok_or_else(|| OptimError::NoPolarFactor {
             name: self.name.clone(),
         })?;
-        let (rows, columns) = self.shape;
-        let step = (learning_rate * muon.hidden_scale * muon.scaling.factor(rows, columns)) as f32;
-        let decay = (learning_rate * muon.hidden_scale * muon.weight_decay) as f32;
-        let master = elements_mut(&mut self.master);
-        Ok(match polar.kind() {
-            Kind::BFloat16 => apply::<bf16, W>(master, elements(&polar), step, decay, working),
-            _ => apply::<f32, W>(master, elements(&polar), step, decay, working),
-        })
+        let size = self.shape[1] * self.shape[2];
+        let mut square_sum = 0.0;
+        let parts = elements_mut::<f32>(&mut self.master)
+            .chunks_mut(size)
+            .zip(working.chunks_mut(size))
+            .enumerate();
+        for (part, (master, working)) in parts {
+            let stride = Stride {
+                step: step.steps[part] as f32,
+                keep: step.keep as f32,
+                cautious: optimizer.keys().cautious,
+            };
+            let range = part * size..(part + 1) * size;
+            square_sum += match factors.kind() {
+                Kind::BFloat16 => apply(master, Stored(&elements::<bf16>(&factors)[range]), stride, working),
+                _ => apply(master, Stored(&elements::<f32>(&factors)[range]), stride, working),
+            };
+        }
+        Ok(vec![Applied {
+            hash: self.hash(),
+            square_sum,
+        }])
+    }
+}
+
+/// NorMuon (arXiv 2510.05491): V ← β₂·V + (1−β₂)·mean(O² over columns), O ← O/(√V + 1e-10), and O back to its Frobenius
+/// norm. `factors` is `[parts, rows, columns]`, `squares` V of `[parts, rows]`.
+fn normalise_rows(factors: &mut [f32], squares: &mut [f32], shape: [usize; 3], beta: f32) {
+    let [_, rows, columns] = shape;
+    for (factor, squares) in factors.chunks_mut(rows * columns).zip(squares.chunks_mut(rows)) {
+        let before = square_sum(factor).0;
+        for (row, square) in factor.chunks_mut(columns).zip(squares) {
+            let mean = (square_sum(row).0 / columns as f64) as f32;
+            *square = beta.mul_add(*square, (1.0 - beta) * mean);
+            let inverse = 1.0 / (square.sqrt() + ROW_EPSILON);
+            row.iter_mut().for_each(|value| *value *= inverse);
+        }
+        let after = square_sum(factor).0;
+        let back = if after > 0.0 {
+            (before / after).sqrt() as f32
+        } else {
+            0.0
+        };
+        factor.iter_mut().for_each(|value| *value *= back);
     }
 }

@@ -34,9 +34,39 @@ fn coefficients(index: u32) -> (f64, f64, f64) {
     }
 }
 
+/// A way to the polar factor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    PolarExpress,
+    NewtonSchulz(Table),
+    Gram { restart: u32 },
+    Svd,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    Jordan,
+    You,
+    Cans,
+}
+
+/// ‖U·Uᵀ − I‖_F / √n
+pub fn orthogonality_error(factor: &Tensor) -> Result<f64, OptimError> {
+    let f = factor.f_to_kind(Kind::Double)?;
+    let (r, c) = f.size2()?;
+    let g = if r > c { f.tr().matmul(&f) } else { f.matmul(&f.tr()) };
+    let n = r.min(c);
+    Ok((g - Tensor::eye(n, (Kind::Double, tch::Device::Cpu)))
+        .square()
+        .sum(Kind::Double)
+        .double_value(&[])
+        .sqrt()
+        / (n as f64).sqrt())
+}
+
 /// Settings of the iteration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Polar {
+    pub method: Method,
     /// Iterations.
     pub steps: u32,
     /// How its products are made.
@@ -44,6 +74,23 @@ pub struct Polar {
 }
 
 impl Polar {
+    pub fn factors(&self, m: &Tensor) -> Result<Tensor, OptimError> {
+        let mut out = Vec::new();
+        for part in 0..m.size()[0] {
+            let one = m.f_select(0, part)?.f_contiguous()?;
+            if self.method == Method::Svd {
+                let (u, _, v) = one.f_to_kind(Kind::Double)?.f_svd(true, true)?;
+                out.push(u.matmul(&v.tr()).to_kind(Kind::Float));
+            } else {
+                let norm = lockstep_kernels::sums::square_sum(lockstep_autograd::elements(&one))
+                    .0
+                    .sqrt();
+                out.push(self.factor(&one, norm)?);
+            }
+        }
+        Ok(Tensor::f_stack(&out, 0)?.f_contiguous()?)
+    }
+
     /// The approximate polar factor of `m` `[rows, columns]` (float32), whose Frobenius norm is `norm`, in the products'
     /// kind. A zero matrix gives zeros.
     pub fn factor(&self, m: &Tensor, norm: f64) -> Result<Tensor, OptimError> {

@@ -8,6 +8,7 @@
 use std::rc::Rc;
 
 use lockstep_autograd::{custom, elements, elements_mut};
+use lockstep_inventory::Norm;
 use lockstep_kernels::attention::{self, Shape as Heads, Window};
 use lockstep_kernels::real::{Real, bf16};
 use lockstep_kernels::{embedding, loss, norm, pointwise};
@@ -78,15 +79,6 @@ pub fn embed(
         })?;
     }
     Ok(x)
-}
-
-/// Layer norm with its parameters by index; `bias` is optional.
-#[derive(Clone, Copy)]
-pub struct Norm {
-    /// The gain.
-    pub gain: usize,
-    /// The bias.
-    pub bias: Option<usize>,
 }
 
 /// x = residual + branch (or residual itself) and y = norm(x); returns (x, y), y of the activation kind.

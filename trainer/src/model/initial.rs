@@ -3,7 +3,7 @@
 //! The stream is BLAKE3's extendable output keyed by both; numbers come from pairs of 32-bit words by Box and Muller, in
 //! float64. Any rank can make any tensor's values, so nothing is sent at the start.
 
-use crate::inventory::{Initial, TensorSpec};
+use lockstep_inventory::{Initial, TensorSpec};
 
 /// The initial values of a tensor, row-major.
 pub fn values(spec: &TensorSpec, seed: u64) -> Vec<f32> {
@@ -41,7 +41,7 @@ pub fn values(spec: &TensorSpec, seed: u64) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::Role;
+    use lockstep_inventory::Role;
 
     #[test]
     fn values_depend_on_seed_and_name_and_are_normal() {

@@ -19,7 +19,7 @@ pub mod weights;
 use tch::Tensor;
 
 use crate::error::TrainerError;
-use crate::inventory::TensorSpec;
+use lockstep_inventory::TensorSpec;
 use weights::Weights;
 
 /// What a model calls before it touches a layer's parameters: the next forward waits there for the layer's gather.

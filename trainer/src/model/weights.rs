@@ -10,8 +10,8 @@ use lockstep_optim::products::Products;
 use tch::{Kind, TchError, Tensor};
 
 use crate::error::TrainerError;
-use crate::inventory::TensorSpec;
 use crate::sharding::layout::Layout;
+use lockstep_inventory::TensorSpec;
 
 /// A tensor's gradient in the current gradient buffer. Functions write into it themselves; the first write of a lane
 /// replaces what was there, so that no pass zeroes the buffer.

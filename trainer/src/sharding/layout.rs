@@ -6,10 +6,9 @@
 
 use std::ops::Range;
 
-use crate::inventory::{Role, TensorSpec};
+use lockstep_inventory::{TensorSpec, Treatment};
+use lockstep_optim::piece::BLOCK;
 
-/// Elements of a block of an other tensor.
-pub const BLOCK: usize = 65_536;
 /// Bytes on whose multiples tensors start.
 const BORDER: usize = 256;
 /// Float32 bytes from which on a bucket is full.
@@ -24,8 +23,10 @@ pub struct Place {
     pub working: Range<usize>,
     /// Whether the working copy is bf16 (else float32).
     pub bf16: bool,
-    /// Whether Muon treats it as one hidden matrix.
+    /// Whether it is a hidden tensor, which is never split between owners.
     pub hidden: bool,
+    /// Its polar factors, as indices into the slot tables: one a part of a hidden tensor.
+    pub factors: Range<usize>,
     /// Its blocks, as indices into the slot tables: one for a hidden matrix.
     pub blocks: Range<usize>,
     /// Its bucket.
@@ -54,21 +55,24 @@ pub struct Layout {
     pub working_bytes: usize,
     /// Number of blocks.
     pub blocks: usize,
+    /// Number of polar factors of a step.
+    pub factors: usize,
 }
 
 impl Layout {
-    /// Lays out an inventory. `bf16`: matrices, embedding and head have bf16 working copies. `muon`: hidden matrices are
-    /// whole; otherwise every tensor is split into blocks.
-    pub fn new(inventory: &[TensorSpec], bf16: bool, muon: bool) -> Layout {
+    /// Lays out an inventory. `bf16`: matrices, embedding and head have bf16 working copies. `treatments` say which tensors
+    /// are hidden and so stay whole; all others are split into blocks.
+    pub fn new(inventory: &[TensorSpec], treatments: &[Treatment], bf16: bool) -> Layout {
         let mut places: Vec<Option<Place>> = vec![None; inventory.len()];
         let mut buckets: Vec<Bucket> = Vec::new();
-        let (mut element, mut byte, mut block) = (0, 0, 0);
+        let (mut element, mut byte, mut block, mut factor) = (0, 0, 0, 0);
         let mut open: Option<Bucket> = None;
         for index in (0..inventory.len()).rev() {
             let spec = &inventory[index];
             let count = spec.elements();
             let narrow = bf16 && spec.role.is_narrow();
-            let hidden = muon && spec.role == Role::Hidden;
+            let hidden = treatments[index].is_hidden();
+            let factors = treatments[index].parts();
             let blocks = if hidden { 1 } else { count.div_ceil(BLOCK) };
             let bucket = open.get_or_insert_with(|| Bucket {
                 elements: element..element,
@@ -79,12 +83,14 @@ impl Layout {
                 working: byte..byte + count * if narrow { 2 } else { 4 },
                 bf16: narrow,
                 hidden,
+                factors: factor..factor + factors,
                 blocks: block..block + blocks,
                 bucket: buckets.len(),
             });
             element = (element + count).next_multiple_of(BORDER / 4);
             byte = (byte + count * if narrow { 2 } else { 4 }).next_multiple_of(BORDER);
             block += blocks;
+            factor += factors;
             bucket.tensors.push(index);
             bucket.elements.end = element;
             if bucket.elements.len() * 4 >= BUCKET_BYTES {
@@ -98,6 +104,7 @@ impl Layout {
             gradient_elements: element,
             working_bytes: byte,
             blocks: block,
+            factors: factor,
         }
     }
 

@@ -1,14 +1,14 @@
-//! The owner map: a pure function of (layout, shapes, world).
+//! The owner map: a pure function of (layout, treatments, world).
 //!
-//! Hidden matrices go whole to one rank by longest-processing-time bin packing of their Newton–Schulz cost
+//! Hidden tensors go whole to one rank by longest-processing-time bin packing of their Newton–Schulz cost
 //! max(m,n)·min(m,n)², bucket by bucket in backward order, so that every rank has work in every bucket; loads carry over
 //! from bucket to bucket. Other tensors are split by blocks: each tensor's blocks go, as one contiguous run a rank, to the
 //! ranks with the fewest elements so far. Counts need not divide by anything.
 
 use std::ops::Range;
 
-use crate::inventory::TensorSpec;
 use crate::sharding::layout::Layout;
+use lockstep_inventory::{Treatment, Use};
 
 /// A piece of one tensor that one rank owns: a whole hidden matrix, or neighbouring blocks of another tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +34,14 @@ pub struct OwnerMap {
     pub other_elements: Vec<u64>,
 }
 
-/// Multiplications of one Newton–Schulz product pair, up to a constant.
-pub fn polar_cost(shape: &[i64]) -> u64 {
-    let rows = shape[0].unsigned_abs();
-    let columns: u64 = shape[1..].iter().map(|n| n.unsigned_abs()).product();
-    rows.max(columns) * rows.min(columns).pow(2)
+/// Multiplications of one Newton–Schulz product pair of a hidden tensor's parts, up to a constant; 0 for other tensors.
+pub fn polar_cost(treatment: &Treatment) -> u64 {
+    match treatment.kind {
+        Use::Hidden { parts, rows, columns } => {
+            parts as u64 * rows.max(columns) as u64 * (rows.min(columns) as u64).pow(2)
+        }
+        Use::Other => 0,
+    }
 }
 
 /// The rank with the smallest load; the lowest of several.
@@ -52,7 +55,7 @@ fn least(loads: &[u64]) -> usize {
 
 impl OwnerMap {
     /// The map of `world` ranks.
-    pub fn new(inventory: &[TensorSpec], layout: &Layout, world: u32) -> OwnerMap {
+    pub fn new(treatments: &[Treatment], layout: &Layout, world: u32) -> OwnerMap {
         let mut hidden_cost = vec![0u64; world as usize];
         let mut other_elements = vec![0u64; world as usize];
         let mut pieces = Vec::new();
@@ -63,10 +66,10 @@ impl OwnerMap {
                 .copied()
                 .filter(|t| layout.places[*t].hidden)
                 .collect();
-            hidden.sort_by_key(|t| (std::cmp::Reverse(polar_cost(&inventory[*t].shape)), *t));
+            hidden.sort_by_key(|t| (std::cmp::Reverse(polar_cost(&treatments[*t])), *t));
             for tensor in hidden {
                 let owner = least(&hidden_cost);
-                hidden_cost[owner] += polar_cost(&inventory[tensor].shape);
+                hidden_cost[owner] += polar_cost(&treatments[tensor]);
                 let place = &layout.places[tensor];
                 pieces.push(Piece {
                     tensor,
@@ -106,6 +109,15 @@ impl OwnerMap {
         }
     }
 
+    /// The owner of every polar factor.
+    pub fn owner_of_factor(&self, layout: &Layout) -> Vec<u32> {
+        let mut owners = vec![0; layout.factors];
+        for piece in &self.pieces {
+            owners[layout.places[piece.tensor].factors.clone()].fill(piece.owner);
+        }
+        owners
+    }
+
     /// The owner of every block.
     pub fn owner_of_block(&self, blocks: usize) -> Vec<u32> {
         let mut owners = vec![0; blocks];
@@ -119,7 +131,19 @@ impl OwnerMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::{Initial, Role};
+    use lockstep_config::{OptimizerSection, Precision};
+    use lockstep_inventory::{Initial, Role, TensorSpec, treatments};
+
+    /// As muon treats the inventory, or adamw.
+    fn treated(inventory: &[TensorSpec], muon: bool) -> Vec<Treatment> {
+        let text = if muon {
+            "method = \"muon\""
+        } else {
+            "method = \"adamw\""
+        };
+        let section = OptimizerSection::parse(text.parse().unwrap(), "test", Precision::Fp32).unwrap();
+        treatments(&section, inventory, None).unwrap()
+    }
 
     fn spec(name: &str, shape: &[i64], role: Role) -> TensorSpec {
         TensorSpec {
@@ -148,9 +172,10 @@ mod tests {
     fn every_element_has_exactly_one_owner_in_every_world() {
         for muon in [true, false] {
             let inventory = inventory();
-            let layout = Layout::new(&inventory, true, muon);
+            let treatments = treated(&inventory, muon);
+            let layout = Layout::new(&inventory, &treatments, true);
             for world in 1..=9 {
-                let map = OwnerMap::new(&inventory, &layout, world);
+                let map = OwnerMap::new(&treatments, &layout, world);
                 let mut owned = vec![0u32; layout.gradient_elements];
                 for piece in &map.pieces {
                     assert!(piece.owner < world);
@@ -170,14 +195,11 @@ mod tests {
     #[test]
     fn hidden_loads_differ_by_at_most_the_largest_matrix() {
         let inventory = inventory();
-        let layout = Layout::new(&inventory, false, true);
-        let largest = inventory
-            .iter()
-            .filter(|s| s.role == Role::Hidden)
-            .map(|s| polar_cost(&s.shape))
-            .max();
+        let treatments = treated(&inventory, true);
+        let layout = Layout::new(&inventory, &treatments, false);
+        let largest = treatments.iter().map(polar_cost).max();
         for world in 1..=6 {
-            let map = OwnerMap::new(&inventory, &layout, world);
+            let map = OwnerMap::new(&treatments, &layout, world);
             let (low, high) = (map.hidden_cost.iter().min(), map.hidden_cost.iter().max());
             assert!(high.zip(low).map(|(h, l)| h - l) <= largest, "{:?}", map.hidden_cost);
         }
@@ -186,7 +208,7 @@ mod tests {
     #[test]
     fn blocks_and_buckets_cover_the_layout_and_do_not_depend_on_the_world() {
         let inventory = inventory();
-        let layout = Layout::new(&inventory, true, true);
+        let layout = Layout::new(&inventory, &treated(&inventory, true), true);
         let mut next = 0;
         for bucket in &layout.buckets {
             assert_eq!(bucket.elements.start, next);

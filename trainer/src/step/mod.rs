@@ -4,16 +4,20 @@
 //! - [`filling`]: buckets fill by gradient-ready hooks, close in index order, and are published
 //! - [`gathering`]: the gates, behind which the next forward waits for a layer's gather
 //! - [`owned`]: what this rank owns, and the passes over it
-//! - [`slots`]: the slot tables of the three exchanges
+//! - [`slots`]: the slots of the first exchange, and the verdict on the step
+//! - [`update_slots`]: the slots of what was prepared and applied
 //!
 //! Data flows: lanes run into gradient buffers → buckets are published → the owner finishes the lane tree →
-//! slots 1 (loss, tokens, ‖g‖², non-finite counts, directive) → accepted, clipped or refused → momentum and polar factors
-//! → slots 2 (polar counts, dual norms) → application → slots 3 (block hashes, Σ update²) → gathers at the gates.
+//! slots 1 (loss, tokens, ‖g‖², non-finite counts, directive) → accepted, clipped or refused → moments and polar factors
+//! → slots 2 (counts, dual norms, inner products) → step sizes → application → slots 3 (block hashes, Σ update²) → gathers
+//! at the gates. Where steps depend on no sum over all tensors, each bucket is prepared and applied in one go, and slots 2
+//! and 3 are one exchange.
 
 pub mod filling;
 pub mod gathering;
 pub mod owned;
 pub mod slots;
+pub mod update_slots;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -21,11 +25,14 @@ use std::time::Instant;
 
 use lockstep_autograd::{FlatBuffer, on_gradient_ready, run_backward};
 use lockstep_collective::{BufferId, Collective, LaneTree, ReduceLanes};
-use lockstep_config::{Method, Precision, RunConfig};
+use lockstep_config::{Precision, RunConfig};
 use lockstep_data::{MicroBatch, ValidationSet, lane_micro_batches};
+use lockstep_inventory::{Treatment, treatments};
 use lockstep_kernels::pointwise;
 use lockstep_kernels::real::bf16;
+use lockstep_optim::decision::{Decision, LossModel, ModelState, decide, local_steps};
 use lockstep_optim::products::Products;
+use lockstep_optim::settings::Optimizer;
 use lockstep_proto::domain::{Plan, Validation};
 
 use crate::error::TrainerError;
@@ -37,8 +44,9 @@ use crate::sharding::owners::OwnerMap;
 use crate::sharding::program::{Action, LaneProgram};
 use crate::step::filling::Filling;
 use crate::step::gathering::Gathers;
-use crate::step::owned::Owned;
+use crate::step::owned::{Kind, Owned, Taken};
 use crate::step::slots::{Lane, Slots, Verdict};
+use crate::step::update_slots::{PreparedTotals, UpdateSlots};
 
 /// The communicator, shared by the device thread and the hooks that it runs.
 pub type SharedCollective = Arc<Mutex<Box<dyn Collective>>>;
@@ -63,8 +71,16 @@ pub struct StepOutcome {
     pub parameter_hash: [u8; 32],
     /// The highest directive that any rank has seen.
     pub directive: u64,
+    /// The learning rate after truncation by the model of the loss.
+    pub effective_learning_rate: f64,
+    /// The model of the loss, where there is one.
+    pub model: Option<LossModel>,
+    /// G, the dual norm of the momentum, where one was measured.
+    pub dual_norm: Option<f64>,
     /// Polar factors computed by all ranks.
     pub polar_factors: u32,
+    /// A hidden matrix and the orthogonality error of its factor: another one each step.
+    pub orthogonality: Option<(String, f64)>,
     /// Milliseconds of each phase on this rank.
     pub phases: Vec<(String, f64)>,
     /// Milliseconds of the step on this rank.
@@ -86,6 +102,10 @@ pub struct Engine {
     gathers: Gathers,
     owned: Owned,
     slots: Slots,
+    update_slots: UpdateSlots,
+    treatments: Vec<Treatment>,
+    /// The model of the loss, equal on every rank.
+    loss_model: ModelState,
     missing_named: Vec<usize>,
 }
 
@@ -100,8 +120,11 @@ impl Engine {
     ) -> Result<Engine, TrainerError> {
         let rank = collective.rank();
         let bf16 = config.run.precision == Precision::Bf16;
-        let layout = Layout::new(model.inventory(), bf16, config.optimizer.method == Method::Muon);
-        let owners = OwnerMap::new(model.inventory(), &layout, collective.size());
+        let head_width = i64::from(config.model.width / config.model.heads);
+        let treatments = treatments(&config.optimizer, model.inventory(), Some(head_width))
+            .map_err(|error| TrainerError::Refused(error.to_string()))?;
+        let layout = Layout::new(model.inventory(), &treatments, bf16);
+        let owners = OwnerMap::new(&treatments, &layout, collective.size());
         let lanes = config.run.lanes;
         let buffers = rank_lanes
             .iter()
@@ -116,7 +139,7 @@ impl Engine {
         let over = |id: &BufferId| FlatBuffer::new(Arc::new(collective.buffer(*id).hold()));
         let gradients: Vec<FlatBuffer> = gradient_ids.iter().map(over).collect();
         let mut working = over(&working_id);
-        let mut owned = Owned::new(config, owners, rank);
+        let mut owned = Owned::new(Optimizer::new(&config.optimizer), owners, rank);
         for (index, spec) in model.inventory().iter().enumerate() {
             let initial = values(spec, config.run.seed);
             let place = &layout.places[index];
@@ -129,7 +152,7 @@ impl Engine {
                     .slice_mut::<f32>(place.working.start, initial.len())?
                     .copy_from_slice(&initial),
             }
-            owned.start(index, spec, place, &initial);
+            owned.start(index, spec, &treatments[index], place, &initial);
         }
         let weights = Weights::new(
             model.inventory(),
@@ -154,6 +177,7 @@ impl Engine {
             })?;
         }
         let slots = Slots::new(&layout, owned.map(), &rank_lanes, lanes);
+        let update_slots = UpdateSlots::new(&layout, owned.map(), owned.optimizer());
         let gathers = Gathers::new(&*model, &layout, owned.map(), Arc::clone(&collective), working_id);
         Ok(Engine {
             model,
@@ -169,14 +193,23 @@ impl Engine {
             gathers,
             owned,
             slots,
+            update_slots,
+            treatments,
+            loss_model: ModelState::default(),
             missing_named: Vec::new(),
         })
     }
 
     /// The hash of the parameters as they are.
     pub fn parameter_hash(&mut self) -> Result<[u8; 32], TrainerError> {
-        self.slots.record_hashes(&self.owned.hashes());
-        Ok(self.slots.exchange_applied(&self.collective)?.0)
+        self.update_slots.record_hashes(&self.owned.hashes());
+        self.update_slots.exchange_applied(&self.collective)?;
+        Ok(self.update_slots.applied().0)
+    }
+
+    /// Bytes of the masters and the optimiser state of this rank.
+    pub fn state_bytes(&self) -> usize {
+        self.owned.state_bytes()
     }
 
     /// The highest directive that any rank has seen: the ranks agree again, outside a step.
@@ -241,26 +274,16 @@ impl Engine {
         clock.lap("norms_ms");
         let first = self.slots.exchange_step(&self.collective, self.rank, directive)?;
         clock.lap("slots_ms");
-        let scale = match first.verdict(&self.layout, self.model.inventory(), self.owned.clip_norm(), plan) {
+        let clip_norm = self.owned.optimizer().keys().clip_norm;
+        let scale = match first.verdict(&self.layout, self.model.inventory(), clip_norm, plan) {
             Verdict::Accepted { scale } => scale,
             Verdict::Refused { reason } => return Err(TrainerError::NotFinite(reason)),
         };
-        self.slots
-            .record_polar(&self.owned.orthogonalise(&self.gradients[0], scale)?);
-        clock.lap("polar_ms");
-        let polar_factors = self.slots.exchange_polar(&self.collective, self.model.inventory())?;
-        clock.lap("slots_ms");
-        let applied = self.owned.apply(
-            &self.layout,
-            &self.gradients[0],
-            &mut self.working,
-            plan.learning_rate,
-            scale,
-        )?;
-        self.slots.record_applied(&applied);
-        clock.lap("apply_ms");
-        let (parameter_hash, update_norm) = self.slots.exchange_applied(&self.collective)?;
-        clock.lap("slots_ms");
+        let (decision, totals) = match self.owned.optimizer().is_global() {
+            true => self.update_together(plan, first.loss, scale, &mut clock)?,
+            false => self.update_by_bucket(plan, scale, &mut clock)?,
+        };
+        let (parameter_hash, update_norm) = self.update_slots.applied();
         self.gathers.close_all();
         Ok(StepOutcome {
             loss: first.loss,
@@ -269,10 +292,92 @@ impl Engine {
             update_norm,
             parameter_hash,
             directive: first.directive,
-            polar_factors,
+            effective_learning_rate: decision.effective_learning_rate,
+            model: decision.model,
+            dual_norm: decision.dual_norm,
+            polar_factors: totals.polar_factors,
+            orthogonality: totals.orthogonality,
             phases: clock.phases,
             step_ms: began.elapsed().as_secs_f64() * 1e3,
         })
+    }
+
+    /// The update where steps depend on sums over all tensors: nothing moves before they are known on every rank.
+    fn update_together(
+        &mut self,
+        plan: &Plan,
+        loss: f64,
+        scale: f32,
+        clock: &mut Clock,
+    ) -> Result<(Decision, PreparedTotals), TrainerError> {
+        let probe = self.update_slots.begin(plan.step);
+        let taken = Taken {
+            layout: &self.layout,
+            gradients: &self.gradients[0],
+            scale,
+        };
+        self.update_slots
+            .record_prepared(&self.owned.prepare(taken, &self.working, probe)?);
+        clock.lap("polar_ms");
+        self.update_slots.exchange_prepared(&self.collective)?;
+        let totals = self.update_slots.prepared(self.model.inventory(), probe)?;
+        clock.lap("slots_ms");
+        let optimizer = self.owned.optimizer();
+        let first_step = self.loss_model == ModelState::default();
+        let (decision, next) = decide(
+            optimizer,
+            &self.treatments,
+            self.loss_model,
+            plan.learning_rate,
+            loss,
+            &totals.measured,
+        )?;
+        if let (true, Some(model)) = (first_step, decision.model)
+            && model.value <= model.lower_bound
+        {
+            return Err(TrainerError::Refused(format!(
+                "optimizer.momo.lower_bound is {}, but the loss starts at {loss:.4}: a loss that is below its lower bound leaves no step to take. Set a bound below the loss that the run is to reach, such as 0",
+                model.lower_bound
+            )));
+        }
+        self.loss_model = next;
+        let applied = self.owned.apply(taken, &mut self.working, &decision.steps)?;
+        self.update_slots.record_applied(&applied);
+        clock.lap("apply_ms");
+        self.update_slots.exchange_applied(&self.collective)?;
+        clock.lap("slots_ms");
+        Ok((decision, totals))
+    }
+
+    /// The update where each tensor's step follows from the learning rate alone: bucket by bucket, with one exchange.
+    fn update_by_bucket(
+        &mut self,
+        plan: &Plan,
+        scale: f32,
+        clock: &mut Clock,
+    ) -> Result<(Decision, PreparedTotals), TrainerError> {
+        let probe = self.update_slots.begin(plan.step);
+        let decision = local_steps(self.owned.optimizer(), &self.treatments, plan.learning_rate);
+        let taken = Taken {
+            layout: &self.layout,
+            gradients: &self.gradients[0],
+            scale,
+        };
+        for bucket in &self.layout.buckets {
+            for (kind, phase) in [(Kind::Hidden, "polar_ms"), (Kind::Other, "apply_ms")] {
+                let (working, steps) = (&mut self.working, &decision.steps);
+                let (prepared, applied) = self
+                    .owned
+                    .step_in(&bucket.elements, kind, taken, working, steps, probe)?;
+                self.update_slots.record_prepared(&prepared);
+                self.update_slots.record_applied(&applied);
+                clock.lap(phase);
+            }
+        }
+        self.update_slots.exchange_all(&self.collective)?;
+        let totals = self.update_slots.prepared(self.model.inventory(), probe)?;
+        clock.lap("slots_ms");
+        Ok((decision, totals))
     }
 
     fn fill(&self) -> MutexGuard<'_, Filling> {

@@ -1,30 +1,23 @@
-//! What a rank owns, and the passes over it: norms, momentum and polar factors, application, hashes, masters.
+//! What a rank owns, and the passes over it: norms, preparation (moments, polar factors, sums), application, hashes,
+//! masters.
 
 use std::ops::Range;
 
 use lockstep_autograd::FlatBuffer;
-use lockstep_config::{Precision, RunConfig, Scaling};
+use lockstep_inventory::{TensorSpec, Treatment};
 use lockstep_kernels::real::bf16;
 use lockstep_kernels::sums::square_sum;
-use lockstep_kernels::update::Applied;
-use lockstep_optim::hidden::{HiddenMatrix, Muon, ShapeScaling};
-use lockstep_optim::other::{AdamW, OtherRun};
-use lockstep_optim::polar::Polar;
-use lockstep_optim::products::Products;
+use lockstep_optim::decision::TensorStep;
+use lockstep_optim::piece::{Applied, BLOCK, Piece, Prepared};
+use lockstep_optim::settings::Optimizer;
 
 use crate::error::TrainerError;
-use crate::inventory::TensorSpec;
-use crate::sharding::layout::{BLOCK, Layout, Place};
-use crate::sharding::owners::{OwnerMap, Piece};
-
-enum State {
-    Hidden(Box<HiddenMatrix>),
-    Other { run: OtherRun, decayed: bool },
-}
+use crate::sharding::layout::{Layout, Place};
+use crate::sharding::owners::{self, OwnerMap};
 
 struct Item {
-    piece: Piece,
-    state: State,
+    piece: owners::Piece,
+    state: Piece,
 }
 
 /// The pieces of one rank with their optimiser state, in flat order.
@@ -32,49 +25,72 @@ pub struct Owned {
     map: OwnerMap,
     rank: u32,
     items: Vec<Item>,
-    muon: Muon,
-    adam: AdamW,
-    clip_norm: Option<f64>,
+    optimizer: Optimizer,
 }
 
 /// A value for one block.
 pub type OfBlock<T> = (usize, T);
 
+/// What preparing one piece leaves, with the tensor and the blocks that it is about.
+pub struct PreparedPiece {
+    /// The tensor, by index in the inventory.
+    pub tensor: usize,
+    /// Its first block.
+    pub first_block: usize,
+    /// Sums and polar factors.
+    pub prepared: Prepared,
+}
+
+/// Which pieces of a bucket a pass is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Hidden tensors.
+    Hidden,
+    /// Other tensors.
+    Other,
+}
+
+/// The hidden tensor (by index in the inventory) and its part whose orthogonality error a step reports.
+pub type Probe = Option<(usize, usize)>;
+
+/// The gradient sums of a step, the working copies at which they were taken, and the scale that makes them the mean.
+#[derive(Clone, Copy)]
+pub struct Taken<'a> {
+    /// Where every tensor lies.
+    pub layout: &'a Layout,
+    /// Reduced gradient sums of what this rank owns.
+    pub gradients: &'a FlatBuffer,
+    /// Clip factor ÷ token count.
+    pub scale: f32,
+}
+
+/// Runs an expression with the working copy of a piece, as its element type.
+macro_rules! with_working {
+    ($buffer:ident . $slice:ident, $place:expr, $elements:expr, $working:ident => $body:expr) => {{
+        let bytes = Layout::working_bytes_of($place, $elements);
+        if $place.bf16 {
+            let $working = $buffer.$slice::<bf16>(bytes.start, $elements.len())?;
+            $body
+        } else {
+            let $working = $buffer.$slice::<f32>(bytes.start, $elements.len())?;
+            $body
+        }
+    }};
+}
+
 impl Owned {
-    /// The (still empty) pieces of `rank`, with the config's optimiser.
-    pub fn new(config: &RunConfig, map: OwnerMap, rank: u32) -> Owned {
-        let keys = &config.optimizer;
-        let polar = Polar {
-            steps: keys.polar.steps,
-            products: Products::for_precision(keys.polar.precision == Precision::Bf16),
-        };
-        let scaling = match keys.scaling {
-            Scaling::Original => ShapeScaling::Original,
-            Scaling::MatchRms => ShapeScaling::MatchRms,
-        };
+    /// The (still empty) pieces of `rank`, under an optimiser.
+    pub fn new(optimizer: Optimizer, map: OwnerMap, rank: u32) -> Owned {
         Owned {
             map,
             rank,
             items: Vec::new(),
-            muon: Muon {
-                momentum: keys.momentum,
-                nesterov: keys.nesterov,
-                polar,
-                hidden_scale: keys.hidden_scale,
-                scaling,
-                weight_decay: keys.weight_decay,
-            },
-            adam: AdamW {
-                betas: keys.betas,
-                epsilon: keys.epsilon,
-                weight_decay: keys.weight_decay,
-            },
-            clip_norm: keys.clip_norm,
+            optimizer,
         }
     }
 
     /// Takes the initial values of a tensor (all of it, row-major) for the pieces that this rank owns.
-    pub fn start(&mut self, tensor: usize, spec: &TensorSpec, place: &Place, initial: &[f32]) {
+    pub fn start(&mut self, tensor: usize, spec: &TensorSpec, treatment: &Treatment, place: &Place, initial: &[f32]) {
         for piece in self
             .map
             .pieces
@@ -82,23 +98,9 @@ impl Owned {
             .filter(|p| p.tensor == tensor && p.owner == self.rank)
         {
             let at = piece.elements.start - place.gradient.start..piece.elements.end - place.gradient.start;
-            let state = if place.hidden {
-                let columns: i64 = spec.shape[1..].iter().product();
-                State::Hidden(Box::new(HiddenMatrix::new(
-                    &spec.name,
-                    spec.shape[0],
-                    columns,
-                    &initial[at],
-                )))
-            } else {
-                State::Other {
-                    run: OtherRun::new(&initial[at], BLOCK),
-                    decayed: spec.role.is_decayed(),
-                }
-            };
             self.items.push(Item {
                 piece: piece.clone(),
-                state,
+                state: Piece::new(&spec.name, treatment, &initial[at], &self.optimizer),
             });
         }
         self.items.sort_by_key(|item| item.piece.elements.start);
@@ -109,9 +111,14 @@ impl Owned {
         &self.map
     }
 
-    /// The norm to which gradients are clipped.
-    pub fn clip_norm(&self) -> Option<f64> {
-        self.clip_norm
+    /// The optimiser.
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
+    /// Bytes of masters and state of this rank.
+    pub fn state_bytes(&self) -> usize {
+        self.items.iter().map(|item| item.state.state_bytes()).sum()
     }
 
     /// The owned ranges inside a bucket, neighbouring ones joined over the gaps between tensors.
@@ -130,8 +137,8 @@ impl Owned {
         for Item { piece, state } in &self.items {
             let gradient = gradients.slice::<f32>(piece.elements.start * 4, piece.elements.len())?;
             match state {
-                State::Hidden(_) => out.push((piece.blocks.start, square_sum(gradient))),
-                State::Other { .. } => {
+                Piece::Hidden(_) => out.push((piece.blocks.start, square_sum(gradient))),
+                Piece::Other(_) => {
                     out.extend(piece.blocks.clone().zip(gradient.chunks(BLOCK).map(square_sum)));
                 }
             }
@@ -139,84 +146,104 @@ impl Owned {
         Ok(out)
     }
 
-    /// Momentum and polar factor of every owned hidden matrix; returns ⟨M, U⟩ by tensor.
-    pub fn orthogonalise(&mut self, gradients: &FlatBuffer, scale: f32) -> Result<Vec<OfBlock<f64>>, TrainerError> {
+    /// Moments, polar factors and sums of everything owned. No parameter changes.
+    pub fn prepare(
+        &mut self,
+        taken: Taken<'_>,
+        working: &FlatBuffer,
+        probe: Probe,
+    ) -> Result<Vec<PreparedPiece>, TrainerError> {
         let mut out = Vec::new();
         for Item { piece, state } in &mut self.items {
-            if let State::Hidden(matrix) = state {
-                let gradient = gradients.slice::<f32>(piece.elements.start * 4, piece.elements.len())?;
-                out.push((piece.tensor, matrix.orthogonalise(gradient, scale, &self.muon)?.dual));
-            }
+            let place = &taken.layout.places[piece.tensor];
+            let elements = &piece.elements;
+            let gradient = taken.gradients.slice::<f32>(elements.start * 4, elements.len())?;
+            let probe = probe
+                .filter(|(tensor, _)| *tensor == piece.tensor)
+                .map(|(_, part)| part);
+            let prepared = with_working!(working.slice, place, elements, copies => {
+                state.prepare(gradient, taken.scale, copies, &self.optimizer, probe)?
+            });
+            out.push(PreparedPiece {
+                tensor: piece.tensor,
+                first_block: piece.blocks.start,
+                prepared,
+            });
         }
         Ok(out)
     }
 
-    /// Steps everything owned and writes the working copies; returns what each block leaves.
+    /// Steps everything owned along what was prepared and writes the working copies; returns what each block leaves.
+    /// `steps` are by tensor.
     pub fn apply(
         &mut self,
-        layout: &Layout,
-        gradients: &FlatBuffer,
+        taken: Taken<'_>,
         working: &mut FlatBuffer,
-        learning_rate: f64,
-        scale: f32,
+        steps: &[TensorStep],
     ) -> Result<Vec<OfBlock<Applied>>, TrainerError> {
         let mut out = Vec::new();
         for Item { piece, state } in &mut self.items {
-            let place = &layout.places[piece.tensor];
-            let bytes = Layout::working_bytes_of(place, &piece.elements);
-            let count = piece.elements.len();
-            match state {
-                State::Hidden(matrix) => out.push((
-                    piece.blocks.start,
-                    match place.bf16 {
-                        true => matrix.apply(
-                            learning_rate,
-                            &self.muon,
-                            working.slice_mut::<bf16>(bytes.start, count)?,
-                        )?,
-                        false => {
-                            matrix.apply(learning_rate, &self.muon, working.slice_mut::<f32>(bytes.start, count)?)?
-                        }
-                    },
-                )),
-                State::Other { run, decayed } => {
-                    let gradient = gradients.slice::<f32>(piece.elements.start * 4, count)?;
-                    let blocks = match place.bf16 {
-                        true => {
-                            let copies = working.slice_mut::<bf16>(bytes.start, count)?;
-                            run.step(gradient, scale, learning_rate, &self.adam, *decayed, copies)
-                        }
-                        false => {
-                            let copies = working.slice_mut::<f32>(bytes.start, count)?;
-                            run.step(gradient, scale, learning_rate, &self.adam, *decayed, copies)
-                        }
-                    };
-                    out.extend(piece.blocks.clone().zip(blocks));
-                }
-            }
+            let (place, step) = (&taken.layout.places[piece.tensor], &steps[piece.tensor]);
+            let elements = &piece.elements;
+            let gradient = taken.gradients.slice::<f32>(elements.start * 4, elements.len())?;
+            let applied = with_working!(working.slice_mut, place, elements, copies => {
+                state.apply(gradient, taken.scale, step, &self.optimizer, copies)?
+            });
+            out.extend(piece.blocks.clone().zip(applied));
         }
         Ok(out)
+    }
+
+    /// Prepares and applies the hidden or the other pieces of a bucket in one go, where steps depend on nothing else.
+    pub fn step_in(
+        &mut self,
+        bucket: &Range<usize>,
+        kind: Kind,
+        taken: Taken<'_>,
+        working: &mut FlatBuffer,
+        steps: &[TensorStep],
+        probe: Probe,
+    ) -> Result<(Vec<PreparedPiece>, Vec<OfBlock<Applied>>), TrainerError> {
+        let (mut left, mut out) = (Vec::new(), Vec::new());
+        for Item { piece, state } in &mut self.items {
+            let is = match state {
+                Piece::Hidden(_) => Kind::Hidden,
+                Piece::Other(_) => Kind::Other,
+            };
+            if is != kind || piece.elements.start < bucket.start || bucket.end < piece.elements.end {
+                continue;
+            }
+            let (place, step) = (&taken.layout.places[piece.tensor], &steps[piece.tensor]);
+            let elements = &piece.elements;
+            let gradient = taken.gradients.slice::<f32>(elements.start * 4, elements.len())?;
+            let probe = probe
+                .filter(|(tensor, _)| *tensor == piece.tensor)
+                .map(|(_, part)| part);
+            let (prepared, applied) = with_working!(working.slice_mut, place, elements, copies => {
+                state.step(gradient, taken.scale, step, &self.optimizer, copies, probe)?
+            });
+            left.push(PreparedPiece {
+                tensor: piece.tensor,
+                first_block: piece.blocks.start,
+                prepared,
+            });
+            out.extend(piece.blocks.clone().zip(applied));
+        }
+        Ok((left, out))
     }
 
     /// The hash of every owned block.
     pub fn hashes(&self) -> Vec<OfBlock<u64>> {
-        let mut out = Vec::new();
-        for Item { piece, state } in &self.items {
-            match state {
-                State::Hidden(matrix) => out.push((piece.blocks.start, matrix.hash())),
-                State::Other { run, .. } => out.extend(piece.blocks.clone().zip(run.hashes())),
-            }
-        }
-        out
+        self.items
+            .iter()
+            .flat_map(|Item { piece, state }| piece.blocks.clone().zip(state.hashes()))
+            .collect()
     }
 
     /// Writes the masters into a float32 flat buffer, each at its place.
     pub fn write_masters(&self, buffer: &mut FlatBuffer) -> Result<(), TrainerError> {
         for Item { piece, state } in &self.items {
-            let master = match state {
-                State::Hidden(matrix) => matrix.master(),
-                State::Other { run, .. } => run.master(),
-            };
+            let master = state.master();
             buffer
                 .slice_mut::<f32>(piece.elements.start * 4, master.len())?
                 .copy_from_slice(master);

@@ -1,21 +1,17 @@
-//! The slot tables of a step's three exchanges. Every slot has one writer; tables are gathered and read in index order,
-//! so every total has the same bits on every rank and in every world.
-//!
-//! 1. step: per lane Σ loss and token count, per rank the newest directive, per block Σ g² and non-finite count
-//! 2. polar: per hidden matrix the number of polar factors computed and ⟨M, U⟩
-//! 3. applied: per block the hash of the new master and Σ update²
+//! The slots of a step's first exchange: per lane Σ loss and token count, per rank the newest directive, per block Σ g² and
+//! non-finite count. Every slot has one writer; tables are gathered and read in index order, so every total has the same
+//! bits on every rank and in every world. The other exchanges are in `update_slots`.
 
 use std::ops::Range;
 
-use lockstep_kernels::update::Applied;
 use lockstep_proto::domain::Plan;
 
 use crate::error::TrainerError;
-use crate::inventory::TensorSpec;
 use crate::sharding::layout::Layout;
 use crate::sharding::owners::OwnerMap;
 use crate::step::owned::OfBlock;
 use crate::step::{SharedCollective, locked};
+use lockstep_inventory::TensorSpec;
 
 /// What a lane adds up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,38 +22,16 @@ pub struct Lane {
     pub tokens: u64,
 }
 
-/// A table of words and who writes which.
-struct Table {
-    words: Vec<u64>,
-    owners: Vec<u32>,
-}
-
-impl Table {
-    fn new(owners: Vec<u32>) -> Table {
-        Table {
-            words: vec![0; owners.len()],
-            owners,
-        }
-    }
-
-    fn exchange(&mut self, collective: &SharedCollective) -> Result<(), TrainerError> {
-        Ok(locked(collective).exchange_slots(&mut self.words, &self.owners)?)
-    }
-}
-
-/// The tables of one rank.
+/// The table of one rank.
 pub struct Slots {
     lanes: u32,
     ranks: usize,
     blocks: usize,
-    /// Indices (in the inventory) of hidden matrices, in the order of their slots.
-    hidden: Vec<usize>,
-    step: Table,
-    polar: Table,
-    applied: Table,
+    words: Vec<u64>,
+    owners: Vec<u32>,
 }
 
-/// Slots 1, read.
+/// The table, read.
 #[derive(Clone, Debug)]
 pub struct StepTotals {
     /// Mean loss.
@@ -136,7 +110,7 @@ impl StepTotals {
 }
 
 impl Slots {
-    /// Tables for a layout, its owners, and the lanes of every rank.
+    /// The table for a layout, its owners, and the lanes of every rank.
     pub fn new(layout: &Layout, owners: &OwnerMap, rank_lanes: &[Range<u32>], lanes: u32) -> Slots {
         let of_block = owners.owner_of_block(layout.blocks);
         let mut of_lane = vec![0u32; lanes as usize];
@@ -144,26 +118,20 @@ impl Slots {
             of_lane[hosted.start as usize..hosted.end as usize].fill(rank as u32);
         }
         let ranks = rank_lanes.len();
-        let hidden: Vec<usize> = (0..layout.places.len()).filter(|t| layout.places[*t].hidden).collect();
-        let of_matrix: Vec<u32> = hidden
-            .iter()
-            .map(|t| of_block[layout.places[*t].blocks.start])
-            .collect();
-        let step = [
+        let owners = [
             of_lane.clone(),
             of_lane,
             (0..ranks as u32).collect(),
             of_block.clone(),
-            of_block.clone(),
-        ];
+            of_block,
+        ]
+        .concat();
         Slots {
             lanes,
             ranks,
             blocks: layout.blocks,
-            hidden,
-            step: Table::new(step.concat()),
-            polar: Table::new([of_matrix.clone(), of_matrix].concat()),
-            applied: Table::new([of_block.clone(), of_block].concat()),
+            words: vec![0; owners.len()],
+            owners,
         }
     }
 
@@ -172,29 +140,27 @@ impl Slots {
         self.lanes
     }
 
-    /// Empties the tables for a new step.
+    /// Empties the table for a new step.
     pub fn begin(&mut self) {
-        for table in [&mut self.step, &mut self.polar, &mut self.applied] {
-            table.words.fill(0);
-        }
+        self.words.fill(0);
     }
 
     /// A hosted lane has run.
     pub fn record_lane(&mut self, lane: u32, sums: Lane) {
-        self.step.words[lane as usize] = sums.loss.to_bits();
-        self.step.words[(self.lanes + lane) as usize] = sums.tokens;
+        self.words[lane as usize] = sums.loss.to_bits();
+        self.words[(self.lanes + lane) as usize] = sums.tokens;
     }
 
     /// Σ g² and non-finite counts of owned blocks.
     pub fn record_gradients(&mut self, blocks: &[OfBlock<(f64, u64)>]) {
         let at = 2 * self.lanes as usize + self.ranks;
         for &(block, (sum, bad)) in blocks {
-            self.step.words[at + block] = sum.to_bits();
-            self.step.words[at + self.blocks + block] = bad;
+            self.words[at + block] = sum.to_bits();
+            self.words[at + self.blocks + block] = bad;
         }
     }
 
-    /// Slots 1.
+    /// Exchanges the table and reads it.
     pub fn exchange_step(
         &mut self,
         collective: &SharedCollective,
@@ -202,9 +168,9 @@ impl Slots {
         directive: u64,
     ) -> Result<StepTotals, TrainerError> {
         let lanes = self.lanes as usize;
-        self.step.words[2 * lanes + rank as usize] = directive;
-        self.step.exchange(collective)?;
-        let words = &self.step.words;
+        self.words[2 * lanes + rank as usize] = directive;
+        locked(collective).exchange_slots(&mut self.words, &self.owners)?;
+        let words = &self.words;
         let loss: f64 = words[..lanes].iter().map(|w| f64::from_bits(*w)).sum();
         let tokens: u64 = words[lanes..2 * lanes].iter().sum();
         let directives = &words[2 * lanes..][..self.ranks];
@@ -218,71 +184,5 @@ impl Slots {
             directive: directives.iter().copied().max().unwrap_or(0),
             not_finite,
         })
-    }
-
-    /// Owned hidden matrices have their polar factors: ⟨M, U⟩ by tensor.
-    pub fn record_polar(&mut self, duals: &[OfBlock<f64>]) {
-        for &(tensor, dual) in duals {
-            if let Some(at) = self.hidden.iter().position(|t| *t == tensor) {
-                self.polar.words[at] += 1;
-                self.polar.words[self.hidden.len() + at] = dual.to_bits();
-            }
-        }
-    }
-
-    /// Slots 2: proves that every hidden matrix has one polar factor of this step; returns how many there are.
-    pub fn exchange_polar(
-        &mut self,
-        collective: &SharedCollective,
-        inventory: &[TensorSpec],
-    ) -> Result<u32, TrainerError> {
-        self.polar.exchange(collective)?;
-        for (at, &tensor) in self.hidden.iter().enumerate() {
-            let (count, dual) = (
-                self.polar.words[at],
-                f64::from_bits(self.polar.words[self.hidden.len() + at]),
-            );
-            let name = &inventory[tensor].name;
-            if count != 1 {
-                return Err(TrainerError::Broken(format!(
-                    "the hidden matrix {name} has {count} polar factors in this step where one was planned; no parameter has changed"
-                )));
-            }
-            if !dual.is_finite() {
-                return Err(TrainerError::NotFinite(format!(
-                    "the polar factor of the hidden matrix {name} is not finite; no parameter has changed"
-                )));
-            }
-        }
-        Ok(self.hidden.len() as u32)
-    }
-
-    /// Hashes and Σ update² of owned blocks.
-    pub fn record_applied(&mut self, blocks: &[OfBlock<Applied>]) {
-        for &(block, applied) in blocks {
-            self.applied.words[block] = applied.hash;
-            self.applied.words[self.blocks + block] = applied.square_sum.to_bits();
-        }
-    }
-
-    /// Hashes of owned blocks, when nothing was applied.
-    pub fn record_hashes(&mut self, blocks: &[OfBlock<u64>]) {
-        for &(block, hash) in blocks {
-            self.applied.words[block] = hash;
-        }
-    }
-
-    /// Slots 3: the `parameter_hash` (BLAKE3 over the block hashes, little-endian, in index order) and ‖update‖.
-    pub fn exchange_applied(&mut self, collective: &SharedCollective) -> Result<([u8; 32], f64), TrainerError> {
-        self.applied.exchange(collective)?;
-        let mut hasher = blake3::Hasher::new();
-        for hash in &self.applied.words[..self.blocks] {
-            hasher.update(&hash.to_le_bytes());
-        }
-        let square: f64 = self.applied.words[self.blocks..]
-            .iter()
-            .map(|w| f64::from_bits(*w))
-            .sum();
-        Ok((*hasher.finalize().as_bytes(), square.sqrt()))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use lockstep_trainer::model::gpt2::Shape;
+use lockstep_inventory::gpt2::Shape;
 use tch::{Device, Kind, Tensor};
 
 /// Σ over counted targets of −log p(target), a float64 scalar with a graph; `names` are the parameters.

@@ -1,4 +1,4 @@
-//! The inventory of a model: its named tensors, what they are to the optimiser and to the precision rules, how they start.
+//! The named tensors of a model: what they are to the optimiser and to the precision rules, how they start.
 
 /// What a tensor is to the optimiser and to the precision rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,4 +66,13 @@ impl TensorSpec {
     pub fn elements(&self) -> usize {
         self.shape.iter().product::<i64>() as usize
     }
+}
+
+/// Indices of a norm's gain and bias.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm {
+    /// The gain.
+    pub gain: usize,
+    /// The bias, where there is one.
+    pub bias: Option<usize>,
 }

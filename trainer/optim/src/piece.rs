@@ -1,0 +1,153 @@
+//! What an owner holds of one tensor: a hidden tensor whole, or neighbouring blocks of another one.
+
+use lockstep_inventory::{Treatment, Use};
+use lockstep_kernels::real::Real;
+
+use crate::OptimError;
+use crate::decision::TensorStep;
+use crate::hidden::HiddenMatrix;
+use crate::other::OtherRun;
+use crate::settings::Optimizer;
+
+/// Elements of a block of an other tensor: the unit of scalar sums and of splits between owners, in every world.
+pub const BLOCK: usize = 65_536;
+
+/// A piece of one tensor at its owner, with its optimiser state.
+pub enum Piece {
+    /// All of a hidden tensor: one block.
+    Hidden(Box<HiddenMatrix>),
+    /// Neighbouring blocks of an other tensor.
+    Other(OtherRun),
+}
+
+/// Sums over one block, in float64 and a fixed order.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct BlockSums {
+    /// Σ m·d over an other tensor's block, d its direction; zero where the step does not depend on it.
+    pub dual: f64,
+    /// ⟨g, w⟩ with the working copy w at which g was taken; zero without Momo.
+    pub gradient_dot: f64,
+    /// ⟨m, w⟩ with the master w; zero without Momo.
+    pub momentum_dot: f64,
+}
+
+/// What preparing a step leaves for the slots.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prepared {
+    /// ⟨M, U⟩ of each part of a hidden tensor, U the factor that will be applied: its nuclear norm by that factor.
+    pub duals: Vec<f64>,
+    /// Sums of each block.
+    pub blocks: Vec<BlockSums>,
+    /// The orthogonality error of the part that was asked for.
+    pub orthogonality: Option<f64>,
+}
+
+/// What an application leaves for the slots of a block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Applied {
+    /// Σ wordᵢ·(2i+1) mod 2⁶⁴ over the new master's bits.
+    pub hash: u64,
+    /// Σ (new − old)² in float64.
+    pub square_sum: f64,
+}
+
+impl Piece {
+    /// A piece with initial values `master` of the tensor `name`.
+    pub fn new(name: &str, treatment: &Treatment, master: &[f32], optimizer: &Optimizer) -> Piece {
+        match treatment.kind {
+            Use::Hidden { parts, rows, columns } => Piece::Hidden(Box::new(HiddenMatrix::new(
+                name,
+                [parts, rows, columns],
+                master,
+                optimizer,
+            ))),
+            Use::Other => Piece::Other(OtherRun::new(master, BLOCK, optimizer)),
+        }
+    }
+
+    /// The float32 master.
+    pub fn master(&self) -> &[f32] {
+        match self {
+            Piece::Hidden(matrix) => matrix.master(),
+            Piece::Other(run) => run.master(),
+        }
+    }
+
+    /// The hash of each block.
+    pub fn hashes(&self) -> Vec<u64> {
+        match self {
+            Piece::Hidden(matrix) => vec![matrix.hash()],
+            Piece::Other(run) => run.hashes(),
+        }
+    }
+
+    /// Bytes of master and state.
+    pub fn state_bytes(&self) -> usize {
+        match self {
+            Piece::Hidden(matrix) => matrix.state_bytes(),
+            Piece::Other(run) => run.state_bytes(),
+        }
+    }
+
+    /// Momentum, polar factors and sums, from the gradient sum and the scale that makes it the mean.
+    pub fn prepare<W: Real>(
+        &mut self,
+        gradient: &[f32],
+        scale: f32,
+        working: &[W],
+        optimizer: &Optimizer,
+        probe: Option<usize>,
+    ) -> Result<Prepared, OptimError> {
+        match self {
+            Piece::Hidden(matrix) => matrix.prepare(gradient, scale, working, optimizer, probe),
+            Piece::Other(run) => Ok(Prepared {
+                duals: Vec::new(),
+                blocks: run.prepare(gradient, scale, working, optimizer),
+                orthogonality: None,
+            }),
+        }
+    }
+
+    /// Steps along what was prepared and writes the working copy.
+    pub fn apply<W: Real>(
+        &mut self,
+        gradient: &[f32],
+        scale: f32,
+        step: &TensorStep,
+        optimizer: &Optimizer,
+        working: &mut [W],
+    ) -> Result<Vec<Applied>, OptimError> {
+        match self {
+            Piece::Hidden(matrix) => matrix.apply(step, optimizer, working),
+            Piece::Other(run) => Ok(run.apply(gradient, scale, step, optimizer, working)),
+        }
+    }
+
+    /// Prepares and applies in one go, for steps that depend on nothing else. Of the [`Prepared`] only `duals` and
+    /// `orthogonality` are filled in.
+    pub fn step<W: Real>(
+        &mut self,
+        gradient: &[f32],
+        scale: f32,
+        step: &TensorStep,
+        optimizer: &Optimizer,
+        working: &mut [W],
+        probe: Option<usize>,
+    ) -> Result<(Prepared, Vec<Applied>), OptimError> {
+        match self {
+            Piece::Hidden(matrix) => {
+                let prepared = matrix.prepare(gradient, scale, working, optimizer, probe)?;
+                Ok((prepared, matrix.apply(step, optimizer, working)?))
+            }
+            Piece::Other(run) => {
+                let applied = run.step(gradient, scale, step, optimizer, working);
+                let prepared = Prepared {
+                    duals: Vec::new(),
+                    blocks: Vec::new(),
+                    orthogonality: None,
+                };
+                Ok((prepared, applied))
+            }
+        }
+    }
+}
