@@ -138,7 +138,7 @@ fn polar() -> impl Strategy<Value = PolarSection> {
         Just(PolarMethod::NewtonSchulz(PolarTable::Jordan)),
         Just(PolarMethod::NewtonSchulz(PolarTable::You)),
         Just(PolarMethod::NewtonSchulz(PolarTable::Cans)),
-        (1..=3u32).prop_map(|restart| PolarMethod::Gram { restart }),
+        (1..=2u32).prop_map(|restart| PolarMethod::Gram { restart }),
         Just(PolarMethod::Svd),
     ];
     (method, 1..=99u32, precision()).prop_map(|(method, steps, precision)| match method {

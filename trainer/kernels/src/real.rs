@@ -92,6 +92,14 @@ pub(crate) fn row_sum(values: impl Fn(usize) -> f32, count: usize) -> f32 {
     fold(sums)
 }
 
+/// Rounds float32 values to the nearest that bf16 holds, ties to even, in place.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub fn round_to_bf16(values: &mut [f32]) {
+    for value in values {
+        *value = <bf16 as Real>::from_f32(*value).to_f32();
+    }
+}
+
 /// Writes `from` into `to`, rounding.
 ///
 /// # Panics
@@ -115,6 +123,16 @@ mod tests {
             let exact = f64::from(x).exp();
             assert!((f64::from(exp(x)) / exact - 1.0).abs() < 2.5e-7, "exp({x})");
             x += 0.0137;
+        }
+    }
+
+    #[test]
+    fn rounding_in_place_is_storing_in_bf16() {
+        let values: Vec<f32> = (0..1000).map(|i| (i as f32 - 500.0) * 1.013).collect();
+        let mut rounded = values.clone();
+        round_to_bf16(&mut rounded);
+        for (value, rounded) in values.iter().zip(rounded) {
+            assert_eq!(bf16::from_f32(*value).to_f32(), rounded);
         }
     }
 

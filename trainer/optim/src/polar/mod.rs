@@ -1,0 +1,154 @@
+//! The polar factor U·Vᵀ of a matrix U·Σ·Vᵀ, by iteration on matrix products or by the SVD.
+//!
+//! - this file: [`Polar`], the iterations on X and on its Gram matrix
+//! - `tables`: their coefficients; `stack`: their products; `svd`: the exact way
+//!
+//! Way of data: momenta `[parts, rows, columns]`, float32 → each divided by its Frobenius norm (and the method's margin),
+//! rounded to the products' kind, transposed if tall → iterations → factors of the same shape.
+//!
+//! Sources: Polar Express (arXiv 2505.16932), Newton–Schulz as in Muon (Keller Jordan; You Jiacheng), CANS (arXiv
+//! 2506.10935), Gram Newton–Schulz (Zhang, Amsel, Chen, Dao 2026).
+
+mod stack;
+mod svd;
+mod tables;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::OptimError;
+use crate::polar::stack::{Stack, norms};
+use crate::polar::tables::{coefficients, start};
+use crate::products::Products;
+
+/// A way to the polar factor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Optimal quintics, with a margin for rounding.
+    PolarExpress,
+    /// A fixed table.
+    NewtonSchulz(Table),
+    /// Polar Express on the Gram matrix of matrices that are not square.
+    Gram {
+        /// Steps after which the Gram matrix is computed anew from X. Rounding errors grow between restarts.
+        restart: u32,
+    },
+    /// The singular value decomposition, in float64.
+    Svd,
+}
+
+/// Coefficients of Newton–Schulz.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// Keller Jordan's one quintic.
+    Jordan,
+    /// You Jiacheng's five quintics.
+    You,
+    /// CANS: cubics.
+    Cans,
+}
+
+/// Settings of the iteration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Polar {
+    /// The way.
+    pub method: Method,
+    /// Iterations.
+    pub steps: u32,
+    /// How its products are made.
+    pub products: Products,
+}
+
+impl Polar {
+    /// The (approximate) polar factors of `m` `[parts, rows, columns]`, float32 and contiguous: as large, contiguous, in the
+    /// products' kind (float32 for the SVD). A zero matrix gives zeros.
+    pub fn factors(&self, m: &Tensor) -> Result<Tensor, OptimError> {
+        if self.method == Method::Svd {
+            return svd::factors(m);
+        }
+        let (_, rows, columns) = m.size3()?;
+        let stack = Stack(self.products);
+        let scales: Vec<f32> = norms(m)?
+            .into_iter()
+            .map(|norm| start(self.method, norm) as f32)
+            .collect();
+        let scaled = match scales[..] {
+            [one] => m.f_mul_scalar(f64::from(one))?,
+            _ => m.f_mul(&Tensor::from_slice(&scales).f_reshape([-1, 1, 1])?)?,
+        };
+        let tall = rows > columns;
+        let mut x = stack.hold(&match tall {
+            true => scaled.f_transpose(1, 2)?.f_contiguous()?,
+            false => scaled,
+        })?;
+        x = match self.method {
+            Method::Gram { restart } if rows != columns => self.on_gram(x, restart)?,
+            _ => self.on_x(x)?,
+        };
+        stack.release(&match tall {
+            true => x.f_transpose(1, 2)?,
+            false => x,
+        })
+    }
+
+    /// X ← a·X + (b·A + c·A²)·X with A = X·Xᵀ, X of at most as many rows as columns; each product and sum is rounded once.
+    fn on_x(&self, mut x: Tensor) -> Result<Tensor, OptimError> {
+        let stack = Stack(self.products);
+        for index in 0..self.steps {
+            let (a, b, c) = coefficients(self.method, index);
+            let gram = stack.gram(&x)?; // [parts, n, n]
+            x = match c == 0.0 {
+                true => stack.fused(&x, a, &gram, &x, b)?,
+                false => stack.fused(&x, a, &stack.polynomial(&gram, b, c)?, &x, 1.0)?,
+            };
+        }
+        Ok(x)
+    }
+
+    /// The same iteration on R = X·Xᵀ: Q collects the polynomials Z = a·I + b·R + c·R², R ← Z·R·Z, and X ← Q·X at a restart
+    /// and at the end, so that the long side takes part in few products.
+    fn on_gram(&self, mut x: Tensor, restart: u32) -> Result<Tensor, OptimError> {
+        let stack = Stack(self.products);
+        let identity = Tensor::f_eye(x.size()[1], (stack.held(), Device::Cpu))?.f_unsqueeze(0)?;
+        let mut gram = stack.gram(&x)?;
+        let mut collected: Option<Tensor> = None;
+        for index in 0..self.steps {
+            let (a, b, c) = coefficients(self.method, index);
+            let mixed = match c == 0.0 {
+                true => gram.f_mul_scalar(b)?,
+                false => gram.f_baddbmm(&gram, &gram, b, c)?,
+            };
+            let z = stack.round(mixed.f_add(&identity.f_mul_scalar(a)?)?)?; // [parts, n, n]
+            collected = Some(match &collected {
+                None => z.shallow_clone(),
+                Some(q) => stack.product(&z, q, 1.0)?,
+            });
+            let last = index + 1 == self.steps;
+            if last || (index + 1) % restart == 0 {
+                if let Some(q) = collected.take() {
+                    x = stack.product(&q, &x, 1.0)?;
+                }
+                if !last {
+                    gram = stack.gram(&x)?;
+                }
+            } else {
+                let right = stack.product(&gram, &z, 1.0)?;
+                gram = stack.product(&z, &right, 1.0)?;
+            }
+        }
+        Ok(x)
+    }
+}
+
+/// How far a factor is from orthogonal: ‖U·Uᵀ − I‖_F / √n of a matrix `[rows, columns]` of any kind, n its short side. In
+/// float32 products.
+pub fn orthogonality_error(factor: &Tensor) -> Result<f64, OptimError> {
+    let (rows, columns) = factor.size2()?;
+    let x = factor.f_to_kind(Kind::Float)?;
+    let x = if rows > columns { x.f_transpose(0, 1)? } else { x };
+    let n = rows.min(columns);
+    let rest = x
+        .f_mm(&x.f_transpose(0, 1)?)?
+        .f_sub(&Tensor::f_eye(n, (Kind::Float, Device::Cpu))?)?;
+    let rest = rest.f_contiguous()?.f_unsqueeze(0)?;
+    Ok(norms(&rest)?[0] / (n as f64).sqrt())
+}
