@@ -1,9 +1,13 @@
 //! The words of the protocol as plain Rust: what the coordinator decides with and what the device thread reads.
 //! Nothing here knows about the wire; `convert` carries these types to the generated messages and back.
 
+mod metrics;
+
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
+
+pub use crate::domain::metrics::{Orthogonality, StepMetrics};
 
 /// Which life of the coordinator and which formation of members a message belongs to. Older ones are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -148,29 +152,6 @@ impl Directive {
             kind,
         })
     }
-}
-
-/// What rank 0 measured in a step.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct StepMetrics {
-    /// Mean over the counted tokens of the step, nats a token.
-    pub loss: f64,
-    /// Counted tokens of the step, over all ranks.
-    pub tokens: u64,
-    /// Global gradient norm before clipping.
-    pub grad_norm: f64,
-    /// Global norm of the update.
-    pub update_norm: f64,
-    /// As planned.
-    pub learning_rate: f64,
-    /// As applied.
-    pub effective_learning_rate: f64,
-    /// Wall time of the step, without validation.
-    pub step_ms: f64,
-    /// Milliseconds of the step's phases, in their order.
-    pub phases: Vec<(String, f64)>,
-    /// Polar factors that all owners computed together.
-    pub polar_factors: u32,
 }
 
 /// The loss over the whole validation split.
@@ -354,6 +335,16 @@ pub struct CommittedStep {
     pub ranks: u32,
     /// Hash of the parameters after the step, equal on every rank.
     pub parameter_hash: [u8; 32],
+    /// Polar factors that all owners computed together; 0 where there are none.
+    pub polar_factors: u32,
+    /// h, the value of the model of the loss, nats a token. This and what follows: see [`StepMetrics`].
+    pub model_value: Option<f64>,
+    /// G, the dual norm of the momentum.
+    pub dual_norm: Option<f64>,
+    /// F*, the lower bound of the loss, nats a token.
+    pub lower_bound: Option<f64>,
+    /// How orthogonal one polar factor of the step is.
+    pub orthogonality: Option<Orthogonality>,
 }
 
 /// How a run ended.

@@ -13,19 +13,99 @@ fn header() -> Header {
     }
 }
 
+/// Every field has a value of its own, so that one that is dropped or goes into another's place shows.
+fn metrics() -> StepMetrics {
+    StepMetrics {
+        loss: 1.25,
+        tokens: 99,
+        grad_norm: 2.5,
+        update_norm: 3.5,
+        learning_rate: 0.5,
+        effective_learning_rate: 0.25,
+        step_ms: 12.0,
+        phases: vec![("forward".into(), 1.5)],
+        polar_factors: 4,
+        model_value: Some(1.125),
+        dual_norm: Some(7.5),
+        lower_bound: Some(0.0), // a bound of zero is a bound
+        orthogonality: Some(orthogonality()),
+    }
+}
+
+fn orthogonality() -> Orthogonality {
+    Orthogonality {
+        tensor: "h.3.attn.c_attn.weight[1]".into(),
+        error: 0.0625,
+    }
+}
+
+fn committed() -> CommittedStep {
+    CommittedStep {
+        step: 4,
+        total_steps: 9,
+        samples: 64,
+        tokens: 640,
+        loss: 1.0,
+        learning_rate: 0.1,
+        effective_learning_rate: 0.05,
+        batch: 16,
+        grad_norm: 2.0,
+        update_norm: 3.0,
+        tokens_per_second: 1e4,
+        step_ms: 12.0,
+        phases: vec![("forward".into(), 7.0)],
+        generation: 2,
+        ranks: 3,
+        parameter_hash: [1; 32],
+        polar_factors: 24,
+        model_value: Some(0.75),
+        dual_norm: Some(5.5),
+        lower_bound: Some(0.0),
+        orthogonality: Some(orthogonality()),
+    }
+}
+
+/// A report of rank 0 with these metrics, after its way over the wire.
+fn over_the_wire(metrics: StepMetrics) -> StepMetrics {
+    let report = StepReport {
+        stamp: header().stamp,
+        rank: 0,
+        step: 9,
+        parameter_hash: [7; 32],
+        metrics: Some(metrics),
+        validation: None,
+        peak_memory_mib: 300,
+    };
+    let sent = FromMember {
+        header: header(),
+        body: MemberBody::Report(report),
+    };
+    let bytes = v1::MemberMessage::from(&sent).encode_to_vec();
+    match FromMember::try_from(v1::MemberMessage::decode(&bytes[..]).unwrap())
+        .unwrap()
+        .body
+    {
+        MemberBody::Report(report) => report.metrics.unwrap(),
+        other => panic!("a report became {other:?}"),
+    }
+}
+
+/// A committed step after its way over the wire.
+fn watched(step: CommittedStep) -> CommittedStep {
+    let bytes = v1::WatchEvent::from((&header(), &RunEvent::Step(step))).encode_to_vec();
+    match RunEvent::try_from(v1::WatchEvent::decode(&bytes[..]).unwrap()).unwrap() {
+        RunEvent::Step(step) => step,
+        other => panic!("a step became {other:?}"),
+    }
+}
+
 fn members() -> Vec<MemberBody> {
     let report = StepReport {
         stamp: header().stamp,
         rank: 1,
         step: 9,
         parameter_hash: [7; 32],
-        metrics: Some(StepMetrics {
-            loss: 1.25,
-            tokens: 99,
-            phases: vec![("forward".into(), 1.5)],
-            polar_factors: 4,
-            ..StepMetrics::default()
-        }),
+        metrics: Some(metrics()),
         validation: Some(Validation { loss: 2.5, tokens: 11 }),
         peak_memory_mib: 300,
     };
@@ -121,24 +201,6 @@ fn every_message_comes_back_as_it_was_sent() {
             sent
         );
     }
-    let step = CommittedStep {
-        step: 4,
-        total_steps: 9,
-        samples: 64,
-        tokens: 640,
-        loss: 1.0,
-        learning_rate: 0.1,
-        effective_learning_rate: 0.05,
-        batch: 16,
-        grad_norm: 2.0,
-        update_norm: 3.0,
-        tokens_per_second: 1e4,
-        step_ms: 12.0,
-        phases: vec![("forward".into(), 7.0)],
-        generation: 2,
-        ranks: 3,
-        parameter_hash: [1; 32],
-    };
     let end = RunEnd {
         outcome: Outcome::Completed,
         reason: "all 9 steps were made".into(),
@@ -149,7 +211,7 @@ fn every_message_comes_back_as_it_was_sent() {
             phase: "training".into(),
             reason: "why".into(),
         },
-        RunEvent::Step(step),
+        RunEvent::Step(committed()),
         RunEvent::Validation {
             step: 4,
             validation: Validation { loss: 1.5, tokens: 10 },
@@ -161,6 +223,58 @@ fn every_message_comes_back_as_it_was_sent() {
             event
         );
     }
+}
+
+#[test]
+fn what_an_optimiser_does_not_have_stays_absent() {
+    let plain = StepMetrics {
+        model_value: None,
+        dual_norm: None,
+        lower_bound: None,
+        orthogonality: None,
+        ..metrics()
+    };
+    assert_eq!(over_the_wire(plain.clone()), plain);
+    let plain = CommittedStep {
+        model_value: None,
+        dual_norm: None,
+        lower_bound: None,
+        orthogonality: None,
+        ..committed()
+    };
+    assert_eq!(watched(plain.clone()), plain);
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_neither_refused_nor_changed() {
+    let error = Orthogonality {
+        error: f64::NAN,
+        ..orthogonality()
+    };
+    let came = over_the_wire(StepMetrics {
+        model_value: Some(f64::NAN),
+        dual_norm: Some(f64::INFINITY),
+        lower_bound: Some(f64::NEG_INFINITY),
+        orthogonality: Some(error.clone()),
+        ..metrics()
+    });
+    assert!(came.model_value.unwrap().is_nan(), "{came:?}");
+    assert!(came.orthogonality.as_ref().unwrap().error.is_nan(), "{came:?}");
+    assert_eq!(
+        (came.dual_norm, came.lower_bound),
+        (Some(f64::INFINITY), Some(f64::NEG_INFINITY))
+    );
+    let came = watched(CommittedStep {
+        model_value: Some(f64::NAN),
+        dual_norm: Some(f64::NAN),
+        lower_bound: Some(f64::NEG_INFINITY),
+        orthogonality: Some(error),
+        ..committed()
+    });
+    assert!(came.model_value.unwrap().is_nan(), "{came:?}");
+    assert!(came.dual_norm.unwrap().is_nan(), "{came:?}");
+    assert!(came.orthogonality.as_ref().unwrap().error.is_nan(), "{came:?}");
+    assert_eq!(came.lower_bound, Some(f64::NEG_INFINITY));
 }
 
 #[test]

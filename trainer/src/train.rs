@@ -234,6 +234,7 @@ impl Trainer {
                 step_ms: outcome.step_ms,
                 phases: outcome.phases,
                 polar_factors: outcome.polar_factors,
+                ..StepMetrics::default()
             }),
             validation: validation.filter(|_| self.rank == 0),
             peak_memory_mib: peak_memory_mib(),

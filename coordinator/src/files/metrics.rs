@@ -1,11 +1,12 @@
-//! Lines of `metrics.jsonl`; the keys are fixed, as other tools read them.
+//! Lines of `metrics.jsonl`; the keys are fixed, as other tools read them. Optional keys are left out where the
+//! optimiser has no such number; a number that is not finite becomes `null`, as JSON has no other word for it.
 
 use lockstep_proto::domain::CommittedStep;
 use serde::{Serialize, Serializer};
 
 /// A committed step. `samples` and `tokens` are of the run so far, `batch` is the step's own samples.
-#[derive(Serialize)]
-pub(super) struct StepLine<'a> {
+#[derive(Debug, Serialize)]
+pub struct StepLine<'a> {
     step: u64,
     samples: u64,
     tokens: u64,
@@ -21,9 +22,22 @@ pub(super) struct StepLine<'a> {
     generation: u64,
     ranks: u32,
     parameter_hash: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model_value: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dual_norm: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lower_bound: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    polar_factors: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    orthogonality_error: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    orthogonality_tensor: Option<&'a str>,
 }
 
 /// A map from `NAME_ms` to milliseconds, in the order of the phases.
+#[derive(Debug)]
 struct Phases<'a>(&'a [(String, f64)]);
 
 impl Serialize for Phases<'_> {
@@ -36,7 +50,9 @@ impl Serialize for Phases<'_> {
 }
 
 impl StepLine<'_> {
-    pub(super) fn of(step: &CommittedStep) -> StepLine<'_> {
+    /// The line of `step`.
+    pub fn of(step: &CommittedStep) -> StepLine<'_> {
+        let orthogonality = step.orthogonality.as_ref();
         StepLine {
             step: step.step,
             samples: step.samples,
@@ -53,6 +69,12 @@ impl StepLine<'_> {
             generation: step.generation,
             ranks: step.ranks,
             parameter_hash: blake3::Hash::from_bytes(step.parameter_hash).to_hex().to_string(),
+            model_value: step.model_value,
+            dual_norm: step.dual_norm,
+            lower_bound: step.lower_bound,
+            polar_factors: (step.polar_factors > 0).then_some(step.polar_factors),
+            orthogonality_error: orthogonality.map(|orthogonality| orthogonality.error),
+            orthogonality_tensor: orthogonality.map(|orthogonality| &orthogonality.tensor[..]),
         }
     }
 }

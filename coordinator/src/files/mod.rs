@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use lockstep_proto::domain::{CommittedStep, RunEnd, Validation};
 
+pub use crate::files::metrics::StepLine;
 pub use crate::files::summary::{Summary, World};
 use crate::files::tensorboard::EventFile;
 
@@ -62,13 +63,23 @@ impl RunFiles {
     /// When a file cannot be written.
     pub fn committed(&mut self, step: &CommittedStep) -> Result<(), FileError> {
         self.summary.committed(step);
-        self.line(&metrics::StepLine::of(step))?;
-        let scalars = [
+        self.line(&StepLine::of(step))?;
+        let mut scalars = vec![
             ("loss", step.loss),
             ("lr", step.learning_rate),
             ("grad_norm", step.grad_norm),
             ("tokens_per_second", step.tokens_per_second),
         ];
+        let polar_factors = (step.polar_factors > 0).then_some(f64::from(step.polar_factors));
+        let orthogonality_error = step.orthogonality.as_ref().map(|orthogonality| orthogonality.error);
+        let optional = [
+            ("model_value", step.model_value),
+            ("dual_norm", step.dual_norm),
+            ("lower_bound", step.lower_bound),
+            ("polar_factors", polar_factors),
+            ("orthogonality_error", orthogonality_error),
+        ];
+        scalars.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value?))));
         self.events.scalars(step.step, &scalars)
     }
 
@@ -129,7 +140,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 
 #[cfg(test)]
 mod tests {
-    use lockstep_proto::domain::Outcome;
+    use lockstep_proto::domain::{Orthogonality, Outcome};
     use serde_json::Value;
     use tempfile::tempdir;
 
@@ -153,18 +164,41 @@ mod tests {
             generation: 1,
             ranks: 2,
             parameter_hash: [0xab; 32],
+            polar_factors: 0,
+            model_value: None,
+            dual_norm: None,
+            lower_bound: None,
+            orthogonality: None,
+        }
+    }
+
+    /// A step of an optimiser that has every optional number.
+    fn measured(step_number: u64) -> CommittedStep {
+        CommittedStep {
+            polar_factors: 12,
+            model_value: Some(2.25),
+            dual_norm: Some(3.5),
+            lower_bound: Some(0.0),
+            orthogonality: Some(Orthogonality {
+                tensor: "h.1.attn.c_attn.weight[2]".to_owned(),
+                error: 0.125,
+            }),
+            ..step(step_number)
+        }
+    }
+
+    fn world() -> World {
+        World {
+            from_step: 1,
+            ranks: 2,
+            backend: "host".to_owned(),
         }
     }
 
     #[test]
     fn the_files_have_the_keys_that_other_tools_read() {
         let folder = tempdir().unwrap();
-        let world = World {
-            from_step: 1,
-            ranks: 2,
-            backend: "host".to_owned(),
-        };
-        let mut files = RunFiles::create(folder.path(), "[run]\n", world).unwrap();
+        let mut files = RunFiles::create(folder.path(), "[run]\n", world()).unwrap();
         files.committed(&step(1)).unwrap();
         files.committed(&step(2)).unwrap();
         files
@@ -219,5 +253,53 @@ mod tests {
             std::fs::read_to_string(folder.path().join("config.toml")).unwrap(),
             "[run]\n"
         );
+    }
+
+    #[test]
+    fn optional_numbers_have_keys_and_scalars_only_where_the_optimiser_has_them() {
+        let folder = tempdir().unwrap();
+        let mut files = RunFiles::create(folder.path(), "[run]\n", world()).unwrap();
+        let not_finite = CommittedStep {
+            model_value: Some(f64::NAN),
+            ..measured(3)
+        };
+        for step in [step(1), measured(2), not_finite] {
+            files.committed(&step).unwrap();
+        }
+        files.flush().unwrap();
+
+        let text = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let expected = serde_json::json!({
+            "model_value": 2.25, "dual_norm": 3.5, "lower_bound": 0.0, "polar_factors": 12,
+            "orthogonality_error": 0.125, "orthogonality_tensor": "h.1.attn.c_attn.weight[2]",
+        });
+        for (key, value) in expected.as_object().unwrap() {
+            assert_eq!(lines[0].get(key), None, "{key}");
+            assert_eq!(lines[1].get(key), Some(value), "{key}");
+        }
+        assert_eq!(lines[2].get("model_value"), Some(&Value::Null), "there, but no number");
+
+        let always = [
+            ("loss", 3.0),
+            ("lr", 0.5),
+            ("grad_norm", 2.0),
+            ("tokens_per_second", 512.0),
+        ];
+        let optional = [
+            ("model_value", 2.25),
+            ("dual_norm", 3.5),
+            ("lower_bound", 0.0),
+            ("polar_factors", 12.0),
+            ("orthogonality_error", 0.125),
+        ];
+        let expected: Vec<(String, f32)> = always.iter().map(|(tag, value)| ((*tag).to_owned(), *value)).collect();
+        assert_eq!(files.events.read_scalars(1), expected);
+        let mut expected = expected;
+        expected[0].1 = 1.5;
+        expected.extend(optional.iter().map(|(tag, value)| ((*tag).to_owned(), *value)));
+        assert_eq!(files.events.read_scalars(2), expected);
+        let (tag, value) = &files.events.read_scalars(3)[4];
+        assert!(tag == "model_value" && value.is_nan(), "{tag} {value}");
     }
 }

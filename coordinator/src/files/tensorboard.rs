@@ -123,6 +123,19 @@ fn wall_time() -> f64 {
 mod tests {
     use super::*;
 
+    impl EventFile {
+        /// Tags and values of the scalars of a step, of what was flushed.
+        pub(in crate::files) fn read_scalars(&self, step: i64) -> Vec<(String, f32)> {
+            read(&std::fs::read(&self.path).unwrap())
+                .into_iter()
+                .filter(|event| event.step == step)
+                .filter_map(|event| event.summary)
+                .flat_map(|summary| summary.value)
+                .map(|scalar| (scalar.tag, scalar.simple_value))
+                .collect()
+        }
+    }
+
     /// Reads a file back as TensorBoard does.
     fn read(bytes: &[u8]) -> Vec<Event> {
         let (mut events, mut rest) = (Vec::new(), bytes);

@@ -185,6 +185,11 @@ impl Commit {
             generation: self.stamp.generation,
             ranks: self.ranks,
             parameter_hash: self.parameter_hash,
+            polar_factors: metrics.polar_factors,
+            model_value: metrics.model_value,
+            dual_norm: metrics.dual_norm,
+            lower_bound: metrics.lower_bound,
+            orthogonality: metrics.orthogonality.clone(),
         }
     }
 }

@@ -100,19 +100,34 @@ fn training(ranks: u32, steps: u64) -> Run {
     run
 }
 
-fn report(run: &Run, rank: u32, step: u64, hash: u8) -> Event {
-    let metrics = StepMetrics {
+fn metrics() -> StepMetrics {
+    StepMetrics {
         loss: 2.0,
         tokens: 64,
+        grad_norm: 3.0,
+        update_norm: 4.0,
+        learning_rate: 0.5,
+        effective_learning_rate: 0.25,
         step_ms: 10.0,
-        ..StepMetrics::default()
-    };
+        phases: vec![("forward".to_owned(), 6.0)],
+        polar_factors: 12,
+        model_value: Some(1.75),
+        dual_norm: Some(5.0),
+        lower_bound: Some(1.5),
+        orthogonality: Some(Orthogonality {
+            tensor: "h.0.mlp.c_proj.weight".to_owned(),
+            error: 0.125,
+        }),
+    }
+}
+
+fn report(run: &Run, rank: u32, step: u64, hash: u8) -> Event {
     let report = StepReport {
         stamp: run.stamp(),
         rank,
         step,
         parameter_hash: [hash; 32],
-        metrics: (rank == 0).then_some(metrics),
+        metrics: (rank == 0).then(metrics),
         validation: None,
         peak_memory_mib: 5 + u64::from(rank),
     };
@@ -357,11 +372,46 @@ fn invariant_5_a_step_is_committed_when_every_rank_has_reported_it() {
         (commit.plan.step, commit.stamp, commit.samples, commit.tokens),
         (1, stamp, 4, 64)
     );
+    assert_eq!(commit.metrics, metrics(), "as rank 0 measured them");
     assert!(sent(&decision, 2).contains(&CoordinatorBody::Acknowledged {
         step: 1,
         finished: false
     }));
     assert_eq!(run.peak_memory_mib(), 7);
+}
+
+#[test]
+fn a_committed_step_shows_what_rank_0_measured() {
+    let mut run = training(2, 10);
+    let learning_rate = run.issued[0].learning_rate;
+    let decision = everybody_reports(&mut run, 2, 1);
+    let Some(Done::Persist(Record::Committed(commit))) = decision.directives.first() else {
+        panic!("{decision:?}")
+    };
+    let expected = CommittedStep {
+        step: 1,
+        total_steps: 10,
+        samples: 4,
+        tokens: 64,
+        loss: 2.0,
+        learning_rate,
+        effective_learning_rate: 0.25,
+        batch: 4,
+        grad_norm: 3.0,
+        update_norm: 4.0,
+        tokens_per_second: 6400.0,
+        step_ms: 10.0,
+        phases: vec![("forward".to_owned(), 6.0)],
+        generation: 1,
+        ranks: 2,
+        parameter_hash: commit.parameter_hash,
+        polar_factors: 12,
+        model_value: Some(1.75),
+        dual_norm: Some(5.0),
+        lower_bound: Some(1.5),
+        orthogonality: metrics().orthogonality,
+    };
+    assert_eq!(commit.to_committed_step(10), expected);
 }
 
 #[test]

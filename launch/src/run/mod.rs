@@ -151,7 +151,7 @@ fn input_of(message: Message, screen: &mut Screen) -> Vec<Input> {
     match message {
         Message::Event(event) => {
             screen.event(&event);
-            match event {
+            match *event {
                 lockstep_proto::domain::RunEvent::Ended(end) => vec![Input::Ended(end)],
                 _ => Vec::new(),
             }

@@ -18,7 +18,7 @@ use crate::run::check::Checked;
 #[derive(Debug)]
 pub(crate) enum Message {
     /// Of the run.
-    Event(RunEvent),
+    Event(Box<RunEvent>),
     /// A signal asks to end.
     Interrupt,
     /// No more events come, and the run has not ended.
@@ -144,8 +144,9 @@ fn is_ignored(kind: SignalKind) -> bool {
 /// Passes the run's events on until it ends.
 fn follow(mut events: Events, sender: &Sender<Message>) {
     loop {
-        let message = events.blocking_next().map_or(Message::EventsLost, Message::Event);
-        let last = matches!(message, Message::EventsLost | Message::Event(RunEvent::Ended(_)));
+        let event = events.blocking_next();
+        let last = matches!(event, None | Some(RunEvent::Ended(_)));
+        let message = event.map_or(Message::EventsLost, |event| Message::Event(Box::new(event)));
         if sender.send(message).is_err() || last {
             return;
         }

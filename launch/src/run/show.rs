@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write as _};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lockstep_coordinator::files::StepLine;
 use lockstep_coordinator::run::Phase;
 use lockstep_proto::domain::{CommittedStep, Outcome, RunEvent};
 use serde_json::{Value, json};
@@ -30,6 +31,8 @@ pub(crate) struct Bar {
     bar: ProgressBar,
     loss: Option<f64>,
     validation: Option<f64>,
+    /// Where it is another than the planned one.
+    effective_learning_rate: Option<String>,
     tokens_per_second: f64,
 }
 
@@ -51,6 +54,7 @@ impl Screen {
             bar,
             loss: None,
             validation: None,
+            effective_learning_rate: None,
             tokens_per_second: 0.0,
         })
     }
@@ -114,6 +118,7 @@ impl Bar {
         match event {
             RunEvent::Step(step) => {
                 self.loss = Some(step.loss);
+                self.effective_learning_rate = effective_learning_rate(step);
                 self.tokens_per_second = step.tokens_per_second;
                 self.bar.set_position(step.step);
             }
@@ -129,6 +134,9 @@ impl Bar {
         for (name, number) in numbers.into_iter().filter_map(|(name, number)| Some((name, number?))) {
             // Writing to a String cannot fail.
             let _ = write!(message, "{name} {number:.4}  ");
+        }
+        if let Some(effective) = &self.effective_learning_rate {
+            let _ = write!(message, "effective lr {effective}  ");
         }
         if self.loss.is_some() {
             let left = HumanDuration(self.bar.eta());
@@ -154,11 +162,11 @@ pub(crate) fn line(event: &RunEvent) -> String {
     match event {
         RunEvent::State { phase, reason } => format!("{phase}: {reason}"),
         RunEvent::Step(step) => format!(
-            "step {}/{}  loss {:.4}  lr {:.3e}  batch {}  {:.0} tok/s  {:.0} ms",
+            "step {}/{}  loss {:.4}  lr {}  batch {}  {:.0} tok/s  {:.0} ms",
             step.step,
             step.total_steps,
             step.loss,
-            step.learning_rate,
+            learning_rate(step),
             step.batch,
             step.tokens_per_second,
             step.step_ms
@@ -171,6 +179,25 @@ pub(crate) fn line(event: &RunEvent) -> String {
         }
         RunEvent::Ended(end) => format!("ended after step {}: {}", end.last_step, end.reason),
     }
+}
+
+/// The planned learning rate, and the one that was applied if it is another.
+fn learning_rate(step: &CommittedStep) -> String {
+    let planned = scientific(step.learning_rate);
+    match effective_learning_rate(step) {
+        Some(effective) => format!("{planned} (effective {effective})"),
+        None => planned,
+    }
+}
+
+/// The learning rate that was applied, where it reads differently from the planned one.
+fn effective_learning_rate(step: &CommittedStep) -> Option<String> {
+    let effective = scientific(step.effective_learning_rate);
+    (effective != scientific(step.learning_rate)).then_some(effective)
+}
+
+fn scientific(number: f64) -> String {
+    format!("{number:.3e}")
 }
 
 /// An event as JSON; the keys of a step are those of `metrics.jsonl`.
@@ -188,19 +215,10 @@ pub(crate) fn to_json(event: &RunEvent) -> Value {
 }
 
 fn step_json(step: &CommittedStep) -> Value {
-    let hash: String = step.parameter_hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    let phases: serde_json::Map<String, Value> = step
-        .phases
-        .iter()
-        .map(|(name, milliseconds)| (format!("{name}_ms"), json!(milliseconds)))
-        .collect();
-    json!({
-        "event": "step", "step": step.step, "total_steps": step.total_steps, "samples": step.samples,
-        "tokens": step.tokens, "loss": step.loss, "lr": step.learning_rate,
-        "effective_lr": step.effective_learning_rate, "batch": step.batch, "grad_norm": step.grad_norm,
-        "update_norm": step.update_norm, "tokens_per_second": step.tokens_per_second, "step_ms": step.step_ms,
-        "phases": phases, "generation": step.generation, "ranks": step.ranks, "parameter_hash": hash,
-    })
+    let mut value = json!(StepLine::of(step));
+    value["event"] = json!("step");
+    value["total_steps"] = json!(step.total_steps);
+    value
 }
 
 fn outcome_word(outcome: &Outcome) -> &'static str {
@@ -213,7 +231,7 @@ fn outcome_word(outcome: &Outcome) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use lockstep_proto::domain::Validation;
+    use lockstep_proto::domain::{Orthogonality, Validation};
 
     use super::*;
 
@@ -235,18 +253,75 @@ mod tests {
             generation: 1,
             ranks: 2,
             parameter_hash: [0xab; 32],
+            polar_factors: 12,
+            model_value: Some(2.25),
+            dual_norm: Some(3.5),
+            lower_bound: Some(1.75),
+            orthogonality: Some(Orthogonality {
+                tensor: "h.1.attn.c_attn.weight[2]".to_owned(),
+                error: 0.125,
+            }),
+        }
+    }
+
+    /// The step of an optimiser without polar factors, model and dual norm.
+    fn plain() -> CommittedStep {
+        CommittedStep {
+            polar_factors: 0,
+            model_value: None,
+            dual_norm: None,
+            lower_bound: None,
+            orthogonality: None,
+            ..step()
         }
     }
 
     #[test]
-    fn a_step_as_json_has_the_keys_of_the_metrics_file() {
-        let value = to_json(&RunEvent::Step(step()));
-        let keys = "step samples tokens loss lr effective_lr batch grad_norm update_norm tokens_per_second step_ms phases generation ranks parameter_hash";
-        for key in keys.split(' ') {
-            assert!(value.get(key).is_some(), "{key} is missing in {value}");
+    fn a_step_as_json_is_its_line_of_the_metrics_file_and_says_that_it_is_a_step() {
+        let mut expected = json!({
+            "event": "step", "step": 7, "total_steps": 10, "samples": 56, "tokens": 448, "loss": 2.5, "lr": 1e-3,
+            "effective_lr": 1e-3, "batch": 8, "grad_norm": 1.0, "update_norm": 0.5, "tokens_per_second": 640.0,
+            "step_ms": 100.0, "phases": { "forward_ms": 40.0 }, "generation": 1, "ranks": 2,
+            "parameter_hash": "ab".repeat(32), "model_value": 2.25, "dual_norm": 3.5, "lower_bound": 1.75,
+            "polar_factors": 12, "orthogonality_error": 0.125, "orthogonality_tensor": "h.1.attn.c_attn.weight[2]",
+        });
+        assert_eq!(to_json(&RunEvent::Step(step())), expected);
+
+        // An optimiser that has none of these says nothing about them.
+        let optional = "model_value dual_norm lower_bound polar_factors orthogonality_error orthogonality_tensor";
+        for key in optional.split(' ') {
+            let removed = expected.as_object_mut().and_then(|keys| keys.remove(key));
+            assert!(removed.is_some(), "{key}");
         }
-        assert_eq!(value["phases"]["forward_ms"], 40.0);
-        assert_eq!(value["parameter_hash"], "ab".repeat(32));
+        assert_eq!(to_json(&RunEvent::Step(plain())), expected);
+    }
+
+    #[test]
+    fn the_effective_learning_rate_is_shown_where_it_is_another_than_the_planned_one() {
+        let planned = line(&RunEvent::Step(step()));
+        assert!(planned.contains("  lr 1.000e-3  batch"), "{planned}");
+        let truncated = CommittedStep {
+            effective_learning_rate: 2.5e-4,
+            ..step()
+        };
+        let line = line(&RunEvent::Step(truncated.clone()));
+        assert!(line.contains("  lr 1.000e-3 (effective 2.500e-4)  batch"), "{line}");
+
+        let mut bar = Bar {
+            bar: ProgressBar::hidden(),
+            loss: None,
+            validation: None,
+            effective_learning_rate: None,
+            tokens_per_second: 0.0,
+        };
+        bar.event(&RunEvent::Step(truncated));
+        assert!(
+            bar.bar.message().contains("effective lr 2.500e-4"),
+            "{}",
+            bar.bar.message()
+        );
+        bar.event(&RunEvent::Step(step()));
+        assert!(!bar.bar.message().contains("effective"), "{}", bar.bar.message());
     }
 
     #[test]

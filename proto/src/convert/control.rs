@@ -112,6 +112,11 @@ fn step_out(step: &CommittedStep) -> v1::CommittedStep {
         generation: step.generation,
         ranks: step.ranks,
         parameter_hash: step.parameter_hash.to_vec(),
+        polar_factors: step.polar_factors,
+        model_value: step.model_value,
+        dual_norm: step.dual_norm,
+        lower_bound: step.lower_bound,
+        orthogonality: step.orthogonality.as_ref().map(Into::into),
     }
 }
 
@@ -133,6 +138,11 @@ fn step_in(step: v1::CommittedStep) -> Result<CommittedStep, ConvertError> {
         generation: step.generation,
         ranks: step.ranks,
         parameter_hash: bytes_32("CommittedStep", "parameter_hash", &step.parameter_hash)?,
+        polar_factors: step.polar_factors,
+        model_value: step.model_value,
+        dual_norm: step.dual_norm,
+        lower_bound: step.lower_bound,
+        orthogonality: step.orthogonality.map(Into::into),
     })
 }
 

@@ -5,7 +5,7 @@ mod control;
 mod training;
 
 use crate::PROTOCOL_VERSION;
-use crate::domain::{Header, MemberPlace, Outcome, Stamp};
+use crate::domain::{Header, MemberPlace, Orthogonality, Outcome, Stamp};
 use crate::v1;
 
 /// Why a message cannot be understood.
@@ -131,6 +131,24 @@ fn phases_in(phases: Vec<v1::Phase>) -> Vec<(String, f64)> {
         .into_iter()
         .map(|phase| (phase.name, phase.milliseconds))
         .collect()
+}
+
+impl From<&Orthogonality> for v1::Orthogonality {
+    fn from(orthogonality: &Orthogonality) -> Self {
+        v1::Orthogonality {
+            tensor: orthogonality.tensor.clone(),
+            error: orthogonality.error,
+        }
+    }
+}
+
+impl From<v1::Orthogonality> for Orthogonality {
+    fn from(orthogonality: v1::Orthogonality) -> Self {
+        Orthogonality {
+            tensor: orthogonality.tensor,
+            error: orthogonality.error,
+        }
+    }
 }
 
 impl From<&MemberPlace> for v1::MemberPlace {

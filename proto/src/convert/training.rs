@@ -96,6 +96,10 @@ fn report_out(report: &StepReport) -> v1::StepReport {
             step_ms: metrics.step_ms,
             phases: phases_out(&metrics.phases),
             polar_factors: metrics.polar_factors,
+            model_value: metrics.model_value,
+            dual_norm: metrics.dual_norm,
+            lower_bound: metrics.lower_bound,
+            orthogonality: metrics.orthogonality.as_ref().map(Into::into),
         }),
         validation: report.validation.map(|validation| v1::Validation {
             loss: validation.loss,
@@ -121,6 +125,10 @@ fn report_in(header: &Header, report: v1::StepReport) -> Result<StepReport, Conv
             step_ms: metrics.step_ms,
             phases: phases_in(metrics.phases),
             polar_factors: metrics.polar_factors,
+            model_value: metrics.model_value,
+            dual_norm: metrics.dual_norm,
+            lower_bound: metrics.lower_bound,
+            orthogonality: metrics.orthogonality.map(Into::into),
         }),
         validation: report.validation.map(|validation| Validation {
             loss: validation.loss,

@@ -11,7 +11,7 @@ use lockstep_proto::domain::*;
 use lockstep_session::{Session, SessionError, SessionOptions};
 use tempfile::tempdir;
 
-use crate::world::{Behaviour, PATIENCE, Trainers, coordinator, hash_of, info};
+use crate::world::{Behaviour, PATIENCE, Trainers, coordinator, hash_of, info, metrics_of};
 
 /// Long enough for any machine; what is waited for normally comes in milliseconds.
 const BOUND: Duration = Duration::from_secs(20);
@@ -53,6 +53,17 @@ fn a_run_completes_and_leaves_its_record_in_ledger_and_files() {
         match event {
             RunEvent::Step(step) => {
                 assert_eq!(step.parameter_hash, hash_of(step.step));
+                let metrics = metrics_of(step.step);
+                assert_eq!(
+                    (step.polar_factors, step.model_value, step.dual_norm, step.lower_bound),
+                    (
+                        metrics.polar_factors,
+                        metrics.model_value,
+                        metrics.dual_norm,
+                        metrics.lower_bound
+                    )
+                );
+                assert_eq!(step.orthogonality, metrics.orthogonality);
                 steps.push(step.step);
             }
             RunEvent::Validation { step, .. } => validated.push(step),
@@ -63,6 +74,13 @@ fn a_run_completes_and_leaves_its_record_in_ledger_and_files() {
 
     let text = std::fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
     assert_eq!(text.lines().count(), 23 + 5);
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let orthogonality: Vec<&str> = lines
+        .iter()
+        .filter_map(|line| line.get("orthogonality_tensor")?.as_str())
+        .collect();
+    let odd = (1..=23).step_by(2).map(|step| format!("h.{step}.mlp.c_fc.weight"));
+    assert_eq!(orthogonality, odd.collect::<Vec<_>>());
     let text = std::fs::read_to_string(folder.path().join("run/summary.json")).unwrap();
     let summary: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!((&summary["exit"], &summary["steps"]), (&"completed".into(), &23.into()));
@@ -83,6 +101,7 @@ fn a_run_completes_and_leaves_its_record_in_ledger_and_files() {
     let mut cursor = 0;
     for commit in &committed {
         assert_eq!(commit.plan.first_sample, cursor);
+        assert_eq!(commit.metrics, metrics_of(commit.plan.step));
         cursor += commit.plan.samples;
     }
     assert_eq!((committed.len(), cursor), (23, 23 * 8));

@@ -134,6 +134,26 @@ impl Trainers {
     }
 }
 
+/// What rank 0 says of a step: every second step is of an optimiser without a model of the loss.
+pub(crate) fn metrics_of(step: u64) -> StepMetrics {
+    let modelled = step % 2 == 1;
+    StepMetrics {
+        loss: 4.0 / step as f64,
+        tokens: 128,
+        step_ms: 2.0,
+        phases: vec![("forward".to_owned(), 1.0)],
+        polar_factors: 6,
+        model_value: modelled.then_some(3.0 / step as f64),
+        dual_norm: modelled.then_some(step as f64),
+        lower_bound: modelled.then_some(0.0),
+        orthogonality: modelled.then(|| Orthogonality {
+            tensor: format!("h.{step}.mlp.c_fc.weight"),
+            error: 0.5 / step as f64,
+        }),
+        ..StepMetrics::default()
+    }
+}
+
 pub(crate) fn hash_of(step: u64) -> [u8; 32] {
     [step as u8; 32]
 }
@@ -189,19 +209,12 @@ fn train(
         } else {
             hash_of(step)
         };
-        let metrics = StepMetrics {
-            loss: 4.0 / step as f64,
-            tokens: 128,
-            step_ms: 2.0,
-            phases: vec![("forward".to_owned(), 1.0)],
-            ..StepMetrics::default()
-        };
         session.report(StepReport {
             stamp: generation.stamp,
             rank: place.rank,
             step,
             parameter_hash,
-            metrics: (place.rank == 0).then_some(metrics),
+            metrics: (place.rank == 0).then(|| metrics_of(step)),
             validation: (place.rank == 0 && plan.validate).then_some(Validation { loss: 2.0, tokens: 50 }),
             peak_memory_mib: 100 + u64::from(place.rank),
         })?;
