@@ -173,6 +173,34 @@ fn with_too_large_a_learning_rate_the_plain_member_diverges_and_its_momo_form_do
 }
 
 #[test]
+fn every_step_leaves_its_proof_of_work_and_what_the_model_of_the_loss_said() {
+    real_trainer();
+    let stage = Stage::new();
+    let rules = "hidden = [{ match = \"*.qkv.weight\", split = \"thirds\" }, \"*.up.weight\"]";
+    with_optimizer(&stage, "momo.toml", &format!("method = \"muonmax\"\nmomo = {{ lower_bound = 1.0 }}\n{rules}"));
+    let output = stage.lockstep("run momo.toml -n 2");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let steps = lines(&stage, "first");
+    let mut probed: Vec<&str> = Vec::new();
+    for step in &steps {
+        assert_eq!(step["polar_factors"], 4, "{step}");
+        let number = |key: &str| step[key].as_f64().unwrap();
+        assert_eq!(number("lower_bound"), 1.0);
+        assert!(number("dual_norm") > 0.0 && number("orthogonality_error") < 1.0);
+        let fall = (number("model_value") - 1.0) / number("dual_norm").powi(2);
+        let expected = number("lr").min(fall.max(0.0));
+        assert!((number("effective_lr") / expected - 1.0).abs() < 1e-9, "{step}");
+        probed.push(step["orthogonality_tensor"].as_str().unwrap());
+    }
+    let first = steps[0]["model_value"].as_f64().unwrap() / steps[0]["loss"].as_f64().unwrap();
+    assert!((first - 1.0).abs() < 1e-6, "the first model is the loss itself: {first}");
+    probed.sort_unstable();
+    probed.dedup();
+    let name = |part: u32| format!("blocks.0.qkv.weight[{part}]");
+    assert_eq!(probed, ["blocks.0.qkv.weight[0]".to_owned(), name(1), name(2), "blocks.0.up.weight".to_owned()]);
+}
+
+#[test]
 fn inspect_says_which_tensor_goes_where_and_why() {
     real_trainer();
     let stage = Stage::new();

@@ -11,7 +11,7 @@ use lockstep_collective::{Aborter, Backend, connect, new_id};
 use lockstep_config::RunConfig;
 use lockstep_data::{Dataset, Loader, Order, ValidationSet, micro_batch_samples};
 use lockstep_proto::domain::{
-    Directive, DirectiveKind, Generation, JoinInfo, Outcome, Plan, StepMetrics, StepReport, Validation,
+    Directive, DirectiveKind, Generation, JoinInfo, Orthogonality, Outcome, Plan, StepMetrics, StepReport, Validation,
 };
 use lockstep_session::{Session, SessionOptions};
 
@@ -234,7 +234,12 @@ impl Trainer {
                 step_ms: outcome.step_ms,
                 phases: outcome.phases,
                 polar_factors: outcome.polar_factors,
-                ..StepMetrics::default()
+                model_value: outcome.model.map(|model| model.value),
+                lower_bound: outcome.model.map(|model| model.lower_bound),
+                dual_norm: outcome.dual_norm,
+                orthogonality: outcome
+                    .orthogonality
+                    .map(|(tensor, error)| Orthogonality { tensor, error }),
             }),
             validation: validation.filter(|_| self.rank == 0),
             peak_memory_mib: peak_memory_mib(),
