@@ -177,7 +177,11 @@ fn every_step_leaves_its_proof_of_work_and_what_the_model_of_the_loss_said() {
     real_trainer();
     let stage = Stage::new();
     let rules = "hidden = [{ match = \"*.qkv.weight\", split = \"thirds\" }, \"*.up.weight\"]";
-    with_optimizer(&stage, "momo.toml", &format!("method = \"muonmax\"\nmomo = {{ lower_bound = 1.0 }}\n{rules}"));
+    with_optimizer(
+        &stage,
+        "momo.toml",
+        &format!("method = \"muonmax\"\nmomo = {{ lower_bound = 1.0 }}\n{rules}"),
+    );
     let output = stage.lockstep("run momo.toml -n 2");
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     let steps = lines(&stage, "first");
@@ -193,11 +197,22 @@ fn every_step_leaves_its_proof_of_work_and_what_the_model_of_the_loss_said() {
         probed.push(step["orthogonality_tensor"].as_str().unwrap());
     }
     let first = steps[0]["model_value"].as_f64().unwrap() / steps[0]["loss"].as_f64().unwrap();
-    assert!((first - 1.0).abs() < 1e-6, "the first model is the loss itself: {first}");
+    assert!(
+        (first - 1.0).abs() < 1e-6,
+        "the first model is the loss itself: {first}"
+    );
     probed.sort_unstable();
     probed.dedup();
     let name = |part: u32| format!("blocks.0.qkv.weight[{part}]");
-    assert_eq!(probed, ["blocks.0.qkv.weight[0]".to_owned(), name(1), name(2), "blocks.0.up.weight".to_owned()]);
+    assert_eq!(
+        probed,
+        [
+            "blocks.0.qkv.weight[0]".to_owned(),
+            name(1),
+            name(2),
+            "blocks.0.up.weight".to_owned()
+        ]
+    );
 }
 
 #[test]

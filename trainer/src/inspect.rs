@@ -6,7 +6,7 @@ use std::path::Path;
 use lockstep_config::{Precision, RunConfig};
 use lockstep_data::{Dataset, rank_lanes};
 use lockstep_inventory::{TensorSpec, Treatment, Use, treatments_of};
-use lockstep_optim::other::has_second_moment;
+use lockstep_optim::piece::planned_bytes;
 
 use crate::error::TrainerError;
 use crate::model::choice::from_config;
@@ -108,7 +108,7 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> Result<Strin
             .pieces
             .iter()
             .filter(|p| p.owner == rank)
-            .map(|p| state_bytes(config, &treatments[p.tensor], p.elements.len()))
+            .map(|p| planned_bytes(&treatments[p.tensor], p.elements.len(), &config.optimizer))
             .sum();
         let load = owners.hidden_cost[rank as usize];
         let lanes = rank_lanes(rank, ranks, config.run.lanes);
@@ -156,19 +156,4 @@ fn treated(treatment: &Treatment) -> String {
         Use::Hidden { parts, rows, columns } => format!("{parts} × [{rows}, {columns}]"),
         Use::Other => "other".to_owned(),
     }
-}
-
-/// Bytes of master and state of `elements` elements of a tensor at their owner.
-fn state_bytes(config: &RunConfig, treatment: &Treatment, elements: usize) -> usize {
-    let optimizer = &config.optimizer;
-    let copies = match treatment.kind {
-        // Master, momentum, what is orthogonalised where it is not the momentum.
-        Use::Hidden { .. } => 2 + usize::from(optimizer.nesterov),
-        Use::Other => 2 + usize::from(has_second_moment(optimizer.method)),
-    };
-    let rows = match (treatment.kind, optimizer.method) {
-        (Use::Hidden { parts, rows, .. }, lockstep_config::Method::NorMuon) => parts * rows,
-        _ => 0,
-    };
-    4 * (copies * elements + rows)
 }

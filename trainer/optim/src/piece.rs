@@ -1,12 +1,13 @@
 //! What an owner holds of one tensor: a hidden tensor whole, or neighbouring blocks of another one.
 
+use lockstep_config::{Method, OptimizerSection};
 use lockstep_inventory::{Treatment, Use};
 use lockstep_kernels::real::Real;
 
 use crate::OptimError;
 use crate::decision::TensorStep;
 use crate::hidden::HiddenMatrix;
-use crate::other::OtherRun;
+use crate::other::{OtherRun, has_second_moment};
 use crate::settings::Optimizer;
 
 /// Elements of a block of an other tensor: the unit of scalar sums and of splits between owners, in every world.
@@ -49,6 +50,24 @@ pub struct Applied {
     pub hash: u64,
     /// Σ (new − old)² in float64.
     pub square_sum: f64,
+}
+
+/// Bytes of master and state of `elements` elements of a tensor at their owner, without making them: what
+/// [`Piece::state_bytes`] will say.
+pub fn planned_bytes(treatment: &Treatment, elements: usize, keys: &OptimizerSection) -> usize {
+    let (copies, rows) = match treatment.kind {
+        // Master and momentum, what is orthogonalised where it is not the momentum, and NorMuon's rows.
+        Use::Hidden { parts, rows, .. } => (
+            2 + usize::from(keys.nesterov),
+            if keys.method == Method::NorMuon {
+                parts * rows
+            } else {
+                0
+            },
+        ),
+        Use::Other => (2 + usize::from(has_second_moment(keys.method)), 0),
+    };
+    4 * (copies * elements + rows)
 }
 
 impl Piece {
@@ -147,6 +166,55 @@ impl Piece {
                     orthogonality: None,
                 };
                 Ok((prepared, applied))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use lockstep_config::Precision;
+
+    use super::*;
+
+    #[test]
+    fn planned_bytes_are_those_of_a_piece_for_every_method() {
+        for method in [
+            "muon",
+            "normuon",
+            "muonadam",
+            "scion",
+            "muonmax",
+            "adamw",
+            "sgd",
+            "momo",
+            "momo-adam",
+        ] {
+            let table = format!("method = \"{method}\"").parse().unwrap();
+            let keys = OptimizerSection::parse(table, "piece.rs", Precision::Fp32).unwrap();
+            let optimizer = Optimizer::new(&keys);
+            for kind in [
+                Use::Other,
+                Use::Hidden {
+                    parts: 2,
+                    rows: 3,
+                    columns: 4,
+                },
+            ] {
+                let treatment = Treatment {
+                    kind,
+                    lr_scale: 1.0,
+                    weight_decay: 0.0,
+                    reason: String::new(),
+                };
+                let piece = Piece::new("w", &treatment, &[0.5; 24], &optimizer);
+                assert_eq!(
+                    piece.state_bytes(),
+                    planned_bytes(&treatment, 24, &keys),
+                    "{method}, {kind:?}"
+                );
             }
         }
     }

@@ -197,7 +197,14 @@ impl UpdateSlots {
                 false => blocks.clone().map(|block| float(section.start + block)).sum::<f64>(),
             };
             if factors.is_empty() {
-                duals.push(sum(&self.sections.block_duals));
+                let dual = sum(&self.sections.block_duals);
+                if !dual.is_finite() {
+                    return Err(TrainerError::NotFinite(format!(
+                        "the dual norm of {} is not finite; the step is not committed. Try a lower learning rate",
+                        inventory[tensor].name
+                    )));
+                }
+                duals.push(dual);
             }
             measured.push(Measured {
                 duals,
