@@ -2,7 +2,7 @@
 //!
 //! Plain Rust that is built before libtorch exists: [`setup`] fetches libtorch, [`demo`] shows a whole run,
 //! [`stages`] is what the continuous integration runs, [`repository`] are the rules about the files themselves, and
-//! [`bench`] measures a training step. [`workspace`] knows where things are and [`process`] starts programs; each
+//! [`bench`] measures. [`workspace`] knows where things are and [`process`] starts programs; each
 //! failure is one [`failure::Failure`]: a sentence and an exit code.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -52,29 +52,7 @@ enum Chore {
     /// Measure.
     Bench {
         #[command(subcommand)]
-        what: BenchKind,
-    },
-}
-
-#[derive(Subcommand)]
-enum BenchKind {
-    /// A step of a 30 M parameter GPT on two ranks with one thread each, beside a peer if one is given.
-    Train {
-        /// A training script for `python -m torch.distributed.run` that prints one JSON line, run turn about with ours.
-        #[arg(long, requires = "python")]
-        peer: Option<PathBuf>,
-        /// The Python interpreter that has what the peer needs.
-        #[arg(long, requires = "peer")]
-        python: Option<PathBuf>,
-        /// An argument for the peer's script; repeat it for more.
-        #[arg(long = "peer-arg", requires = "peer", allow_hyphen_values = true)]
-        peer_arguments: Vec<String>,
-        /// How many runs of each.
-        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
-        runs: u32,
-        /// A change of the config, as in `lockstep run --set`; repeat it for more.
-        #[arg(long = "set", value_name = "KEY=VALUE")]
-        sets: Vec<String>,
+        what: bench::Kind,
     },
 }
 
@@ -84,23 +62,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Chore::Setup { root } => setup::setup(&workspace, root.as_deref()),
         Chore::Demo => demo::demo(&workspace),
         Chore::Test { stages } => stages::test(&workspace, &stages),
-        Chore::Bench {
-            what:
-                BenchKind::Train {
-                    peer,
-                    python,
-                    peer_arguments,
-                    runs,
-                    sets,
-                },
-        } => {
-            let peer = peer.zip(python).map(|(script, python)| bench::Peer {
-                script,
-                python,
-                arguments: peer_arguments,
-            });
-            bench::train(&workspace, peer.as_ref(), runs, &sets)
-        }
+        Chore::Bench { what } => bench::bench(&workspace, &what),
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) struct Summary {
     pub(crate) peak_memory_mib: u64,
     pub(crate) tokens_per_second: f64,
     pub(crate) training_seconds: f64,
+    /// The last one, in nats a token.
+    pub(crate) validation_loss: Option<f64>,
 }
 
 impl Metrics {

@@ -67,16 +67,23 @@ fn shown(command: &Command) -> String {
 /// xtask must stay and wait for it; at any other time xtask ends as usual.
 pub(crate) struct Interrupts {
     end_xtask: Arc<AtomicBool>,
+    raised: Arc<AtomicBool>,
 }
 
 impl Interrupts {
     pub(crate) fn watch() -> Result<Interrupts, Failure> {
-        let end_xtask = Arc::new(AtomicBool::new(true));
+        let (end_xtask, raised) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             signal_hook::flag::register_conditional_default(signal, Arc::clone(&end_xtask))
+                .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&raised)))
                 .map_err(|error| Failure::work(format!("signals cannot be watched: {error}")))?;
         }
-        Ok(Interrupts { end_xtask })
+        Ok(Interrupts { end_xtask, raised })
+    }
+
+    /// Whether there was an interruption that xtask outlived.
+    pub(crate) fn raised(&self) -> bool {
+        self.raised.load(Ordering::SeqCst)
     }
 
     /// Runs `work`, whose child decides what an interruption means.

@@ -28,7 +28,7 @@ fn every_example_is_a_valid_config() {
             seen += 1;
         }
     }
-    assert_eq!(seen, 3);
+    assert_eq!(seen, 4);
 }
 
 #[test]
