@@ -55,7 +55,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
     steps: u64,
     /// How many factors of two the rates go below and above the method's usual rate.
-    #[arg(long, value_name = "K", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=20))]
+    #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=20))]
     octaves: u32,
     /// Peak learning rates instead, for all methods or for the one named; repeat it for more methods.
     #[arg(long, value_name = "[METHOD=]A,B,C")]

@@ -11,7 +11,7 @@ struct Setting {
     variant: &'static str,
     /// `optimizer.hidden_scale`, where the method has hidden matrices.
     hidden_scale: Option<f64>,
-    /// The peak learning rate in the middle of the grid, close to the best one on `examples/basin.toml`.
+    /// The peak learning rate in the middle of the grid, which holds the best one on `examples/basin.toml`.
     centre: f64,
 }
 
@@ -25,12 +25,12 @@ const fn setting(variant: &'static str, hidden_scale: Option<f64>, centre: f64) 
 
 /// A method and its Momo variant have one grid, so that their curves lie over each other.
 const SETTINGS: &[Setting] = &[
-    setting("muonadam", Some(16.0), 6e-3),
-    setting("muonadam+momo", Some(16.0), 6e-3),
-    setting("scion", Some(4.0), 6e-3),
-    setting("scion+momo", Some(4.0), 6e-3),
-    setting("muonmax", Some(4.0), 1.5e-3),
-    setting("muonmax+momo", Some(4.0), 1.5e-3),
+    setting("muonadam", Some(16.0), 1.2e-2),
+    setting("muonadam+momo", Some(16.0), 1.2e-2),
+    setting("scion", Some(4.0), 1.2e-2),
+    setting("scion+momo", Some(4.0), 1.2e-2),
+    setting("muonmax", Some(4.0), 1.2e-2),
+    setting("muonmax+momo", Some(4.0), 1.2e-2),
     setting("polargrad", Some(64.0), 1.5e-3),
     setting("polargrad+momo", Some(64.0), 1.5e-3),
     setting("muon", Some(20.0), 6e-3),
