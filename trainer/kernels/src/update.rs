@@ -184,8 +184,8 @@ pub fn direction_dot<D: Direction>(m: &[f32], direction: D) -> f64 {
             sums[i] += f64::from(m[i]) * f64::from(d[i]);
         }
     }
-    for at in whole..m.len() {
-        sums[at - whole] += f64::from(m[at]) * f64::from(direction.one(at));
+    for (at, m) in m.iter().enumerate().skip(whole) {
+        sums[at - whole] += f64::from(*m) * f64::from(direction.one(at));
     }
     fold(sums)
 }
@@ -198,8 +198,8 @@ pub fn write<D: Direction>(direction: D, out: &mut [f32]) {
     for at in (0..whole).step_by(LANES) {
         out[at..at + LANES].copy_from_slice(&direction.lanes(at));
     }
-    for at in whole..out.len() {
-        out[at] = direction.one(at);
+    for (at, out) in out.iter_mut().enumerate().skip(whole) {
+        *out = direction.one(at);
     }
 }
 
@@ -240,13 +240,13 @@ pub fn apply<D: Direction, W: Real>(master: &mut [f32], direction: D, stride: St
             *w = W::from_f32(new);
         }
     }
-    for at in whole..master.len() {
-        let old = master[at];
+    for (at, (master, working)) in master.iter_mut().zip(working).enumerate().skip(whole) {
+        let old = *master;
         let new = stepped(old, direction.one(at));
         let moved = f64::from(new) - f64::from(old);
         sums[at - whole] += moved * moved;
-        master[at] = new;
-        working[at] = W::from_f32(new);
+        *master = new;
+        *working = W::from_f32(new);
     }
     fold(sums)
 }

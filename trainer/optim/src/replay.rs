@@ -37,7 +37,7 @@ pub enum ReplayError {
         /// The file.
         origin: String,
         /// The rule.
-        error: TreatmentError,
+        error: Box<TreatmentError>,
     },
     /// The recorded tensors cannot be used.
     #[error("the recorded tensors: {0}")]
@@ -151,7 +151,7 @@ pub fn replay(case: &str, origin: &str, input: &[u8]) -> Result<Vec<u8>, ReplayE
     let inventory = recorded.inventory(&case.hidden)?;
     let rules = treatments(&case.optimizer, &inventory, None).map_err(|error| ReplayError::Rules {
         origin: origin.to_owned(),
-        error,
+        error: Box::new(error),
     })?;
     if recorded.losses.is_empty() && case.optimizer.momo.is_some() {
         return Err(ReplayError::Input(

@@ -5,9 +5,9 @@ use tch::{Device, Kind, Tensor};
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
 /// A named matrix, float32.
-pub struct Input {
-    pub name: &'static str,
-    pub matrix: Tensor,
+pub(crate) struct Input {
+    pub(crate) name: &'static str,
+    pub(crate) matrix: Tensor,
 }
 
 fn gaussian(rows: i64, columns: i64, seed: i64) -> Tensor {
@@ -56,7 +56,7 @@ fn recorded() -> Vec<Input> {
 }
 
 /// All of them.
-pub fn all() -> Vec<Input> {
+pub(crate) fn all() -> Vec<Input> {
     let low_rank = gaussian(128, 8, 21).matmul(&gaussian(8, 320, 22)) + gaussian(128, 320, 23) * 0.01;
     let huge = gaussian(64, 160, 31);
     let _ = huge.get(3).get(5).fill_(1e18);
@@ -94,17 +94,17 @@ pub fn all() -> Vec<Input> {
 }
 
 /// What a factor does to its matrix.
-pub struct Accuracy {
+pub(crate) struct Accuracy {
     /// Largest singular value of the factor.
-    pub largest: f64,
+    pub(crate) largest: f64,
     /// Smallest of uᵢᵀ·F·vᵢ over the singular pairs of the matrix with σᵢ ≥ `relevant`·‖m‖_F.
-    pub smallest: f64,
+    pub(crate) smallest: f64,
     /// ⟨m, F⟩ ÷ the nuclear norm of m.
-    pub dual: f64,
+    pub(crate) dual: f64,
 }
 
 /// Measures a factor in float64. `relevant`: see [`Accuracy::smallest`].
-pub fn measure(matrix: &Tensor, factor: &Tensor, relevant: f64) -> Accuracy {
+pub(crate) fn measure(matrix: &Tensor, factor: &Tensor, relevant: f64) -> Accuracy {
     // In units of the norm: squares of 1e30 are no float32 numbers, and the measure is homogeneous.
     let scale = matrix.to_kind(Kind::Double).abs().max().double_value(&[]);
     let m = matrix.to_kind(Kind::Double) / scale;
