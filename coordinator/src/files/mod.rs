@@ -67,6 +67,7 @@ impl RunFiles {
         let mut scalars = vec![
             ("loss", step.loss),
             ("lr", step.learning_rate),
+            ("effective_lr", step.effective_learning_rate),
             ("grad_norm", step.grad_norm),
             ("tokens_per_second", step.tokens_per_second),
         ];
@@ -283,6 +284,7 @@ mod tests {
         let always = [
             ("loss", 3.0),
             ("lr", 0.5),
+            ("effective_lr", 0.25),
             ("grad_norm", 2.0),
             ("tokens_per_second", 512.0),
         ];
@@ -299,7 +301,7 @@ mod tests {
         expected[0].1 = 1.5;
         expected.extend(optional.iter().map(|(tag, value)| ((*tag).to_owned(), *value)));
         assert_eq!(files.events.read_scalars(2), expected);
-        let (tag, value) = &files.events.read_scalars(3)[4];
+        let (tag, value) = &files.events.read_scalars(3)[5];
         assert!(tag == "model_value" && value.is_nan(), "{tag} {value}");
     }
 }

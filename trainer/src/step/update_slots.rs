@@ -231,3 +231,105 @@ impl UpdateSlots {
         (*hasher.finalize().as_bytes(), square.sqrt())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use lockstep_collective::{Aborter, Backend, connect, new_id};
+    use lockstep_config::{OptimizerSection, Precision};
+    use lockstep_inventory::{Initial, Role, treatments};
+    use lockstep_optim::piece::{BlockSums, Prepared};
+
+    use super::*;
+
+    /// A tensor of two parts and a plain matrix under muonmax on one rank, after a step in which `pieces` were prepared.
+    fn totals(pieces: &[PreparedPiece]) -> Result<PreparedTotals, TrainerError> {
+        let spec = |name: &str, shape: &[i64], role| TensorSpec {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            layer: 0,
+            role,
+            initial: Initial::Zeros,
+        };
+        let inventory = [
+            spec("qkv", &[6, 4], Role::Hidden),
+            spec("up", &[8, 4], Role::Hidden),
+            spec("gain", &[4], Role::Norm),
+        ];
+        let table = "method = \"muonmax\"\nhidden = [{ match = \"qkv\", split = 2 }, \"up\"]";
+        let keys = OptimizerSection::parse(table.parse().unwrap(), "slots", Precision::Fp32).unwrap();
+        let treatments = treatments(&keys, &inventory, None).unwrap();
+        let layout = Layout::new(&inventory, &treatments, false);
+        let map = OwnerMap::new(&treatments, &layout, 1);
+        let mut slots = UpdateSlots::new(&layout, &map, &Optimizer::new(&keys));
+        let probe = slots.begin(1);
+        slots.record_prepared(pieces);
+        let id = new_id(&[1; 32], 1).unwrap();
+        let solo = connect(Backend::Solo, &id, 0, 1, Duration::from_secs(1), &Aborter::new()).unwrap();
+        slots.exchange_prepared(&Arc::new(Mutex::new(solo))).unwrap();
+        slots.prepared(&inventory, probe)
+    }
+
+    fn piece(tensor: usize, first_block: usize, duals: &[f64], dual: f64) -> PreparedPiece {
+        PreparedPiece {
+            tensor,
+            first_block,
+            prepared: Prepared {
+                duals: duals.to_vec(),
+                blocks: vec![BlockSums {
+                    dual,
+                    ..BlockSums::default()
+                }],
+                orthogonality: Some(0.125),
+            },
+        }
+    }
+
+    #[test]
+    fn factors_are_counted_and_sums_go_to_their_tensors() {
+        // Blocks are numbered in backward order.
+        let totals = totals(&[
+            piece(2, 0, &[], 9.0),
+            piece(1, 1, &[5.0], 0.0),
+            piece(0, 2, &[3.0, 4.0], 0.0),
+        ])
+        .unwrap();
+        let duals: Vec<_> = totals.measured.iter().map(|m| m.duals.clone()).collect();
+        assert_eq!(duals, [vec![3.0, 4.0], vec![5.0], vec![9.0]]);
+        assert_eq!(totals.polar_factors, 3);
+        assert!(matches!(totals.orthogonality, Some((_, 0.125))));
+    }
+
+    #[test]
+    fn a_hidden_matrix_that_was_not_orthogonalised_or_twice_stops_the_step_by_name() {
+        let up = || piece(1, 1, &[5.0], 0.0);
+        for (pieces, name, count) in [
+            (vec![up()], "qkv[0]", "has 0"),
+            (vec![up(), piece(0, 2, &[3.0], 0.0)], "qkv[1]", "has 0"),
+            (vec![up(), up(), piece(0, 2, &[3.0, 4.0], 0.0)], "up", "has 2"),
+        ] {
+            let sentence = totals(&pieces).unwrap_err().to_string();
+            assert!(
+                sentence.contains(&format!("the hidden matrix {name} {count} polar factors")),
+                "{sentence}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_named() {
+        let sentence = totals(&[piece(1, 1, &[f64::NAN], 0.0), piece(0, 2, &[1.0, 2.0], 0.0)])
+            .unwrap_err()
+            .to_string();
+        assert!(sentence.contains("polar factor of the hidden matrix up"), "{sentence}");
+        let all = [
+            piece(2, 0, &[], f64::INFINITY),
+            piece(1, 1, &[5.0], 0.0),
+            piece(0, 2, &[3.0, 4.0], 0.0),
+        ];
+        let sentence = totals(&all).unwrap_err().to_string();
+        assert!(sentence.contains("dual norm of gain"), "{sentence}");
+    }
+}
