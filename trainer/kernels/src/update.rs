@@ -7,25 +7,53 @@
 use crate::LANES;
 use crate::real::{Real, fold};
 
-/// m ← β·m + rest·g with g = scale·gradient.
-#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub fn momentum(gradient: &[f32], scale: f32, beta: f32, rest: f32, m: &mut [f32]) {
-    assert_eq!(gradient.len(), m.len());
-    for (g, m) in gradient.iter().zip(m) {
-        *m = beta.mul_add(*m, rest * (g * scale));
+/// The two factors of a moving average: what is kept, and the weight of what is new. Both are rounded from float64: one
+/// minus a rounded β would be off by up to 5e-5 of itself for β near one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Average {
+    /// β.
+    pub keep: f32,
+    /// 1 − β for an average, 1 for a sum.
+    pub rest: f32,
+}
+
+impl Average {
+    /// β·old + (1−β)·new.
+    pub fn of(beta: f64) -> Average {
+        Average {
+            keep: beta as f32,
+            rest: (1.0 - beta) as f32,
+        }
+    }
+
+    /// β·old + new.
+    pub fn sum(beta: f64) -> Average {
+        Average {
+            keep: beta as f32,
+            rest: 1.0,
+        }
     }
 }
 
-/// m ← β₁·m + (1−β₁)·g and v ← β₂·v + (1−β₂)·g² with g = scale·gradient.
+/// m ← keep·m + rest·g with g = scale·gradient.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub fn moments(gradient: &[f32], scale: f32, betas: [f32; 2], m: &mut [f32], v: &mut [f32]) {
+pub fn momentum(gradient: &[f32], scale: f32, average: Average, m: &mut [f32]) {
+    assert_eq!(gradient.len(), m.len());
+    let Average { keep, rest } = average;
+    for (g, m) in gradient.iter().zip(m) {
+        *m = keep.mul_add(*m, rest * (g * scale));
+    }
+}
+
+/// m ← keep₁·m + rest₁·g and v ← keep₂·v + rest₂·g² with g = scale·gradient.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub fn moments(gradient: &[f32], scale: f32, averages: [Average; 2], m: &mut [f32], v: &mut [f32]) {
     assert!(gradient.len() == m.len() && m.len() == v.len());
-    let [b1, b2] = betas;
-    let (r1, r2) = (1.0 - b1, 1.0 - b2);
+    let [first, second] = averages;
     for ((g, m), v) in gradient.iter().zip(m).zip(v) {
         let g = g * scale;
-        *m = b1.mul_add(*m, r1 * g);
-        *v = b2.mul_add(*v, r2 * g * g);
+        *m = first.keep.mul_add(*m, first.rest * g);
+        *v = second.keep.mul_add(*v, second.rest * g * g);
     }
 }
 
@@ -269,18 +297,18 @@ mod tests {
         let (mut m64, mut v64) = (vec![0.0f64; 101], vec![0.0f64; 101]);
         for step in 0..10 {
             let g = numbers(step);
-            moments(&g, 0.25, [0.9, 0.95], &mut m, &mut v);
-            momentum(&g, 0.25, 0.9, 1.0 - 0.9, &mut m2);
+            moments(&g, 0.25, [0.9, 0.999].map(Average::of), &mut m, &mut v);
+            momentum(&g, 0.25, Average::of(0.9), &mut m2);
             for i in 0..101 {
                 let g = f64::from(g[i]) * 0.25;
                 m64[i] = 0.9 * m64[i] + 0.1 * g;
-                v64[i] = 0.95 * v64[i] + 0.05 * g * g;
+                v64[i] = 0.999 * v64[i] + 0.001 * g * g;
             }
         }
         assert_eq!(m, m2);
         for i in 0..101 {
             assert!((f64::from(m[i]) - m64[i]).abs() < 1e-6);
-            assert!((f64::from(v[i]) - v64[i]).abs() < 1e-6);
+            assert!((f64::from(v[i]) - v64[i]).abs() <= 1e-6 * v64[i]);
         }
     }
 

@@ -7,7 +7,7 @@ use lockstep_autograd::{elements, elements_mut};
 use lockstep_config::Method;
 use lockstep_kernels::real::{Real, bf16};
 use lockstep_kernels::sums::{block_hash, dot, square_sum};
-use lockstep_kernels::update::{LookAhead, Stored, Stride, apply, momentum, write};
+use lockstep_kernels::update::{Average, LookAhead, Stored, Stride, apply, momentum, write};
 use tch::{Device, Kind, Tensor};
 
 use crate::OptimError;
@@ -84,10 +84,11 @@ impl HiddenMatrix {
     ) -> Result<Prepared, OptimError> {
         let beta = match optimizer.starts_at_first_gradient() && !self.started {
             true => 0.0,
-            false => optimizer.keys().momentum as f32,
+            false => optimizer.keys().momentum,
         };
+        let average = Average::of(beta);
         self.started = true;
-        momentum(gradient, scale, beta, 1.0 - beta, elements_mut(&mut self.momentum));
+        momentum(gradient, scale, average, elements_mut(&mut self.momentum));
         let source = match &mut self.look_ahead {
             None => &self.momentum,
             Some(out) => {
@@ -95,8 +96,8 @@ impl HiddenMatrix {
                     gradient,
                     scale,
                     m: elements(&self.momentum),
-                    a: 1.0 - beta,
-                    b: beta,
+                    a: average.rest,
+                    b: average.keep,
                 };
                 write(ahead, elements_mut(out));
                 &*out
@@ -113,7 +114,7 @@ impl HiddenMatrix {
                 elements_mut(&mut factors),
                 &mut self.row_squares,
                 self.shape,
-                optimizer.keys().betas[1] as f32,
+                Average::of(optimizer.keys().betas[1]),
             );
         }
         let size = self.shape[1] * self.shape[2];
@@ -181,13 +182,13 @@ impl HiddenMatrix {
 
 /// NorMuon (arXiv 2510.05491): V ← β₂·V + (1−β₂)·mean(O² over columns), O ← O/(√V + 1e-10), and O back to its Frobenius
 /// norm. `factors` is `[parts, rows, columns]`, `squares` V of `[parts, rows]`.
-fn normalise_rows(factors: &mut [f32], squares: &mut [f32], shape: [usize; 3], beta: f32) {
+fn normalise_rows(factors: &mut [f32], squares: &mut [f32], shape: [usize; 3], average: Average) {
     let [_, rows, columns] = shape;
     for (factor, squares) in factors.chunks_mut(rows * columns).zip(squares.chunks_mut(rows)) {
         let before = square_sum(factor).0;
         for (row, square) in factor.chunks_mut(columns).zip(squares) {
             let mean = (square_sum(row).0 / columns as f64) as f32;
-            *square = beta.mul_add(*square, (1.0 - beta) * mean);
+            *square = average.keep.mul_add(*square, average.rest * mean);
             let inverse = 1.0 / (square.sqrt() + ROW_EPSILON);
             row.iter_mut().for_each(|value| *value *= inverse);
         }

@@ -8,7 +8,9 @@ use std::ops::Range;
 use lockstep_config::{Method, OtherNorm, Steepest};
 use lockstep_kernels::real::Real;
 use lockstep_kernels::sums::{block_hash, dot};
-use lockstep_kernels::update::{Adam, LookAhead, Sign, Stored, Stride, apply, direction_dot, moments, momentum};
+use lockstep_kernels::update::{
+    Adam, Average, LookAhead, Sign, Stored, Stride, apply, direction_dot, moments, momentum,
+};
 
 use crate::decision::TensorStep;
 use crate::piece::{Applied, BlockSums};
@@ -60,13 +62,16 @@ macro_rules! with_direction {
                 $body
             }
             Method::Sgd if keys.nesterov => {
-                let beta = keys.momentum as f32;
+                let average = match keys.normalized {
+                    true => Average::of(keys.momentum),
+                    false => Average::sum(keys.momentum),
+                };
                 let $direction = LookAhead {
                     gradient: $gradient,
                     scale: $scale,
                     m,
-                    a: if keys.normalized { 1.0 - beta } else { 1.0 },
-                    b: beta,
+                    a: average.rest,
+                    b: average.keep,
                 };
                 $body
             }
@@ -181,23 +186,19 @@ impl OtherRun {
     fn update_moments(&mut self, range: Range<usize>, gradient: &[f32], scale: f32, optimizer: &Optimizer) {
         let keys = optimizer.keys();
         let first_step = self.steps == 1 && optimizer.starts_at_first_gradient();
+        // Averages that start at their first value take the first step with nothing of what was before.
+        let average = |beta: f64| Average::of(if first_step { 0.0 } else { beta });
         let m = &mut self.first[range.clone()];
         if has_second_moment(keys.method) {
-            let betas = if first_step {
-                [0.0; 2]
-            } else {
-                keys.betas.map(|b| b as f32)
-            };
-            moments(gradient, scale, betas, m, &mut self.second[range]);
+            moments(gradient, scale, keys.betas.map(average), m, &mut self.second[range]);
             return;
         }
-        let beta = match keys.method {
-            Method::Steepest(_) => keys.betas[0],
-            _ => keys.momentum,
+        let average = match keys.method {
+            Method::Steepest(_) => average(keys.betas[0]),
+            Method::Sgd if !keys.normalized => Average::sum(keys.momentum),
+            _ => average(keys.momentum),
         };
-        let beta = if first_step { 0.0 } else { beta as f32 };
-        let sums_up = keys.method == Method::Sgd && !keys.normalized;
-        momentum(gradient, scale, beta, if sums_up { 1.0 } else { 1.0 - beta }, m);
+        momentum(gradient, scale, average, m);
     }
 
     fn sums<W: Real>(
