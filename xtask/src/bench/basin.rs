@@ -66,7 +66,7 @@ pub(crate) struct Options {
     /// How many runs at once, with one thread each.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
     jobs: u32,
-    /// Go on with basin.csv: runs that are in it are not made again. This is so anyway.
+    /// Go on with basin.csv: runs that are in it are not made again (the default).
     #[arg(long, conflicts_with = "fresh")]
     resume: bool,
     /// Throw basin.csv away and begin anew.

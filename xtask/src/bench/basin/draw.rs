@@ -23,6 +23,8 @@ const COLOURS: [RGBColor; 7] = [
 const SHOWN: f64 = 0.6;
 /// Room above the highest loss that is shown, for the marks of those that are higher.
 const MARGIN: f64 = 0.04;
+/// Width of the legend's place, as a part of that of the curves.
+const LEGEND: f64 = 0.25;
 /// Dashes and the gaps between them, in pixels.
 const DASH: i32 = 6;
 const GAP: i32 = 4;
@@ -40,6 +42,10 @@ fn draw(curves: &[Curve], svg: &Path) -> Result<(), Box<dyn std::error::Error>> 
     let highest = points().map(|point| point.mean).filter(|mean| mean.is_finite());
     let top = highest.fold(best, f64::max).min(best + SHOWN);
 
+    // The legend has a place of its own on the right, where no curve passes.
+    let (left, right) = (left - 0.4, right + 0.4);
+    let legend = (right - left) * LEGEND;
+
     let root = SVGBackend::new(svg, (900, 560)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
@@ -50,10 +56,10 @@ fn draw(curves: &[Curve], svg: &Path) -> Result<(), Box<dyn std::error::Error>> 
         .margin(14)
         .x_label_area_size(40)
         .y_label_area_size(54)
-        .build_cartesian_2d((left - 0.4)..(right + 0.4), (best - MARGIN)..(top + MARGIN))?;
+        .build_cartesian_2d(left..(right + legend), (best - MARGIN)..(top + MARGIN))?;
     chart
         .configure_mesh()
-        .x_desc("peak learning rate; a mark at the top: a higher loss (△) or a run that diverged (×)")
+        .x_desc("peak learning rate; a mark at the top: a higher loss (▲) or a run that diverged (×)")
         .y_desc("validation loss, nats a byte")
         .x_label_formatter(&|octave| format!("{:.1e}", octave.exp2()))
         .light_line_style(WHITE)
@@ -95,8 +101,8 @@ fn draw(curves: &[Curve], svg: &Path) -> Result<(), Box<dyn std::error::Error>> 
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerLeft)
-        .background_style(WHITE.mix(0.85))
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE)
         .border_style(BLACK)
         .draw()?;
     root.present()?;

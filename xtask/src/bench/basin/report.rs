@@ -55,6 +55,7 @@ fn seeds(curves: &[Curve]) -> String {
     let runs = || curves.iter().flat_map(|curve| &curve.points).map(|point| point.runs());
     let (fewest, most) = (runs().min().unwrap_or(0), runs().max().unwrap_or(0));
     let count = match fewest == most {
+        true if most == 1 => "One run at each rate".to_owned(),
         true => format!("Means over {most} runs at each rate"),
         false => format!("Means over {fewest} to {most} runs at a rate, since some are missing"),
     };
