@@ -34,7 +34,7 @@ const SETTINGS: &[Setting] = &[
     setting("polargrad", Some(64.0), 1.5e-3),
     setting("polargrad+momo", Some(64.0), 1.5e-3),
     setting("muon", Some(20.0), 6e-3),
-    setting("adamw", None, 1.5e-3),
+    setting("adamw", None, 3e-3),
 ];
 
 /// Part of the steps for which the rate rises.
