@@ -7,53 +7,39 @@
 use crate::LANES;
 use crate::real::{Real, fold};
 
-/// The two factors of a moving average: what is kept, and the weight of what is new. Both are rounded from float64: one
-/// minus a rounded β would be off by up to 5e-5 of itself for β near one.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Average {
-    /// β.
-    pub keep: f32,
-    /// 1 − β for an average, 1 for a sum.
-    pub rest: f32,
+/// The weight of what is new in a moving average, 1 − β, rounded from float64: one minus a rounded β would be off by up to
+/// 5e-5 of itself for β near one.
+pub fn rest(beta: f64) -> f32 {
+    (1.0 - beta) as f32
 }
 
-impl Average {
-    /// β·old + (1−β)·new.
-    pub fn of(beta: f64) -> Average {
-        Average {
-            keep: beta as f32,
-            rest: (1.0 - beta) as f32,
-        }
-    }
-
-    /// β·old + new.
-    pub fn sum(beta: f64) -> Average {
-        Average {
-            keep: beta as f32,
-            rest: 1.0,
-        }
-    }
-}
-
-/// m ← keep·m + rest·g with g = scale·gradient.
+/// m ← m + rest·(g − m) with g = scale·gradient: the moving average β·m + (1−β)·g.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub fn momentum(gradient: &[f32], scale: f32, average: Average, m: &mut [f32]) {
+pub fn momentum(gradient: &[f32], scale: f32, rest: f32, m: &mut [f32]) {
     assert_eq!(gradient.len(), m.len());
-    let Average { keep, rest } = average;
     for (g, m) in gradient.iter().zip(m) {
-        *m = keep.mul_add(*m, rest * (g * scale));
+        *m = rest.mul_add(g * scale - *m, *m);
     }
 }
 
-/// m ← keep₁·m + rest₁·g and v ← keep₂·v + rest₂·g² with g = scale·gradient.
+/// m ← β·m + g with g = scale·gradient: heavy ball.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub fn moments(gradient: &[f32], scale: f32, averages: [Average; 2], m: &mut [f32], v: &mut [f32]) {
+pub fn heavy_ball(gradient: &[f32], scale: f32, beta: f32, m: &mut [f32]) {
+    assert_eq!(gradient.len(), m.len());
+    for (g, m) in gradient.iter().zip(m) {
+        *m = beta.mul_add(*m, g * scale);
+    }
+}
+
+/// m ← m + rest₁·(g − m) and v ← v + rest₂·(g² − v) with g = scale·gradient; `rests` are 1 − β₁ and 1 − β₂.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub fn moments(gradient: &[f32], scale: f32, rests: [f32; 2], m: &mut [f32], v: &mut [f32]) {
     assert!(gradient.len() == m.len() && m.len() == v.len());
-    let [first, second] = averages;
+    let [first, second] = rests;
     for ((g, m), v) in gradient.iter().zip(m).zip(v) {
         let g = g * scale;
-        *m = first.keep.mul_add(*m, first.rest * g);
-        *v = second.keep.mul_add(*v, second.rest * g * g);
+        *m = first.mul_add(g - *m, *m);
+        *v = second.mul_add(g * g - *v, *v);
     }
 }
 
@@ -164,7 +150,7 @@ impl Direction for Adam<'_> {
     }
 }
 
-/// a·g + b·m with g = scale·gradient: Nesterov's look along the momentum.
+/// Nesterov's look along the momentum, with g = scale·gradient: m + (1−β)·(g − m) of an average, g + β·m of a sum.
 #[derive(Clone, Copy, Debug)]
 pub struct LookAhead<'a> {
     /// Gradient sums.
@@ -173,10 +159,27 @@ pub struct LookAhead<'a> {
     pub scale: f32,
     /// The momentum.
     pub m: &'a [f32],
-    /// Weight of the gradient.
-    pub a: f32,
-    /// Weight of the momentum.
-    pub b: f32,
+    /// How the momentum is kept.
+    pub form: Form,
+}
+
+/// How a momentum is kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Form {
+    /// An average, with the weight 1 − β of what is new.
+    Average(f32),
+    /// A sum, with the weight β of what was.
+    Sum(f32),
+}
+
+impl LookAhead<'_> {
+    #[inline(always)]
+    fn at(&self, g: f32, m: f32) -> f32 {
+        match self.form {
+            Form::Average(rest) => rest.mul_add(g * self.scale - m, m),
+            Form::Sum(beta) => beta.mul_add(m, g * self.scale),
+        }
+    }
 }
 
 impl Direction for LookAhead<'_> {
@@ -190,13 +193,13 @@ impl Direction for LookAhead<'_> {
         let (g, m) = (window(self.gradient, at), window(self.m, at));
         let mut out = [0.0; LANES];
         for i in 0..LANES {
-            out[i] = self.b.mul_add(m[i], self.a * (g[i] * self.scale));
+            out[i] = self.at(g[i], m[i]);
         }
         out
     }
     #[inline(always)]
     fn one(&self, at: usize) -> f32 {
-        self.b.mul_add(self.m[at], self.a * (self.gradient[at] * self.scale))
+        self.at(self.gradient[at], self.m[at])
     }
 }
 
@@ -293,12 +296,18 @@ mod tests {
 
     #[test]
     fn moments_follow_their_formulas_over_ten_steps() {
-        let (mut m, mut m2, mut v) = (vec![0.0f32; 101], vec![0.0f32; 101], vec![0.0f32; 101]);
+        let (mut m, mut m2, mut v, mut ball) = (
+            vec![0.0f32; 101],
+            vec![0.0f32; 101],
+            vec![0.0f32; 101],
+            vec![0.0f32; 101],
+        );
         let (mut m64, mut v64) = (vec![0.0f64; 101], vec![0.0f64; 101]);
         for step in 0..10 {
             let g = numbers(step);
-            moments(&g, 0.25, [0.9, 0.999].map(Average::of), &mut m, &mut v);
-            momentum(&g, 0.25, Average::of(0.9), &mut m2);
+            moments(&g, 0.25, [0.9, 0.999].map(rest), &mut m, &mut v);
+            momentum(&g, 0.25, rest(0.9), &mut m2);
+            heavy_ball(&g, 0.25, 0.9, &mut ball);
             for i in 0..101 {
                 let g = f64::from(g[i]) * 0.25;
                 m64[i] = 0.9 * m64[i] + 0.1 * g;
@@ -308,6 +317,7 @@ mod tests {
         assert_eq!(m, m2);
         for i in 0..101 {
             assert!((f64::from(m[i]) - m64[i]).abs() < 1e-6);
+            assert!((f64::from(ball[i]) * 0.1 - m64[i]).abs() < 1e-6);
             assert!((f64::from(v[i]) - v64[i]).abs() <= 1e-6 * v64[i]);
         }
     }
@@ -360,13 +370,17 @@ mod tests {
             epsilon: 0.125,
         };
         check(adam, |i| f64::from(m[i]) / (2.0 * f64::from(v[i]).sqrt() + 0.125));
-        let look = LookAhead {
+        let look = |form| LookAhead {
             gradient: &g,
             scale: 0.5,
             m: &m,
-            a: 0.25,
-            b: 0.75,
+            form,
         };
-        check(look, |i| 0.125 * f64::from(g[i]) + 0.75 * f64::from(m[i]));
+        check(look(Form::Average(0.25)), |i| {
+            0.125 * f64::from(g[i]) + 0.75 * f64::from(m[i])
+        });
+        check(look(Form::Sum(0.75)), |i| {
+            0.5 * f64::from(g[i]) + 0.75 * f64::from(m[i])
+        });
     }
 }

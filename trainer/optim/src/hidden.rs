@@ -7,7 +7,7 @@ use lockstep_autograd::{elements, elements_mut};
 use lockstep_config::Method;
 use lockstep_kernels::real::{Real, bf16};
 use lockstep_kernels::sums::{block_hash, dot, square_sum};
-use lockstep_kernels::update::{Average, LookAhead, Stored, Stride, apply, momentum, write};
+use lockstep_kernels::update::{Form, LookAhead, Stored, Stride, apply, momentum, rest, write};
 use tch::{Device, Kind, Tensor};
 
 use crate::OptimError;
@@ -86,9 +86,9 @@ impl HiddenMatrix {
             true => 0.0,
             false => optimizer.keys().momentum,
         };
-        let average = Average::of(beta);
+        let new = rest(beta);
         self.started = true;
-        momentum(gradient, scale, average, elements_mut(&mut self.momentum));
+        momentum(gradient, scale, new, elements_mut(&mut self.momentum));
         let source = match &mut self.look_ahead {
             None => &self.momentum,
             Some(out) => {
@@ -96,8 +96,7 @@ impl HiddenMatrix {
                     gradient,
                     scale,
                     m: elements(&self.momentum),
-                    a: average.rest,
-                    b: average.keep,
+                    form: Form::Average(new),
                 };
                 write(ahead, elements_mut(out));
                 &*out
@@ -114,7 +113,7 @@ impl HiddenMatrix {
                 elements_mut(&mut factors),
                 &mut self.row_squares,
                 self.shape,
-                Average::of(optimizer.keys().betas[1]),
+                rest(optimizer.keys().betas[1]),
             );
         }
         let size = self.shape[1] * self.shape[2];
@@ -182,13 +181,13 @@ impl HiddenMatrix {
 
 /// NorMuon (arXiv 2510.05491): V ← β₂·V + (1−β₂)·mean(O² over columns), O ← O/(√V + 1e-10), and O back to its Frobenius
 /// norm. `factors` is `[parts, rows, columns]`, `squares` V of `[parts, rows]`.
-fn normalise_rows(factors: &mut [f32], squares: &mut [f32], shape: [usize; 3], average: Average) {
+fn normalise_rows(factors: &mut [f32], squares: &mut [f32], shape: [usize; 3], rest: f32) {
     let [_, rows, columns] = shape;
     for (factor, squares) in factors.chunks_mut(rows * columns).zip(squares.chunks_mut(rows)) {
         let before = square_sum(factor).0;
         for (row, square) in factor.chunks_mut(columns).zip(squares) {
             let mean = (square_sum(row).0 / columns as f64) as f32;
-            *square = average.keep.mul_add(*square, average.rest * mean);
+            *square = rest.mul_add(mean - *square, *square);
             let inverse = 1.0 / (square.sqrt() + ROW_EPSILON);
             row.iter_mut().for_each(|value| *value *= inverse);
         }

@@ -9,7 +9,7 @@ use lockstep_config::{Method, OtherNorm, Steepest};
 use lockstep_kernels::real::Real;
 use lockstep_kernels::sums::{block_hash, dot};
 use lockstep_kernels::update::{
-    Adam, Average, LookAhead, Sign, Stored, Stride, apply, direction_dot, moments, momentum,
+    Adam, Form, LookAhead, Sign, Stored, Stride, apply, direction_dot, heavy_ball, moments, momentum, rest,
 };
 
 use crate::decision::TensorStep;
@@ -62,16 +62,14 @@ macro_rules! with_direction {
                 $body
             }
             Method::Sgd if keys.nesterov => {
-                let average = match keys.normalized {
-                    true => Average::of(keys.momentum),
-                    false => Average::sum(keys.momentum),
-                };
                 let $direction = LookAhead {
                     gradient: $gradient,
                     scale: $scale,
                     m,
-                    a: average.rest,
-                    b: average.keep,
+                    form: match keys.normalized {
+                        true => Form::Average(rest(keys.momentum)),
+                        false => Form::Sum(keys.momentum as f32),
+                    },
                 };
                 $body
             }
@@ -187,18 +185,17 @@ impl OtherRun {
         let keys = optimizer.keys();
         let first_step = self.steps == 1 && optimizer.starts_at_first_gradient();
         // Averages that start at their first value take the first step with nothing of what was before.
-        let average = |beta: f64| Average::of(if first_step { 0.0 } else { beta });
+        let rest = |beta: f64| rest(if first_step { 0.0 } else { beta });
         let m = &mut self.first[range.clone()];
         if has_second_moment(keys.method) {
-            moments(gradient, scale, keys.betas.map(average), m, &mut self.second[range]);
+            moments(gradient, scale, keys.betas.map(rest), m, &mut self.second[range]);
             return;
         }
-        let average = match keys.method {
-            Method::Steepest(_) => average(keys.betas[0]),
-            Method::Sgd if !keys.normalized => Average::sum(keys.momentum),
-            _ => average(keys.momentum),
-        };
-        momentum(gradient, scale, average, m);
+        match keys.method {
+            Method::Sgd if !keys.normalized => heavy_ball(gradient, scale, keys.momentum as f32, m),
+            Method::Steepest(_) => momentum(gradient, scale, rest(keys.betas[0]), m),
+            _ => momentum(gradient, scale, rest(keys.momentum), m),
+        }
     }
 
     fn sums<W: Real>(

@@ -15,12 +15,9 @@ use toml::{Table, Value};
 
 /// The largest distance of a movement, and of an effective learning rate, as a part of theirs.
 const TOLERANCE: f64 = 2e-4;
-/// The same in bf16, of all movements of a case together (root mean square). Two codes that round a factor's products at
-/// different places cannot be nearer: torch's factors are 1.5e-2 from its own iteration without rounding, ours about as far,
-/// each in a direction of its own.
+/// The same in bf16: torch's products and ours round at the same places, but a sum that lies on the border of two bf16
+/// numbers may fall to either side, and small singular values amplify that.
 const TOLERANCE_BF16: f64 = 3e-2;
-/// A single movement in bf16: torch's own error reaches 3.7e-2 on the square matrix, whose singular values go down to 0.
-const SINGLE_TOLERANCE_BF16: f64 = 6e-2;
 
 /// Tensors by name, float32 values as float64.
 type Tensors = BTreeMap<String, Vec<f64>>;
@@ -94,13 +91,13 @@ impl Case {
         self.optimizer()["method"].as_str().unwrap().to_owned()
     }
 
-    /// How far a single movement may be, and all together.
-    fn tolerances(&self) -> [f64; 2] {
+    /// How far a movement may be.
+    fn tolerance(&self) -> f64 {
         let optimizer = self.optimizer();
         let precision = optimizer.get("polar").and_then(|polar| polar.get("precision"));
         match precision.and_then(Value::as_str) {
-            Some("bf16") => [SINGLE_TOLERANCE_BF16, TOLERANCE_BF16],
-            _ => [TOLERANCE; 2],
+            Some("bf16") => TOLERANCE_BF16,
+            _ => TOLERANCE,
         }
     }
 
@@ -186,13 +183,10 @@ fn every_step_is_that_of_the_other_implementation() {
     let mut wrong = Vec::new();
     for case in cases() {
         let distances = case.distances();
-        let together = (distances.iter().map(|(_, d)| d * d).sum::<f64>() / distances.len() as f64).sqrt();
         let (what, worst) = distances.iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
-        println!("{:28} {together:.1e}, at most {worst:.1e} ({what})", case.name);
-        let [single, all] = case.tolerances();
-        let together = ("the root mean square of all".to_owned(), together);
-        let checks = distances.iter().map(|distance| (distance, single));
-        for ((what, distance), tolerance) in checks.chain([(&together, all)]) {
+        println!("{:28} at most {worst:.1e} ({what})", case.name);
+        let tolerance = case.tolerance();
+        for (what, distance) in &distances {
             // A distance that is no number fails too.
             if distance.is_nan() || *distance > tolerance {
                 wrong.push(format!(

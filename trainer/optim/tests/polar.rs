@@ -174,6 +174,25 @@ fn the_same_matrix_has_the_same_bits_wherever_it_lies() {
 }
 
 #[test]
+fn the_matrix_itself_is_left_as_it_is() {
+    for input in all() {
+        for (method, steps) in [
+            (Method::PolarExpress, 5),
+            (Method::NewtonSchulz(Table::Jordan), 5),
+            (Method::NewtonSchulz(Table::Cans), 12),
+            (Method::Gram { restart: 2 }, 5),
+            (Method::Svd, 5),
+        ] {
+            for products in [Products::Float32, Products::WidenedBf16] {
+                let before = input.matrix.copy();
+                factor(&input.matrix, method, steps, products);
+                assert_eq!(before, input.matrix, "{method:?} in {products:?}: {}", input.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_not_finite_comes_back_as_not_finite() {
     for value in [f64::NAN, f64::INFINITY] {
         let matrix = Tensor::ones([8, 12], (Kind::Float, Device::Cpu));

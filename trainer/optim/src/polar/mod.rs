@@ -13,11 +13,12 @@ mod stack;
 mod svd;
 mod tables;
 
+use lockstep_kernels::real::{Real, bf16};
 use tch::{Device, Kind, Tensor};
 
 use crate::OptimError;
 use crate::polar::stack::{Stack, norms};
-use crate::polar::tables::{coefficients, start};
+use crate::polar::tables::{coefficients, divisor};
 use crate::products::Products;
 
 /// A way to the polar factor.
@@ -67,16 +68,9 @@ impl Polar {
         }
         let (_, rows, columns) = m.size3()?;
         let stack = Stack(self.products);
-        let scales: Vec<f32> = norms(m)?
-            .into_iter()
-            .map(|norm| start(self.method, norm) as f32)
-            .collect();
-        let scaled = match scales[..] {
-            [one] => m.f_mul_scalar(f64::from(one))?,
-            _ => m.f_mul(&Tensor::from_slice(&scales).f_reshape([-1, 1, 1])?)?,
-        };
+        let scaled = self.scaled(m)?;
         let tall = rows > columns;
-        let mut x = stack.hold(&match tall {
+        let mut x = stack.hold(match tall {
             true => scaled.f_transpose(1, 2)?.f_contiguous()?,
             false => scaled,
         })?;
@@ -88,6 +82,29 @@ impl Polar {
             true => x.f_transpose(1, 2)?,
             false => x,
         })
+    }
+
+    /// Each part divided by its norm (and the method's margin). The quintics of Newton–Schulz in bf16 round the matrix and its norm before they
+    /// divide, as published: so their factors are those of others who use them. (CANS would not bear it: its first cubic changes
+    /// sign just above one.)
+    fn scaled(&self, m: &Tensor) -> Result<Tensor, OptimError> {
+        let quintic = matches!(self.method, Method::NewtonSchulz(Table::Jordan | Table::You));
+        let as_published = quintic && self.products != Products::Float32;
+        let rounded = match as_published {
+            // Through bf16 itself: the momentum must not be rounded in place.
+            true => Some(m.f_to_kind(Kind::BFloat16)?.f_to_kind(Kind::Float)?),
+            false => None,
+        };
+        let m = rounded.as_ref().unwrap_or(m);
+        let divisors = norms(m)?.into_iter().map(|norm| {
+            let norm = match as_published {
+                true => f64::from(Real::to_f32(<bf16 as Real>::from_f32(norm as f32))),
+                false => norm,
+            };
+            divisor(self.method, norm) as f32
+        });
+        let divisors: Vec<f32> = divisors.collect();
+        Ok(m.f_div(&Tensor::from_slice(&divisors).f_reshape([-1, 1, 1])?)?)
     }
 
     /// X ← a·X + (b·A + c·A²)·X with A = X·Xᵀ, X of at most as many rows as columns; each product and sum is rounded once.

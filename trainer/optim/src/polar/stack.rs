@@ -37,8 +37,8 @@ impl Stack {
         Ok(values)
     }
 
-    /// Float32 values into the held form, rounded.
-    pub(super) fn hold(self, values: &Tensor) -> Result<Tensor, OptimError> {
+    /// Float32 values into the held form, rounded. They are used up: rounding may be in place.
+    pub(super) fn hold(self, values: Tensor) -> Result<Tensor, OptimError> {
         self.round(values.f_to_kind(self.held())?)
     }
 

@@ -62,11 +62,12 @@ pub(super) fn coefficients(method: Method, index: u32) -> Coefficients {
     }
 }
 
-/// What a matrix of Frobenius norm `norm` is multiplied by before the first iteration; zero for a zero matrix.
-pub(super) fn start(method: Method, norm: f64) -> f64 {
-    let divisor = match method {
+/// What a matrix of Frobenius norm `norm` is divided by before the first iteration; infinite for a zero matrix, which stays
+/// zero.
+pub(super) fn divisor(method: Method, norm: f64) -> f64 {
+    match method {
+        _ if norm == 0.0 => f64::INFINITY,
         Method::NewtonSchulz(_) => norm + 1e-7,
         Method::PolarExpress | Method::Gram { .. } | Method::Svd => SAFETY * norm,
-    };
-    if norm > 0.0 { 1.0 / divisor } else { 0.0 }
+    }
 }
