@@ -109,6 +109,7 @@ fn every_link_and_every_named_file_exists() {
         "docs/architecture.md",
         "docs/config.md",
         "docs/polar.md",
+        "docs/basin/README.md",
     ];
     let mut seen = 0;
     for page in pages.map(Path::new) {
