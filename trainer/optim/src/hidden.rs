@@ -12,8 +12,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::OptimError;
 use crate::decision::TensorStep;
-use crate::piece::{Applied, BlockSums, Prepared};
 use crate::polar::orthogonality_error;
+use crate::results::{Applied, BlockSums, Prepared};
 use crate::settings::Optimizer;
 
 /// A hidden tensor of `parts` matrices `[rows, columns]` with its state: float32 master and momentum, and the factors of

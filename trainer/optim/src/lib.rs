@@ -7,6 +7,7 @@
 //! - [`other`]: a run of blocks of another tensor at its owner: moments → application
 //! - [`piece`]: either of the two, as owners and [`replay`] handle them
 //! - [`decision`]: from sums over everything to the step of each tensor: product norms, model-based momentum. Pure
+//! - [`results`]: what they leave for the slots
 //! - [`replay`]: recorded gradients through the same code on one process
 //!
 //! Data flows: the gradient *sum* of a step comes in with the scale that makes it the mean → [`piece::Piece::prepare`]
@@ -24,6 +25,7 @@ pub mod piece;
 pub mod polar;
 pub mod products;
 pub mod replay;
+pub mod results;
 pub mod settings;
 
 pub use error::OptimError;

@@ -13,7 +13,7 @@ use lockstep_kernels::update::{
 };
 
 use crate::decision::TensorStep;
-use crate::piece::{Applied, BlockSums};
+use crate::results::{Applied, BlockSums};
 use crate::settings::Optimizer;
 
 /// Blocks of one tensor that lie one after the other, with their state: float32 master, first moment, and the second one

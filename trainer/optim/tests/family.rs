@@ -19,7 +19,10 @@ const FALL: f64 = 0.05;
 const BOUND: f64 = 3.3;
 
 fn truncated(steps: &[Step], rate: f64) -> usize {
-    steps.iter().filter(|step| step.effective > 0.0 && step.effective < rate).count()
+    steps
+        .iter()
+        .filter(|step| step.effective > 0.0 && step.effective < rate)
+        .count()
 }
 
 #[test]
@@ -34,9 +37,14 @@ fn all_members_without_momo_step_like_the_reference() {
 fn all_members_with_lower_bound_zero_step_like_the_reference() {
     let recording = Recording::new(SEED);
     for member in Member::all() {
-        let case = Case::of(member).bounded(Bound::Fixed(0.0)).with_first_fall(&recording, 0.3);
+        let case = Case::of(member)
+            .bounded(Bound::Fixed(0.0))
+            .with_first_fall(&recording, 0.3);
         let steps = case.agrees(&recording);
-        println!("{member:?}: {} truncated", truncated(&steps, case.choices.learning_rate));
+        println!(
+            "{member:?}: {} truncated",
+            truncated(&steps, case.choices.learning_rate)
+        );
     }
 }
 
@@ -44,10 +52,15 @@ fn all_members_with_lower_bound_zero_step_like_the_reference() {
 fn all_members_with_a_bound_that_truncates_step_like_the_reference() {
     let recording = Recording::new(SEED);
     for member in Member::all() {
-        let case = Case::of(member).bounded(Bound::Fixed(BOUND)).with_first_fall(&recording, FALL);
+        let case = Case::of(member)
+            .bounded(Bound::Fixed(BOUND))
+            .with_first_fall(&recording, FALL);
         let steps = case.agrees(&recording);
         let rate = case.choices.learning_rate;
-        let text: Vec<String> = steps.iter().map(|s| format!("{:.3}/{:.3}", s.model, s.effective / rate)).collect();
+        let text: Vec<String> = steps
+            .iter()
+            .map(|s| format!("{:.3}/{:.3}", s.model, s.effective / rate))
+            .collect();
         println!("{member:?}: {text:?}");
     }
 }
@@ -68,5 +81,12 @@ fn float32_momenta_determine_the_polar_factors_to_a_thousandth() {
             assert!(condition < 1e9, "{}: {condition}", weight.name);
         }
     }
-    let _ = (TENSORS.len(), Group { pattern: "", lr_scale: None, weight_decay: None });
+    let _ = (
+        TENSORS.len(),
+        Group {
+            pattern: "",
+            lr_scale: None,
+            weight_decay: None,
+        },
+    );
 }

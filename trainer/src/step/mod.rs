@@ -5,6 +5,7 @@
 //! - [`gathering`]: the gates, behind which the next forward waits for a layer's gather
 //! - [`owned`]: what this rank owns, and the passes over it
 //! - [`slots`]: the slots of the first exchange, and the verdict on the step
+//! - [`updating`]: from accepted gradients to new parameters
 //! - [`update_slots`]: the slots of what was prepared and applied
 //!
 //! Data flows: lanes run into gradient buffers → buckets are published → the owner finishes the lane tree →
@@ -18,6 +19,7 @@ pub mod gathering;
 pub mod owned;
 pub mod slots;
 pub mod update_slots;
+mod updating;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -30,7 +32,7 @@ use lockstep_data::{MicroBatch, ValidationSet, lane_micro_batches};
 use lockstep_inventory::{Treatment, treatments};
 use lockstep_kernels::pointwise;
 use lockstep_kernels::real::bf16;
-use lockstep_optim::decision::{Decision, LossModel, ModelState, decide, local_steps};
+use lockstep_optim::decision::{LossModel, ModelState};
 use lockstep_optim::products::Products;
 use lockstep_optim::settings::Optimizer;
 use lockstep_proto::domain::{Plan, Validation};
@@ -44,9 +46,9 @@ use crate::sharding::owners::OwnerMap;
 use crate::sharding::program::{Action, LaneProgram};
 use crate::step::filling::Filling;
 use crate::step::gathering::Gathers;
-use crate::step::owned::{Kind, Owned, Taken};
+use crate::step::owned::Owned;
 use crate::step::slots::{Lane, Slots, Verdict};
-use crate::step::update_slots::{PreparedTotals, UpdateSlots};
+use crate::step::update_slots::UpdateSlots;
 
 /// The communicator, shared by the device thread and the hooks that it runs.
 pub type SharedCollective = Arc<Mutex<Box<dyn Collective>>>;
@@ -300,84 +302,6 @@ impl Engine {
             phases: clock.phases,
             step_ms: began.elapsed().as_secs_f64() * 1e3,
         })
-    }
-
-    /// The update where steps depend on sums over all tensors: nothing moves before they are known on every rank.
-    fn update_together(
-        &mut self,
-        plan: &Plan,
-        loss: f64,
-        scale: f32,
-        clock: &mut Clock,
-    ) -> Result<(Decision, PreparedTotals), TrainerError> {
-        let probe = self.update_slots.begin(plan.step);
-        let taken = Taken {
-            layout: &self.layout,
-            gradients: &self.gradients[0],
-            scale,
-        };
-        self.update_slots
-            .record_prepared(&self.owned.prepare(taken, &self.working, probe)?);
-        clock.lap("polar_ms");
-        self.update_slots.exchange_prepared(&self.collective)?;
-        let totals = self.update_slots.prepared(self.model.inventory(), probe)?;
-        clock.lap("slots_ms");
-        let optimizer = self.owned.optimizer();
-        let first_step = self.loss_model == ModelState::default();
-        let (decision, next) = decide(
-            optimizer,
-            &self.treatments,
-            self.loss_model,
-            plan.learning_rate,
-            loss,
-            &totals.measured,
-        )?;
-        if let (true, Some(model)) = (first_step, decision.model)
-            && model.value <= model.lower_bound
-        {
-            return Err(TrainerError::Refused(format!(
-                "optimizer.momo.lower_bound is {}, but the loss starts at {loss:.4}: a loss that is below its lower bound leaves no step to take. Set a bound below the loss that the run is to reach, such as 0",
-                model.lower_bound
-            )));
-        }
-        self.loss_model = next;
-        let applied = self.owned.apply(taken, &mut self.working, &decision.steps)?;
-        self.update_slots.record_applied(&applied);
-        clock.lap("apply_ms");
-        self.update_slots.exchange_applied(&self.collective)?;
-        clock.lap("slots_ms");
-        Ok((decision, totals))
-    }
-
-    /// The update where each tensor's step follows from the learning rate alone: bucket by bucket, with one exchange.
-    fn update_by_bucket(
-        &mut self,
-        plan: &Plan,
-        scale: f32,
-        clock: &mut Clock,
-    ) -> Result<(Decision, PreparedTotals), TrainerError> {
-        let probe = self.update_slots.begin(plan.step);
-        let decision = local_steps(self.owned.optimizer(), &self.treatments, plan.learning_rate);
-        let taken = Taken {
-            layout: &self.layout,
-            gradients: &self.gradients[0],
-            scale,
-        };
-        for bucket in &self.layout.buckets {
-            for (kind, phase) in [(Kind::Hidden, "polar_ms"), (Kind::Other, "apply_ms")] {
-                let (working, steps) = (&mut self.working, &decision.steps);
-                let (prepared, applied) = self
-                    .owned
-                    .step_in(&bucket.elements, kind, taken, working, steps, probe)?;
-                self.update_slots.record_prepared(&prepared);
-                self.update_slots.record_applied(&applied);
-                clock.lap(phase);
-            }
-        }
-        self.update_slots.exchange_all(&self.collective)?;
-        let totals = self.update_slots.prepared(self.model.inventory(), probe)?;
-        clock.lap("slots_ms");
-        Ok((decision, totals))
     }
 
     fn fill(&self) -> MutexGuard<'_, Filling> {

@@ -8,7 +8,8 @@ use lockstep_inventory::{TensorSpec, Treatment};
 use lockstep_kernels::real::bf16;
 use lockstep_kernels::sums::square_sum;
 use lockstep_optim::decision::TensorStep;
-use lockstep_optim::piece::{Applied, BLOCK, Piece, Prepared};
+use lockstep_optim::piece::{BLOCK, Piece};
+use lockstep_optim::results::{Applied, Prepared};
 use lockstep_optim::settings::Optimizer;
 
 use crate::error::TrainerError;

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use lockstep_inventory::TensorSpec;
 use lockstep_optim::decision::Measured;
-use lockstep_optim::piece::Applied;
+use lockstep_optim::results::Applied;
 use lockstep_optim::settings::Optimizer;
 
 use crate::error::TrainerError;
@@ -240,7 +240,7 @@ mod tests {
     use lockstep_collective::{Aborter, Backend, connect, new_id};
     use lockstep_config::{OptimizerSection, Precision};
     use lockstep_inventory::{Initial, Role, treatments};
-    use lockstep_optim::piece::{BlockSums, Prepared};
+    use lockstep_optim::results::{BlockSums, Prepared};
 
     use super::*;
 

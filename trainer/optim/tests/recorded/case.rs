@@ -91,16 +91,23 @@ impl Case {
         }
         if !self.groups.is_empty() {
             let groups = self.groups.iter().map(|group| {
-                let scale = group.lr_scale.map(|c| format!(", lr_scale = {c:?}")).unwrap_or_default();
-                let decay = group.weight_decay.map(|d| format!(", weight_decay = {d:?}")).unwrap_or_default();
+                let scale = group
+                    .lr_scale
+                    .map(|c| format!(", lr_scale = {c:?}"))
+                    .unwrap_or_default();
+                let decay = group
+                    .weight_decay
+                    .map(|d| format!(", weight_decay = {d:?}"))
+                    .unwrap_or_default();
                 format!("{{ match = {:?}{scale}{decay} }}", group.pattern)
             });
             keys.push(format!("groups = [{}]", groups.collect::<Vec<_>>().join(", ")));
         }
         if !self.splits.is_empty() {
-            let rules = TENSORS.iter().filter(|tensor| tensor.hidden).map(|tensor| {
-                format!("{{ match = {:?}, split = {} }}", tensor.name, self.parts(tensor.name))
-            });
+            let rules = TENSORS
+                .iter()
+                .filter(|tensor| tensor.hidden)
+                .map(|tensor| format!("{{ match = {:?}, split = {} }}", tensor.name, self.parts(tensor.name)));
             keys.push(format!("hidden = [{}]", rules.collect::<Vec<_>>().join(", ")));
         }
         keys.join("\n")

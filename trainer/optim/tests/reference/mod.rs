@@ -322,7 +322,11 @@ impl Reference {
         );
 
         let by_tensor = self.blocks();
-        let tensor_of: Vec<usize> = by_tensor.iter().enumerate().flat_map(|(t, blocks)| vec![t; blocks.len()]).collect();
+        let tensor_of: Vec<usize> = by_tensor
+            .iter()
+            .enumerate()
+            .flat_map(|(t, blocks)| vec![t; blocks.len()])
+            .collect();
         let blocks: Vec<Block> = by_tensor.into_iter().flatten().collect();
         let strides: Vec<f64> = strides(choices.member, &blocks)
             .iter()
@@ -330,7 +334,11 @@ impl Reference {
             .map(|(stride, tensor)| stride * self.weights[*tensor].learning_rate_scale)
             .collect();
         // Γ = Σ c·multiplier·[G]·dual: G (constrained) or G² (regularised) where every c is 1.
-        let fall = strides.iter().zip(&blocks).map(|(stride, block)| stride * block.dual).sum();
+        let fall = strides
+            .iter()
+            .zip(&blocks)
+            .map(|(stride, block)| stride * block.dual)
+            .sum();
 
         let (effective, model, bound) = self.truncate(gradients, loss, fall);
         let mut next = 0;

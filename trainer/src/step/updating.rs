@@ -1,0 +1,93 @@
+//! From accepted gradients to new parameters, in one of two ways: together, where steps depend on sums over all tensors, or
+//! bucket by bucket.
+//!
+//! Data flows: gradient sums and the scale that makes them the mean → owners prepare → (slots 2 → step sizes) → owners
+//! apply → slots 3. No parameter changes before everything that its step depends on is known and proven on every rank.
+
+use lockstep_optim::decision::{Decision, ModelState, decide, local_steps};
+use lockstep_proto::domain::Plan;
+
+use crate::error::TrainerError;
+use crate::step::owned::{Kind, Taken};
+use crate::step::update_slots::PreparedTotals;
+use crate::step::{Clock, Engine};
+
+impl Engine {
+    /// The update where steps depend on sums over all tensors: nothing moves before they are known on every rank.
+    pub(super) fn update_together(
+        &mut self,
+        plan: &Plan,
+        loss: f64,
+        scale: f32,
+        clock: &mut Clock,
+    ) -> Result<(Decision, PreparedTotals), TrainerError> {
+        let probe = self.update_slots.begin(plan.step);
+        let taken = Taken {
+            layout: &self.layout,
+            gradients: &self.gradients[0],
+            scale,
+        };
+        self.update_slots
+            .record_prepared(&self.owned.prepare(taken, &self.working, probe)?);
+        clock.lap("polar_ms");
+        self.update_slots.exchange_prepared(&self.collective)?;
+        let totals = self.update_slots.prepared(self.model.inventory(), probe)?;
+        clock.lap("slots_ms");
+        let optimizer = self.owned.optimizer();
+        let first_step = self.loss_model == ModelState::default();
+        let (decision, next) = decide(
+            optimizer,
+            &self.treatments,
+            self.loss_model,
+            plan.learning_rate,
+            loss,
+            &totals.measured,
+        )?;
+        if let (true, Some(model)) = (first_step, decision.model)
+            && model.value <= model.lower_bound
+        {
+            return Err(TrainerError::Refused(format!(
+                "optimizer.momo.lower_bound is {}, but the loss starts at {loss:.4}: a loss that is below its lower bound leaves no step to take. Set a bound below the loss that the run is to reach, such as 0",
+                model.lower_bound
+            )));
+        }
+        self.loss_model = next;
+        let applied = self.owned.apply(taken, &mut self.working, &decision.steps)?;
+        self.update_slots.record_applied(&applied);
+        clock.lap("apply_ms");
+        self.update_slots.exchange_applied(&self.collective)?;
+        clock.lap("slots_ms");
+        Ok((decision, totals))
+    }
+
+    /// The update where each tensor's step follows from the learning rate alone: bucket by bucket, with one exchange.
+    pub(super) fn update_by_bucket(
+        &mut self,
+        plan: &Plan,
+        scale: f32,
+        clock: &mut Clock,
+    ) -> Result<(Decision, PreparedTotals), TrainerError> {
+        let probe = self.update_slots.begin(plan.step);
+        let decision = local_steps(self.owned.optimizer(), &self.treatments, plan.learning_rate);
+        let taken = Taken {
+            layout: &self.layout,
+            gradients: &self.gradients[0],
+            scale,
+        };
+        for bucket in &self.layout.buckets {
+            for (kind, phase) in [(Kind::Hidden, "polar_ms"), (Kind::Other, "apply_ms")] {
+                let (working, steps) = (&mut self.working, &decision.steps);
+                let (prepared, applied) = self
+                    .owned
+                    .step_in(&bucket.elements, kind, taken, working, steps, probe)?;
+                self.update_slots.record_prepared(&prepared);
+                self.update_slots.record_applied(&applied);
+                clock.lap(phase);
+            }
+        }
+        self.update_slots.exchange_all(&self.collective)?;
+        let totals = self.update_slots.prepared(self.model.inventory(), probe)?;
+        clock.lap("slots_ms");
+        Ok((decision, totals))
+    }
+}
