@@ -154,11 +154,7 @@ impl Recording {
             let name = recorded.name;
             all.push((format!("param.{name}"), shape(tensor), bytes(&self.start[tensor])));
             for (step, gradients) in self.gradients.iter().enumerate() {
-                all.push((
-                    format!("grad.{step}.{name}"),
-                    shape(tensor),
-                    bytes(&gradients[tensor]),
-                ));
+                all.push((format!("grad.{step}.{name}"), shape(tensor), bytes(&gradients[tensor])));
             }
         }
         let views = all
@@ -201,7 +197,8 @@ impl Replayed {
         let mut parameters = vec![(0..TENSORS.len()).map(|tensor| recording.start(tensor)).collect()];
         for step in 0..STEPS {
             let tensors = TENSORS.iter().enumerate();
-            let of_step = tensors.map(|(i, tensor)| Recording::double(&found[&format!("param.{step}.{}", tensor.name)], i));
+            let of_step =
+                tensors.map(|(i, tensor)| Recording::double(&found[&format!("param.{step}.{}", tensor.name)], i));
             parameters.push(of_step.collect());
         }
         let effective = found["effective_lr"].iter().map(|rate| f64::from(*rate)).collect();

@@ -41,7 +41,7 @@ pub enum Other {
 }
 
 /// One of the 18.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Member {
     pub descent: Descent,
     pub product: Product,
@@ -49,16 +49,20 @@ pub struct Member {
 }
 
 impl Member {
+    pub const fn new(descent: Descent, product: Product, other: Other) -> Member {
+        Member {
+            descent,
+            product,
+            other,
+        }
+    }
+
     pub fn all() -> Vec<Member> {
         let mut all = Vec::new();
         for descent in [Descent::Constrained, Descent::Regularized] {
             for product in [Product::Max, Product::L2, Product::Hybrid] {
                 for other in [Other::Sign, Other::AdaInf, Other::Ada2] {
-                    all.push(Member {
-                        descent,
-                        product,
-                        other,
-                    });
+                    all.push(Member::new(descent, product, other));
                 }
             }
         }
@@ -322,7 +326,11 @@ impl Reference {
         );
 
         let by_tensor = self.blocks();
-        let tensor_of: Vec<usize> = by_tensor.iter().enumerate().flat_map(|(t, blocks)| vec![t; blocks.len()]).collect();
+        let tensor_of: Vec<usize> = by_tensor
+            .iter()
+            .enumerate()
+            .flat_map(|(t, blocks)| vec![t; blocks.len()])
+            .collect();
         let blocks: Vec<Block> = by_tensor.into_iter().flatten().collect();
         let strides: Vec<f64> = strides(choices.member, &blocks)
             .iter()
@@ -330,7 +338,11 @@ impl Reference {
             .map(|(stride, tensor)| stride * self.weights[*tensor].learning_rate_scale)
             .collect();
         // Γ = Σ c·multiplier·[G]·dual: G (constrained) or G² (regularised) where every c is 1.
-        let fall = strides.iter().zip(&blocks).map(|(stride, block)| stride * block.dual).sum();
+        let fall = strides
+            .iter()
+            .zip(&blocks)
+            .map(|(stride, block)| stride * block.dual)
+            .sum();
 
         let (effective, model, bound) = self.truncate(gradients, loss, fall);
         let mut next = 0;

@@ -19,6 +19,8 @@ pub struct Case {
     pub groups: Vec<Group>,
     /// Hidden tensors cut by rows into so many matrices.
     pub splits: Vec<(&'static str, i64)>,
+    /// The table `polar`; the reference's factors are always those of the SVD.
+    pub polar: &'static str,
 }
 
 impl Case {
@@ -40,6 +42,7 @@ impl Case {
             weight_decay: 0.0,
             groups: Vec::new(),
             splits: Vec::new(),
+            polar: "{ method = \"svd\" }",
         }
     }
 
@@ -52,6 +55,14 @@ impl Case {
         self
     }
 
+    /// The same with Momo's model where the step starts, after the decay.
+    pub fn exact(mut self) -> Case {
+        if let Some(momo) = &mut self.choices.momo {
+            momo.exact_decay = true;
+        }
+        self
+    }
+
     /// A learning rate that moves the loss by `part` of the first loss in the first step, by the model.
     pub fn with_first_fall(mut self, recording: &Recording, part: f64) -> Case {
         let fall = self
@@ -59,6 +70,12 @@ impl Case {
             .step(&recording.gradients(0), f64::from(recording.losses[0]))
             .fall;
         self.choices.learning_rate = part * f64::from(recording.losses[0]) / fall;
+        self
+    }
+
+    /// A weight decay that takes `part` of every parameter in a step.
+    pub fn with_decay(mut self, part: f64) -> Case {
+        self.weight_decay = part / self.choices.learning_rate;
         self
     }
 
@@ -73,7 +90,7 @@ impl Case {
             format!("hidden_scale = {:?}", choices.hidden_scale),
             format!("weight_decay = {:?}", self.weight_decay),
             format!("cautious = {}", choices.cautious),
-            "polar = { method = \"svd\" }".to_owned(),
+            format!("polar = {}", self.polar),
         ];
         keys.push(match choices.scaling {
             Scaling::None => "scaling = \"none\"".to_owned(),
@@ -91,16 +108,23 @@ impl Case {
         }
         if !self.groups.is_empty() {
             let groups = self.groups.iter().map(|group| {
-                let scale = group.lr_scale.map(|c| format!(", lr_scale = {c:?}")).unwrap_or_default();
-                let decay = group.weight_decay.map(|d| format!(", weight_decay = {d:?}")).unwrap_or_default();
+                let scale = group
+                    .lr_scale
+                    .map(|c| format!(", lr_scale = {c:?}"))
+                    .unwrap_or_default();
+                let decay = group
+                    .weight_decay
+                    .map(|d| format!(", weight_decay = {d:?}"))
+                    .unwrap_or_default();
                 format!("{{ match = {:?}{scale}{decay} }}", group.pattern)
             });
             keys.push(format!("groups = [{}]", groups.collect::<Vec<_>>().join(", ")));
         }
         if !self.splits.is_empty() {
-            let rules = TENSORS.iter().filter(|tensor| tensor.hidden).map(|tensor| {
-                format!("{{ match = {:?}, split = {} }}", tensor.name, self.parts(tensor.name))
-            });
+            let rules = TENSORS
+                .iter()
+                .filter(|tensor| tensor.hidden)
+                .map(|tensor| format!("{{ match = {:?}, split = {} }}", tensor.name, self.parts(tensor.name)));
             keys.push(format!("hidden = [{}]", rules.collect::<Vec<_>>().join(", ")));
         }
         keys.join("\n")
