@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use crate::SEED;
 use crate::recorded::gaussian;
-use crate::reference::{
+use crate::reference::norms::{
     Block, Descent, Member, dot, global_dual, hidden_block, hidden_norm, other_block, other_norm, product_norm, strides,
 };
 

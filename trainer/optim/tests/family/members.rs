@@ -4,7 +4,8 @@ use tch::Tensor;
 
 use crate::recorded::case::Case;
 use crate::recorded::{Recording, Replayed, STEPS};
-use crate::reference::{Bound, Member, average, dot, singular_values};
+use crate::reference::norms::{Member, dot, singular_values};
+use crate::reference::{Bound, average};
 use crate::{BOUND, FALL, SEED, sorts, sorts_of};
 
 #[test]

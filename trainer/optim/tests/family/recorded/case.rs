@@ -1,9 +1,8 @@
 //! One description of a run, as `[optimizer]` keys for the replay and as a reference.
 
 use super::{Recording, Replayed, STEPS, TENSORS};
-use crate::reference::{
-    Bound, Choices, Descent, Member, Momo, Other, Product, Reference, Scaling, Step, Weight, frobenius,
-};
+use crate::reference::norms::{Descent, Member, Other, Product, frobenius};
+use crate::reference::{Bound, Choices, Momo, Reference, Scaling, Step, Weight};
 
 /// A group: the tensors whose names the pattern matches, a name or a beginning and `*`.
 pub struct Group {
