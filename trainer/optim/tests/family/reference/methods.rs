@@ -2,7 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::{average, polar};
+use super::average;
+use super::norms::polar;
 
 /// NorMuon's state of a matrix (arXiv 2510.05491 and its public code).
 pub struct NorMuon {

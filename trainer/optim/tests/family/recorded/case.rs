@@ -1,9 +1,8 @@
 //! One description of a run, as `[optimizer]` keys for the replay and as a reference.
 
 use super::{Recording, Replayed, STEPS, TENSORS};
-use crate::reference::{
-    Bound, Choices, Descent, Member, Momo, Other, Product, Reference, Scaling, Step, Weight, frobenius,
-};
+use crate::reference::norms::{Descent, Member, Other, Product, frobenius};
+use crate::reference::{Bound, Choices, Momo, Reference, Scaling, Step, Weight};
 
 /// A group: the tensors whose names the pattern matches, a name or a beginning and `*`.
 pub struct Group {
@@ -19,6 +18,8 @@ pub struct Case {
     pub groups: Vec<Group>,
     /// Hidden tensors cut by rows into so many matrices.
     pub splits: Vec<(&'static str, i64)>,
+    /// The table `polar`; the reference's factors are always those of the SVD.
+    pub polar: &'static str,
 }
 
 impl Case {
@@ -40,6 +41,7 @@ impl Case {
             weight_decay: 0.0,
             groups: Vec::new(),
             splits: Vec::new(),
+            polar: "{ method = \"svd\" }",
         }
     }
 
@@ -52,6 +54,14 @@ impl Case {
         self
     }
 
+    /// The same with Momo's model where the step starts, after the decay.
+    pub fn exact(mut self) -> Case {
+        if let Some(momo) = &mut self.choices.momo {
+            momo.exact_decay = true;
+        }
+        self
+    }
+
     /// A learning rate that moves the loss by `part` of the first loss in the first step, by the model.
     pub fn with_first_fall(mut self, recording: &Recording, part: f64) -> Case {
         let fall = self
@@ -59,6 +69,12 @@ impl Case {
             .step(&recording.gradients(0), f64::from(recording.losses[0]))
             .fall;
         self.choices.learning_rate = part * f64::from(recording.losses[0]) / fall;
+        self
+    }
+
+    /// A weight decay that takes `part` of every parameter in a step.
+    pub fn with_decay(mut self, part: f64) -> Case {
+        self.weight_decay = part / self.choices.learning_rate;
         self
     }
 
@@ -73,7 +89,7 @@ impl Case {
             format!("hidden_scale = {:?}", choices.hidden_scale),
             format!("weight_decay = {:?}", self.weight_decay),
             format!("cautious = {}", choices.cautious),
-            "polar = { method = \"svd\" }".to_owned(),
+            format!("polar = {}", self.polar),
         ];
         keys.push(match choices.scaling {
             Scaling::None => "scaling = \"none\"".to_owned(),
