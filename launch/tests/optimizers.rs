@@ -103,7 +103,7 @@ fn negative_values_and_values_that_are_no_numbers_are_refused() {
         ),
         (
             "groups = [{ match = \"wte.*\", lr_scale = nan }]",
-            "optimizer.groups.lr_scale",
+            "optimizer.groups[0].lr_scale",
         ),
         ("epsilon = nan", "optimizer.epsilon"),
         ("momentum = nan", "optimizer.momentum"),

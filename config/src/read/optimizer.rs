@@ -14,6 +14,7 @@ use crate::sections::*;
 
 const NOT_NEGATIVE: &str = "a number of at least 0";
 const REMOVE: &str = "take the key out, or choose another optimizer.method";
+const REMOVE_POLAR: &str = "take the key out, or choose another optimizer.polar.method";
 
 impl OptimizerSection {
     /// Reads the table `[optimizer]` alone. `origin` names it in errors; `run_precision` is the default of
@@ -56,7 +57,17 @@ pub(super) fn read(mut fields: Fields<'_>, run_precision: Precision) -> Result<O
         },
         momo: momo(&mut fields, method)?,
         hidden: rules::hidden(&mut fields, orthogonalises)?,
-        groups: rules::groups(&mut fields)?,
+        groups: match method {
+            Method::Momo | Method::MomoAdam => {
+                absent(
+                    &mut fields,
+                    "groups",
+                    "this method has one step size and one decay for all tensors",
+                )?;
+                Vec::new()
+            }
+            _ => rules::groups(&mut fields)?,
+        },
     };
     keeps_the_model(&fields, &section)?;
     fields.done()?;
@@ -65,9 +76,14 @@ pub(super) fn read(mut fields: Fields<'_>, run_precision: Precision) -> Result<O
 
 /// Refuses a key that does not belong to the method.
 fn absent(fields: &mut Fields<'_>, key: &'static str, reason: &str) -> Result<(), ConfigError> {
+    absent_or(fields, key, reason, REMOVE)
+}
+
+/// As [`absent`], with advice of its own.
+fn absent_or(fields: &mut Fields<'_>, key: &'static str, reason: &str, advice: &str) -> Result<(), ConfigError> {
     match fields.take(key) {
         None => Ok(()),
-        Some(value) => Err(fields.refuse_with(key, &value, format!("absent: {reason}"), REMOVE)),
+        Some(value) => Err(fields.refuse_with(key, &value, format!("absent: {reason}"), advice)),
     }
 }
 
@@ -169,10 +185,13 @@ fn nesterov(fields: &mut Fields<'_>, method: Method) -> Result<bool, ConfigError
 }
 
 fn normalized(fields: &mut Fields<'_>, method: Method) -> Result<bool, ConfigError> {
-    if method != Method::Sgd {
-        absent(fields, "normalized", "only sgd has a momentum that is a sum")?;
+    const KEY: &str = "normalized";
+    if let (false, Some(value)) = (method == Method::Sgd, fields.peek(KEY))
+        && value.as_bool() == Some(true)
+    {
+        return Err(fields.refuse_with(KEY, value, "false: only sgd has a momentum that is a sum", REMOVE));
     }
-    fields.boolean("normalized", false)
+    fields.boolean(KEY, false)
 }
 
 fn epsilon(fields: &mut Fields<'_>, method: Method) -> Result<f64, ConfigError> {
@@ -204,6 +223,7 @@ fn scaling(fields: &mut Fields<'_>, method: Method) -> Result<Scaling, ConfigErr
         ("torch", Scaling::Original),
         ("moonlight", Scaling::MatchRms),
         ("match_rms_adamw", Scaling::MatchRms),
+        ("match-rms-adamw", Scaling::MatchRms),
     ]);
     if !method.orthogonalises() {
         absent(fields, "scaling", "this method has no hidden matrices")?;
@@ -239,16 +259,10 @@ fn polar(mut fields: Fields<'_>, run_precision: Precision) -> Result<PolarSectio
         Kind::Svd => PolarMethod::Svd,
     };
     if kind == Kind::Svd {
-        absent(&mut fields, "steps", "the SVD has no steps")?;
         if let Some(value) = fields.take("precision")
             && value.as_str() != Some("fp32")
         {
-            return Err(fields.refuse_with(
-                "precision",
-                &value,
-                "\"fp32\": the SVD has no bf16 form",
-                "take the key out, or choose another optimizer.polar.method",
-            ));
+            return Err(fields.refuse_with("precision", &value, "\"fp32\": the SVD has no bf16 form", REMOVE_POLAR));
         }
     }
     let steps = match method {
@@ -257,7 +271,11 @@ fn polar(mut fields: Fields<'_>, run_precision: Precision) -> Result<PolarSectio
     };
     let section = PolarSection {
         method,
-        steps: fields.integer32("steps", 1..=99, Some(steps))?,
+        steps: match (fields.integer32("steps", 1..=99, Some(steps))?, method) {
+            // It has none: whatever is given, configs that mean the same are equal.
+            (_, PolarMethod::Svd) => steps,
+            (given, _) => given,
+        },
         precision: match kind {
             Kind::Svd => Precision::Fp32,
             _ => fields.word("precision", Precision::WORDS, Some(run_precision))?,
@@ -274,10 +292,15 @@ fn polar(mut fields: Fields<'_>, run_precision: Precision) -> Result<PolarSectio
         ));
     }
     if kind != Kind::Schulz {
-        absent(&mut fields, "table", "only newton-schulz has tables to choose from")?;
+        absent_or(
+            &mut fields,
+            "table",
+            "only newton-schulz has tables to choose from",
+            REMOVE_POLAR,
+        )?;
     }
     if kind != Kind::Gram {
-        absent(&mut fields, "restart", "only gram restarts")?;
+        absent_or(&mut fields, "restart", "only gram restarts", REMOVE_POLAR)?;
     }
     fields.done()?;
     Ok(section)
@@ -357,15 +380,6 @@ fn keeps_the_model(fields: &Fields<'_>, section: &OptimizerSection) -> Result<()
             Value::Float(section.momentum),
             "equal to optimizer.betas[0]: hidden matrices and other tensors must average the same model of the loss",
             "give both the same value, or one of them alone",
-        );
-    }
-    let one_step = matches!(section.method, Method::Momo | Method::MomoAdam);
-    if one_step && !section.groups.is_empty() {
-        return refuse(
-            "groups",
-            Value::Array(Vec::new()),
-            "absent: this method has one step size and one decay for all tensors",
-            "take optimizer.groups out, or choose a member of the family",
         );
     }
     Ok(())

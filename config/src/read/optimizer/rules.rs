@@ -45,7 +45,7 @@ pub(super) fn hidden(fields: &mut Fields<'_>, orthogonalises: bool) -> Result<Op
         return Err(fields.refuse(KEY, &value, EXPECTED));
     };
     let mut rules = Vec::with_capacity(list.len());
-    for rule in list {
+    for (index, rule) in list.iter().enumerate() {
         rules.push(match rule {
             Value::String(text) => match text.strip_prefix('!') {
                 Some(not) => HiddenRule {
@@ -58,8 +58,17 @@ pub(super) fn hidden(fields: &mut Fields<'_>, orthogonalises: bool) -> Result<Op
                 },
             },
             Value::Table(table) => {
-                let mut inner = Fields::new(fields.origin(), fields.dotted(KEY), table.clone());
+                let prefix = format!("{}[{index}]", fields.dotted(KEY));
+                let mut inner = Fields::new(fields.origin(), prefix, table.clone());
                 let pattern = matched(&mut inner)?;
+                if pattern.starts_with('!') {
+                    return Err(inner.refuse_with(
+                        "match",
+                        &Value::String(pattern),
+                        "a pattern of what is hidden",
+                        "write what is not hidden as a text of its own: \"!pattern\"",
+                    ));
+                }
                 let split = match inner.take("split") {
                     None => Split::Parts(1),
                     Some(Value::String(word)) if word == "thirds" => Split::Parts(3),
@@ -100,8 +109,9 @@ pub(super) fn groups(fields: &mut Fields<'_>) -> Result<Vec<GroupRule>, ConfigEr
         return Err(fields.refuse(KEY, &value, EXPECTED));
     };
     let mut groups = Vec::with_capacity(tables.len());
-    for table in tables {
-        let mut inner = Fields::new(fields.origin(), fields.dotted(KEY), table.clone());
+    for (index, table) in tables.into_iter().enumerate() {
+        let prefix = format!("{}[{index}]", fields.dotted(KEY));
+        let mut inner = Fields::new(fields.origin(), prefix, table.clone());
         let pattern = matched(&mut inner)?;
         let lr_scale = inner.optional_number("lr_scale", POSITIVE, |x| x > 0.0)?;
         let weight_decay = inner.optional_number("weight_decay", NOT_NEGATIVE, |x| x >= 0.0)?;
