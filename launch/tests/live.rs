@@ -126,24 +126,29 @@ fn interrupted_twice_it_ends_at_once_and_reaps() {
 
 #[test]
 fn a_terminal_that_hangs_up_stops_a_run_unless_it_was_started_to_outlive_it() {
+    // `env` and `nohup` say what the run inherits, whatever this test was started under.
+    let started = |stage: &Stage, by: &[&str]| {
+        let mut command = std::process::Command::new(by[0]);
+        command
+            .args(&by[1..])
+            .arg(env!("CARGO_BIN_EXE_lockstep"))
+            .args(["run", "run.toml", "-n", "2"])
+            .current_dir(stage.path("."))
+            .env("LOCKSTEP_TRAINER", stage.stand_in("exec sleep 600"));
+        let mut run = stage.start(&mut command);
+        wait_until("the trainers are there", || {
+            stage.processes().len() == 3 || !run.is_running()
+        });
+        run
+    };
     let stage = Stage::new();
-    let run = waiting_run(&stage, "-n 2");
+    let run = started(&stage, &["env", "--default-signal=HUP"]);
     run.signal(Signal::HUP);
     wait_until("the hang-up is told", || run.out().contains("once more"));
     drop(run);
 
     let stage = Stage::new();
-    let mut command = std::process::Command::new("nohup");
-    command
-        .arg(env!("CARGO_BIN_EXE_lockstep"))
-        .args(["run", "run.toml", "-n", "2"]);
-    command
-        .current_dir(stage.path("."))
-        .env("LOCKSTEP_TRAINER", stage.stand_in("exec sleep 600"));
-    let mut run = stage.start(&mut command);
-    wait_until("the trainers are there", || {
-        stage.processes().len() == 3 || !run.is_running()
-    });
+    let run = started(&stage, &["nohup"]);
     let status = std::fs::read_to_string(format!("/proc/{}/status", run.pid())).unwrap();
     let hangup = |mask: &str| {
         let mask = status.lines().find_map(|line| line.strip_prefix(mask)).unwrap();

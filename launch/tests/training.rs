@@ -285,8 +285,9 @@ fn inspect_shows_every_tensor_with_its_owners_and_refuses_more_ranks_than_lanes(
     for part in [
         "wte.weight",
         "blocks.0.qkv.weight",
-        "muon",
-        "adamw",
+        "optimizer: muon, adamw on other tensors",
+        "4 polar factors a step",
+        "because the model says hidden",
         "polar cost",
         "gradient buffers",
         "working copies",

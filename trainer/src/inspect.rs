@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use lockstep_config::{Precision, RunConfig};
+use lockstep_config::{Method, Precision, RunConfig};
 use lockstep_data::{Dataset, rank_lanes};
 use lockstep_inventory::{TensorSpec, Treatment, Use, treatments_of};
 use lockstep_optim::piece::planned_bytes;
@@ -65,12 +65,14 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> Result<Strin
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "run {}: {total} parameters in {} tensors, {} buckets, {} blocks",
+        "run {}: {total} parameters in {} tensors, {} buckets, {} blocks, {} polar factors a step",
         config.run.name,
         inventory.len(),
         layout.buckets.len(),
-        layout.blocks
+        layout.blocks,
+        layout.factors
     );
+    let _ = writeln!(out, "optimizer: {}", method(config));
     let _ = writeln!(
         out,
         "\n{:<24} {:<14} {:<16} {:<6} {:<8} {:<7} {:<5} owners (rank: elements)",
@@ -147,6 +149,29 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> Result<Strin
         );
     }
     Ok(out)
+}
+
+/// The method by its name or its three words, and what it does besides.
+fn method(config: &RunConfig) -> String {
+    let keys = &config.optimizer;
+    let name = match (keys.method.name(), keys.method) {
+        (None, Method::Steepest(member)) => format!(
+            "descent {}, product {}, other {}",
+            member.descent.word(),
+            member.product.word(),
+            member.other.word()
+        ),
+        (name, _) => name.unwrap_or_default().to_owned(),
+    };
+    let others = match keys.method {
+        Method::Muon | Method::NorMuon => ", adamw on other tensors",
+        _ => "",
+    };
+    let momo = match keys.momo {
+        Some(_) => ", steps truncated by a model of the loss (Momo)",
+        None => "",
+    };
+    format!("{name}{others}{momo}")
 }
 
 /// What the optimiser takes a tensor for, in words.
