@@ -241,7 +241,7 @@ mod tests {
             "optimizer.method=muonmax",
             "optimizer.momo={ lower_bound = 0.0 }",
             "optimizer.hidden_scale=4.0",
-            "learning_rate.schedule={ kind = \"warmup-stable-decay\", peak = 1.5e-3, warmup = 15, decay = 0.5 }",
+            "learning_rate.schedule={ kind = \"warmup-stable-decay\", peak = 1.2e-2, warmup = 15, decay = 0.5 }",
         ] {
             assert!(sets.iter().any(|other| other == set), "{set} is not among {sets:?}");
         }
