@@ -258,12 +258,11 @@ fn polar(mut fields: Fields<'_>, run_precision: Precision) -> Result<PolarSectio
         },
         Kind::Svd => PolarMethod::Svd,
     };
-    if kind == Kind::Svd {
-        if let Some(value) = fields.take("precision")
-            && value.as_str() != Some("fp32")
-        {
-            return Err(fields.refuse_with("precision", &value, "\"fp32\": the SVD has no bf16 form", REMOVE_POLAR));
-        }
+    if kind == Kind::Svd
+        && let Some(value) = fields.take("precision")
+        && value.as_str() != Some("fp32")
+    {
+        return Err(fields.refuse_with("precision", &value, "\"fp32\": the SVD has no bf16 form", REMOVE_POLAR));
     }
     let steps = match method {
         PolarMethod::NewtonSchulz(PolarTable::Cans) => 12,
