@@ -4,7 +4,7 @@
 
 mod inputs;
 
-use inputs::{Accuracy, all, measure};
+use inputs::{Accuracy, all, gaussian, measure, steep};
 use lockstep_optim::polar::{Method, Polar, Table, orthogonality_error};
 use lockstep_optim::products::Products;
 use tch::{Device, Kind, Tensor};
@@ -73,8 +73,29 @@ fn newton_schulz_keeps_to_the_bands_of_its_tables() {
 #[test]
 fn gram_with_a_restart_after_one_or_two_steps_is_as_accurate_as_the_plain_iteration() {
     for restart in [1, 2] {
-        accurate(Method::Gram { restart }, 5, [0.86, 1.13], [0.86, 1.13]);
+        // Its wider margin for rounding, q = 1.05 instead of 1.01, lowers the band.
+        accurate(Method::Gram { restart }, 5, [0.83, 1.13], [0.83, 1.13]);
     }
+}
+
+#[test]
+fn no_way_leaves_its_band_on_steep_spectra_in_bf16() {
+    let mut wrong = Vec::new();
+    for (method, high) in [
+        (Method::PolarExpress, 1.15),
+        (Method::NewtonSchulz(Table::Jordan), 1.22),
+        (Method::Gram { restart: 1 }, 1.15),
+        (Method::Gram { restart: 2 }, 1.15),
+    ] {
+        for (name, matrix) in steep() {
+            let factor = factor(&matrix, method, 5, Products::WidenedBf16);
+            let largest = measure(&matrix, &factor, RELEVANT).largest;
+            if largest.is_nan() || largest > high {
+                wrong.push(format!("{method:?}: {name}: {largest}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
@@ -83,7 +104,7 @@ fn gram_in_float32_needs_no_restart() {
         let factor = factor(&input.matrix, Method::Gram { restart: 5 }, 5, Products::Float32);
         let accuracy = measure(&input.matrix, &factor, RELEVANT);
         assert!(
-            accuracy.largest < 1.13 && accuracy.smallest > 0.86,
+            accuracy.largest < 1.13 && accuracy.smallest > 0.83,
             "{}: {}",
             input.name,
             accuracy.largest
@@ -94,12 +115,11 @@ fn gram_in_float32_needs_no_restart() {
 #[test]
 fn gram_in_bf16_diverges_with_later_restarts_which_is_why_the_config_refuses_them() {
     for restart in [3, 4, 5] {
-        let worst = all()
+        let worst = steep()
             .iter()
-            .filter(|input| input.name.starts_with("recorded"))
-            .map(|input| {
-                let factor = factor(&input.matrix, Method::Gram { restart }, 5, Products::WidenedBf16);
-                measure(&input.matrix, &factor, RELEVANT).largest
+            .map(|(_, matrix)| {
+                let factor = factor(matrix, Method::Gram { restart }, 5, Products::WidenedBf16);
+                measure(matrix, &factor, RELEVANT).largest
             })
             .fold(0.0, f64::max);
         assert!(worst > 2.0, "restart {restart}: {worst}");
@@ -126,8 +146,7 @@ fn the_svd_is_exact_and_leaves_out_what_has_no_direction() {
 
 #[test]
 fn a_stack_of_parts_has_the_factor_of_each_part() {
-    tch::manual_seed(5);
-    let stack = Tensor::randn([3, 40, 24], (Kind::Float, Device::Cpu))
+    let stack = gaussian(120, 24, 5).to_kind(Kind::Float).reshape([3, 40, 24])
         * Tensor::from_slice(&[1.0f32, 1e-3, 1e3]).reshape([3, 1, 1]);
     for method in [Method::PolarExpress, Method::Gram { restart: 2 }, Method::Svd] {
         let polar = Polar {
@@ -210,8 +229,7 @@ fn what_is_not_finite_comes_back_as_not_finite() {
 
 #[test]
 fn the_orthogonality_error_is_zero_for_the_exact_factor_and_counts_missing_directions() {
-    tch::manual_seed(6);
-    let matrix = Tensor::randn([24, 60], (Kind::Float, Device::Cpu));
+    let matrix = gaussian(24, 60, 6).to_kind(Kind::Float);
     let exact = factor(&matrix, Method::Svd, 5, Products::Float32);
     assert!(orthogonality_error(&exact).unwrap() < 1e-5);
     assert!(orthogonality_error(&exact.transpose(0, 1).contiguous()).unwrap() < 1e-5);

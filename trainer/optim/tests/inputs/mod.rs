@@ -1,5 +1,7 @@
 //! Matrices on which polar factors are measured: by the accuracy test, and by the example that prints the table.
 
+use std::sync::Mutex;
+
 use tch::{Device, Kind, Tensor};
 
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
@@ -10,7 +12,12 @@ pub(crate) struct Input {
     pub(crate) matrix: Tensor,
 }
 
-fn gaussian(rows: i64, columns: i64, seed: i64) -> Tensor {
+/// libtorch's generator is one for all threads: who seeds it holds this until the numbers are drawn.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+/// Normal numbers that depend on the seed alone, float64.
+pub(crate) fn gaussian(rows: i64, columns: i64, seed: i64) -> Tensor {
+    let _held = GENERATOR.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     tch::manual_seed(seed);
     Tensor::randn([rows, columns], DOUBLE)
 }
@@ -28,6 +35,26 @@ fn power_law(count: i64, condition: f64) -> Tensor {
         .f_add_scalar(1.0)
         .unwrap()
         .pow_tensor_scalar(-power)
+}
+
+/// Spectra σ_k = k^-power, from flat to steep, on shapes from slightly to very wide: what brings an iteration to the edge of
+/// the interval that its coefficients are made for.
+#[allow(dead_code)] // The example has its own list.
+pub(crate) fn steep() -> Vec<(String, Tensor)> {
+    let mut out = Vec::new();
+    for (rows, columns) in [(16, 512), (64, 384), (128, 512), (48, 64)] {
+        for power in [0.25, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0] {
+            for seed in 0..8 {
+                let sigma = Tensor::arange(rows, DOUBLE)
+                    .f_add_scalar(1.0)
+                    .unwrap()
+                    .pow_tensor_scalar(-power);
+                let matrix = with_spectrum(rows, columns, &sigma, 1000 + seed).to_kind(Kind::Float);
+                out.push((format!("{rows}×{columns}, k^-{power}, seed {seed}"), matrix));
+            }
+        }
+    }
+    out
 }
 
 /// The momenta of a real run, beside this file.
