@@ -85,6 +85,8 @@ fn gaussians(random: &mut StdRng, count: usize) -> Vec<f64> {
 impl Recording {
     /// Prints the seed.
     pub fn new(seed: u64) -> Recording {
+        // As in training; small tensors gain nothing, and threads that wait for each other on a busy machine lose much.
+        tch::set_num_threads(1);
         println!("recorded gradients of seed {seed}");
         let random = &mut StdRng::seed_from_u64(seed);
         let mut gradients: Vec<Vec<Vec<f32>>> = (0..STEPS).map(|_| Vec::new()).collect();
@@ -93,7 +95,9 @@ impl Recording {
             let rows = tensor.shape[0] as usize;
             let count = tensor.shape.iter().product::<i64>() as usize;
             let columns = count / rows;
-            start.push(gaussians(random, count).iter().map(|x| (x * 1e-3) as f32).collect());
+            // Not much larger than a step, some of which are 1e-6 long: a difference of float32 values is no finer than
+            // their spacing, and this one is to say how far a step went to a thousandth.
+            start.push(gaussians(random, count).iter().map(|x| (x * 1e-5) as f32).collect());
             // Rank two: Σ uᵣ(step)·vᵣᵀ, where u turns from one direction towards another.
             let rank = 2;
             let from = gaussians(random, rows * rank);

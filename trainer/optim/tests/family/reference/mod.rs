@@ -217,7 +217,7 @@ impl Reference {
         }
     }
 
-    /// Momo (section 4 of the paper, algorithm 3): the effective learning rate, h and F*.
+    /// Momo for any norm: the effective learning rate, h and F*.
     fn truncate(&mut self, gradients: &[Tensor], loss: f64, fall: f64) -> (f64, f64, f64) {
         let rate = self.choices.learning_rate;
         let Some(momo) = self.choices.momo else {

@@ -97,7 +97,7 @@ pub fn singular_values(m: &Tensor) -> Tensor {
     m.svd(true, true).1
 }
 
-/// D = √v + ε (section 2 of the paper: the diagonal of Adam).
+/// D = √v + ε, of Adam, held fixed while a step is made.
 pub fn adam_diagonal(v: &Tensor, epsilon: f64) -> Tensor {
     v.sqrt() + epsilon
 }
