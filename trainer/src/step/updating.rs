@@ -2,7 +2,7 @@
 //! bucket by bucket.
 //!
 //! Data flows: gradient sums and the scale that makes them the mean → owners prepare → (slots 2 → step sizes) → owners
-//! apply → slots 3. No parameter changes before everything that its step depends on is known and proven on every rank.
+//! apply → slots 3. Together, polar factors are proven before any parameter changes; by bucket, before the step is reported.
 
 use lockstep_optim::decision::{Decision, ModelState, decide, local_steps};
 use lockstep_proto::domain::Plan;
