@@ -1,0 +1,234 @@
+//! MPI itself: started once a process, asked for its version, ended when all went well; and how the processes that it
+//! started become the ranks of a generation.
+
+use std::ffi::{c_char, c_int};
+use std::time::{Duration, Instant};
+
+use lockstep_collective::{Aborter, Collective, CollectiveError, HostMemory};
+use lockstep_trainer::started::mpi_rank;
+use lockstep_trainer::train::Mpi;
+use mpi::ffi;
+use nccl_host::Error;
+
+use crate::communicator::{Communicator, Sizes};
+use crate::fault::{check, failed};
+use crate::requests::Group;
+use crate::wait::Wait;
+
+/// The MPI that this program is linked with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Library;
+
+impl Mpi for Library {
+    fn version(&self) -> String {
+        let mut text = [0u8; ffi::MPI_MAX_LIBRARY_VERSION_STRING as usize];
+        let mut length = 0;
+        // SAFETY: the buffer has the length that MPI promises to keep to; the call is allowed before MPI_Init.
+        let code = unsafe { ffi::MPI_Get_library_version(text.as_mut_ptr().cast::<c_char>(), &mut length) };
+        if check("MPI_Get_library_version", code, None).is_err() {
+            return "an MPI that does not tell its version".to_owned();
+        }
+        let length = usize::try_from(length).unwrap_or(0).min(text.len());
+        let text = String::from_utf8_lossy(&text[..length]).into_owned();
+        let line = text.lines().next().unwrap_or_default();
+        let words: Vec<&str> = line.split(',').next().unwrap_or_default().split_whitespace().collect();
+        // A handle is a pointer in Open MPI, and a number of 32 bits in MPICH and all that share its binary interface.
+        let interface = match size_of::<ffi::MPI_Comm>() {
+            4 => "MPICH",
+            _ => "Open MPI",
+        };
+        format!("{}, binary interface of {interface}", words.join(" "))
+    }
+
+    fn start(&self) -> Result<(), CollectiveError> {
+        if mpi_rank().is_none() {
+            // A run on another backend needs no MPI, and `connect` says what is missing.
+            return Ok(());
+        }
+        let mut provided = 0;
+        // SAFETY: a constant of MPI's.
+        let wanted = unsafe { ffi::RSMPI_THREAD_SERIALIZED };
+        // SAFETY: called once, before any other call but the version's; no arguments is allowed since MPI-2.
+        let code = unsafe { ffi::MPI_Init_thread(std::ptr::null_mut(), std::ptr::null_mut(), wanted, &mut provided) };
+        check("MPI_Init_thread", code, None)?;
+        if provided < wanted {
+            return Err(failed(
+                "MPI_Init_thread",
+                format!(
+                    "this MPI ({}) lets one thread only make calls (level {provided}), and MPI_THREAD_SERIALIZED is needed; use a build of it with thread support",
+                    self.version()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn connect(
+        &self,
+        rank: u32,
+        size: u32,
+        deadline: Duration,
+        aborter: &Aborter,
+    ) -> Result<Box<dyn Collective>, CollectiveError> {
+        Ok(Box::new(Communicator::connect(
+            rank,
+            size,
+            Sizes::default(),
+            deadline,
+            aborter,
+        )?))
+    }
+
+    fn finish(&self) -> Result<(), CollectiveError> {
+        let mut started = 0;
+        // SAFETY: allowed at any time.
+        check("MPI_Initialized", unsafe { ffi::MPI_Initialized(&mut started) }, None)?;
+        if started == 0 {
+            return Ok(());
+        }
+        // SAFETY: started, and finished once; communicators are gone.
+        check("MPI_Finalize", unsafe { ffi::MPI_Finalize() }, None)
+    }
+}
+
+/// What every process tells the others when they meet.
+const WORDS: usize = 3;
+
+impl Communicator {
+    /// Joins all processes that MPI started, in the order of their ranks in the generation. `deadline` is counted from now.
+    ///
+    /// # Errors
+    /// The process was not started by MPI; MPI started another number of processes, or they disagree about their ranks; not
+    /// all come in time; abort.
+    pub fn connect(
+        rank: u32,
+        size: u32,
+        sizes: Sizes,
+        deadline: Duration,
+        aborter: &Aborter,
+    ) -> Result<Communicator, CollectiveError> {
+        let mut started = 0;
+        // SAFETY: allowed at any time.
+        check("MPI_Initialized", unsafe { ffi::MPI_Initialized(&mut started) }, None)?;
+        if started == 0 {
+            return Err(failed(
+                "MPI_Init_thread",
+                "this process was not started by mpirun; use `lockstep run CONFIG --backend mpi`, or `mpirun -n N lockstep-trainer-mpi train --coordinator URL`",
+            ));
+        }
+        // SAFETY: constants of MPI's.
+        let (world, returns) = unsafe { (ffi::RSMPI_COMM_WORLD, ffi::RSMPI_ERRORS_RETURN) };
+        // SAFETY: both handles are MPI's own.
+        let code = unsafe { ffi::MPI_Comm_set_errhandler(world, returns) };
+        check("MPI_Comm_set_errhandler", code, None)?;
+        let mut processes = 0;
+        // SAFETY: the handle is MPI's own.
+        let code = unsafe { ffi::MPI_Comm_size(world, &mut processes) };
+        check("MPI_Comm_size", code, None)?;
+        if processes != size as c_int {
+            return Err(failed(
+                "MPI_Comm_size",
+                format!(
+                    "MPI started {processes} processes, and the generation has {size} ranks; start as many as that"
+                ),
+            ));
+        }
+
+        let met = meet(
+            world,
+            [u64::from(rank), u64::from(size), u64::from(std::process::id())],
+            size,
+            deadline,
+            aborter,
+        )?;
+        let mut pids = vec![0; size as usize];
+        for (claimed, theirs, pid) in met {
+            let place = pids
+                .get_mut(claimed as usize)
+                .filter(|pid| **pid == 0 && theirs == u64::from(size));
+            let Some(place) = place else {
+                return Err(failed(
+                    "MPI_Iallgather",
+                    format!(
+                        "process {pid} says that it is rank {claimed} of {theirs}, which is no free place in a world of {size}; all processes of one mpirun must be members of one run"
+                    ),
+                ));
+            };
+            *place = pid as u32;
+        }
+
+        // Everybody is on the way here, so this does not wait for long.
+        // SAFETY: a constant of MPI's.
+        let mut handle = unsafe { ffi::RSMPI_COMM_NULL };
+        // SAFETY: the handles are MPI's own.
+        let code = unsafe { ffi::MPI_Comm_split(world, 0, rank as c_int, &mut handle) };
+        check("MPI_Comm_split", code, None)?;
+        // SAFETY: the communicator was just made.
+        let code = unsafe { ffi::MPI_Comm_set_errhandler(handle, returns) };
+        check("MPI_Comm_set_errhandler", code, None)?;
+        Communicator::new(Group { handle }, rank, pids, sizes, aborter)
+    }
+}
+
+/// Tells every process `words` and hears theirs: (rank, size, process) by MPI's own rank.
+fn meet(
+    world: ffi::MPI_Comm,
+    words: [u64; WORDS],
+    size: u32,
+    deadline: Duration,
+    aborter: &Aborter,
+) -> Result<Vec<(u64, u64, u64)>, CollectiveError> {
+    let started = Instant::now();
+    let all = WORDS * size as usize;
+    let mut memory = HostMemory::anonymous((all + WORDS) * size_of::<u64>())?;
+    memory.words_mut(all..all + WORDS).copy_from_slice(&words);
+    let theirs = memory.words_mut(0..all).as_mut_ptr();
+    let own = memory.words_mut(all..all + WORDS).as_ptr();
+    // SAFETY: constants of MPI's.
+    let (mut request, word) = unsafe { (ffi::RSMPI_REQUEST_NULL, ffi::RSMPI_UINT64_T) };
+    // SAFETY: the memory has room for all processes, and is given away below unless the operation is done.
+    let code = unsafe {
+        ffi::MPI_Iallgather(
+            own.cast(),
+            WORDS as c_int,
+            word,
+            theirs.cast(),
+            WORDS as c_int,
+            word,
+            world,
+            &mut request,
+        )
+    };
+    check("MPI_Iallgather", code, None)?;
+    let mut wait = Wait::new();
+    let result = loop {
+        let mut done = 0;
+        // SAFETY: the request is under way; the status is not wanted.
+        let code = unsafe { ffi::MPI_Test(&mut request, &mut done, ffi::RSMPI_STATUS_IGNORE) };
+        if let Err(error) = check("MPI_Iallgather", code, None) {
+            break Err(error);
+        }
+        if done != 0 {
+            break Ok(());
+        }
+        if let Err(error) = aborter.check() {
+            break Err(error.into());
+        }
+        if started.elapsed() >= deadline {
+            break Err(Error::Deadline {
+                rank: words[0] as u32,
+                missing: "all processes that MPI started".to_owned(),
+                waited_ms: started.elapsed().as_millis() as u64,
+                refused: None,
+            }
+            .into());
+        }
+        wait.pause();
+    };
+    if let Err(error) = result {
+        std::mem::forget(memory.hold());
+        return Err(error);
+    }
+    let words = memory.words_mut(0..all).chunks_exact(WORDS);
+    Ok(words.map(|words| (words[0], words[1], words[2])).collect())
+}
