@@ -52,6 +52,8 @@ pub struct Communicator {
     /// Reductions so far, and a digest of their requests.
     pub(crate) reductions: u64,
     pub(crate) requests: u64,
+    /// Bytes of partials that reductions have sent.
+    pub(crate) sent: u64,
     /// The first error.
     spent: Option<String>,
 }
@@ -82,8 +84,14 @@ impl Communicator {
             outgoing: HostMemory::anonymous((HEADER + INLINE) * size_of::<u64>())?,
             reductions: 0,
             requests: 0,
+            sent: 0,
             spent: None,
         })
+    }
+
+    /// Bytes of partial sums that this rank's reductions have sent so far.
+    pub fn partial_bytes_sent(&self) -> u64 {
+        self.sent
     }
 
     fn usable(&self) -> Result<(), CollectiveError> {

@@ -333,6 +333,7 @@ impl Communicator {
         let buffer = moving.buffers[sending.next % sending.partials];
         sending.next += 1;
         let (memory, bytes) = self.arena.message(buffer, chunk, start);
+        self.sent += bytes as u64;
         // SAFETY: a partial is not written between its publish and the end of its reduction, this place of the staging
         // memory is written again when this message is done only, and a failure gives both away.
         unsafe {

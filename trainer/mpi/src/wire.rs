@@ -44,7 +44,7 @@ mod tests {
         let seed: u64 = rand::rng().random();
         println!("seed {seed}");
         let mut random = StdRng::seed_from_u64(seed);
-        for length in [0, 1, 2, 3, 1023, 1024, 1025, 5000] {
+        for length in [0usize, 1, 2, 3, 1023, 1024, 1025, 5000] {
             let values: Vec<f32> = (0..length)
                 .map(|_| f32::from_bits(random.random::<u32>() << 16))
                 .collect();
