@@ -56,7 +56,7 @@ pub(crate) fn cut(range: Range<usize>, most: usize) -> impl Iterator<Item = Rang
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
     use rand::rngs::StdRng;

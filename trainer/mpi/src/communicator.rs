@@ -72,12 +72,12 @@ impl Communicator {
     ) -> Result<Communicator, CollectiveError> {
         let size = pids.len() as u32;
         Ok(Communicator {
+            inbox: Inbox::open(group.clone(), rank, size)?,
             group,
             rank,
             size,
             pids,
             arena: Arena::new(rank),
-            inbox: Inbox::open(group, rank, size)?,
             sizes,
             order: SharedOrder::default(),
             aborter: aborter.clone(),
@@ -157,7 +157,7 @@ impl Communicator {
             unsafe {
                 sends.send(
                     peer as usize,
-                    self.group,
+                    &self.group,
                     peer,
                     Tag::Header,
                     message,
@@ -215,7 +215,7 @@ impl Communicator {
             let _ = unsafe {
                 sends.send(
                     peer as usize,
-                    self.group,
+                    &self.group,
                     peer,
                     Tag::Header,
                     memory.ptr().as_ptr(),

@@ -137,8 +137,8 @@ impl Communicator {
                 // SAFETY: the caller answers for it.
                 unsafe {
                     match queue.receives {
-                        true => requests.receive(place, self.group, queue.peer, tag, memory, bytes)?,
-                        false => requests.send(place, self.group, queue.peer, tag, memory, bytes)?,
+                        true => requests.receive(place, &self.group, queue.peer, tag, memory, bytes)?,
+                        false => requests.send(place, &self.group, queue.peer, tag, memory, bytes)?,
                     }
                 }
             }
@@ -185,7 +185,7 @@ impl Communicator {
                     memory.cast::<c_void>(),
                     count,
                     byte,
-                    root as c_int,
+                    self.group.places[root as usize],
                     self.group.handle,
                     &mut request,
                 )

@@ -79,7 +79,7 @@ impl Inbox {
             // `close` takes the receive back, and gives the memory away where that fails.
             unsafe {
                 self.requests
-                    .receive(place, self.group, peer, Tag::Header, memory, bytes.len())?;
+                    .receive(place, &self.group, peer, Tag::Header, memory, bytes.len())?;
             }
         }
         Ok(())

@@ -134,101 +134,118 @@ impl Communicator {
             ));
         }
 
-        let met = meet(
-            world,
-            [u64::from(rank), u64::from(size), u64::from(std::process::id())],
+        let meeting = Meeting {
+            rank,
             size,
+            started: Instant::now(),
             deadline,
             aborter,
-        )?;
-        let mut pids = vec![0; size as usize];
-        for (claimed, theirs, pid) in met {
-            let place = pids
+        };
+        let mut places = vec![None; size as usize];
+        for (process, said) in (0..).zip(meeting.hear_all(world)?) {
+            let [claimed, of, pid] = said;
+            let place = places
                 .get_mut(claimed as usize)
-                .filter(|pid| **pid == 0 && theirs == u64::from(size));
+                .filter(|place| place.is_none() && of == u64::from(size));
             let Some(place) = place else {
                 return Err(failed(
                     "MPI_Iallgather",
                     format!(
-                        "process {pid} says that it is rank {claimed} of {theirs}, which is no free place in a world of {size}; all processes of one mpirun must be members of one run"
+                        "process {pid} says that it is rank {claimed} of {of}, which is no free place in a world of {size}; all processes of one mpirun must be members of one run"
                     ),
                 ));
             };
-            *place = pid as u32;
+            *place = Some((process, pid as u32));
         }
-
-        // Everybody is on the way here, so this does not wait for long.
-        // SAFETY: a constant of MPI's.
-        let mut handle = unsafe { ffi::RSMPI_COMM_NULL };
-        // SAFETY: the handles are MPI's own.
-        let code = unsafe { ffi::MPI_Comm_split(world, 0, rank as c_int, &mut handle) };
-        check("MPI_Comm_split", code, None)?;
+        let (places, pids): (Vec<c_int>, Vec<u32>) = places.into_iter().flatten().unzip();
+        let group = Group {
+            handle: meeting.duplicate(world)?,
+            places: places.into(),
+        };
         // SAFETY: the communicator was just made.
-        let code = unsafe { ffi::MPI_Comm_set_errhandler(handle, returns) };
+        let code = unsafe { ffi::MPI_Comm_set_errhandler(group.handle, returns) };
         check("MPI_Comm_set_errhandler", code, None)?;
-        Communicator::new(Group { handle }, rank, pids, sizes, aborter)
+        Communicator::new(group, rank, pids, sizes, aborter)
     }
 }
 
-/// Tells every process `words` and hears theirs: (rank, size, process) by MPI's own rank.
-fn meet(
-    world: ffi::MPI_Comm,
-    words: [u64; WORDS],
+/// A rank that meets the others.
+struct Meeting<'a> {
+    rank: u32,
     size: u32,
+    started: Instant,
     deadline: Duration,
-    aborter: &Aborter,
-) -> Result<Vec<(u64, u64, u64)>, CollectiveError> {
-    let started = Instant::now();
-    let all = WORDS * size as usize;
-    let mut memory = HostMemory::anonymous((all + WORDS) * size_of::<u64>())?;
-    memory.words_mut(all..all + WORDS).copy_from_slice(&words);
-    let theirs = memory.words_mut(0..all).as_mut_ptr();
-    let own = memory.words_mut(all..all + WORDS).as_ptr();
-    // SAFETY: constants of MPI's.
-    let (mut request, word) = unsafe { (ffi::RSMPI_REQUEST_NULL, ffi::RSMPI_UINT64_T) };
-    // SAFETY: the memory has room for all processes, and is given away below unless the operation is done.
-    let code = unsafe {
-        ffi::MPI_Iallgather(
-            own.cast(),
-            WORDS as c_int,
-            word,
-            theirs.cast(),
-            WORDS as c_int,
-            word,
-            world,
-            &mut request,
-        )
-    };
-    check("MPI_Iallgather", code, None)?;
-    let mut wait = Wait::new();
-    let result = loop {
-        let mut done = 0;
-        // SAFETY: the request is under way; the status is not wanted.
-        let code = unsafe { ffi::MPI_Test(&mut request, &mut done, ffi::RSMPI_STATUS_IGNORE) };
-        if let Err(error) = check("MPI_Iallgather", code, None) {
-            break Err(error);
+    aborter: &'a Aborter,
+}
+
+impl Meeting<'_> {
+    /// Tells every process this one's rank, size and process id, and hears theirs, by MPI's rank.
+    fn hear_all(&self, world: ffi::MPI_Comm) -> Result<Vec<[u64; WORDS]>, CollectiveError> {
+        let all = WORDS * self.size as usize;
+        let mut memory = HostMemory::anonymous((all + WORDS) * size_of::<u64>())?;
+        let words = [self.rank, self.size, std::process::id()].map(u64::from);
+        memory.words_mut(all..all + WORDS).copy_from_slice(&words);
+        let theirs = memory.words_mut(0..all).as_mut_ptr();
+        let own = memory.words_mut(all..all + WORDS).as_ptr();
+        // SAFETY: constants of MPI's.
+        let (mut request, word) = unsafe { (ffi::RSMPI_REQUEST_NULL, ffi::RSMPI_UINT64_T) };
+        // SAFETY: the memory has room for all processes, and is given away below unless the operation is done.
+        let code = unsafe {
+            ffi::MPI_Iallgather(
+                own.cast(),
+                WORDS as c_int,
+                word,
+                theirs.cast(),
+                WORDS as c_int,
+                word,
+                world,
+                &mut request,
+            )
+        };
+        if let Err(error) = self.complete("MPI_Iallgather", code, &mut request) {
+            std::mem::forget(memory.hold());
+            return Err(error);
         }
-        if done != 0 {
-            break Ok(());
-        }
-        if let Err(error) = aborter.check() {
-            break Err(error.into());
-        }
-        if started.elapsed() >= deadline {
-            break Err(Error::Deadline {
-                rank: words[0] as u32,
-                missing: "all processes that MPI started".to_owned(),
-                waited_ms: started.elapsed().as_millis() as u64,
-                refused: None,
-            }
-            .into());
-        }
-        wait.pause();
-    };
-    if let Err(error) = result {
-        std::mem::forget(memory.hold());
-        return Err(error);
+        let words = memory.words_mut(0..all).chunks_exact(WORDS);
+        Ok(words.map(|words| [words[0], words[1], words[2]]).collect())
     }
-    let words = memory.words_mut(0..all).chunks_exact(WORDS);
-    Ok(words.map(|words| (words[0], words[1], words[2])).collect())
+
+    /// A communicator of our own, whose messages meet no others. MPI_Comm_split would give it our order too, but it waits
+    /// without a way out for a rank that has met everyone and failed then.
+    fn duplicate(&self, world: ffi::MPI_Comm) -> Result<ffi::MPI_Comm, CollectiveError> {
+        // SAFETY: constants of MPI's.
+        let (mut request, none) = unsafe { (ffi::RSMPI_REQUEST_NULL, ffi::RSMPI_COMM_NULL) };
+        // On the heap, for MPI writes it when it is done: for good if that is never seen.
+        let handle = Box::leak(Box::new(none));
+        // SAFETY: the handle is never freed.
+        let code = unsafe { ffi::MPI_Comm_idup(world, handle, &mut request) };
+        self.complete("MPI_Comm_idup", code, &mut request)?;
+        Ok(*handle)
+    }
+
+    /// Tests until an operation is done.
+    fn complete(&self, call: &'static str, code: c_int, request: &mut ffi::MPI_Request) -> Result<(), CollectiveError> {
+        check(call, code, None)?;
+        let mut wait = Wait::new();
+        loop {
+            let mut done = 0;
+            // SAFETY: the request is under way; the status is not wanted.
+            let code = unsafe { ffi::MPI_Test(request, &mut done, ffi::RSMPI_STATUS_IGNORE) };
+            check(call, code, None)?;
+            if done != 0 {
+                return Ok(());
+            }
+            self.aborter.check()?;
+            if self.started.elapsed() >= self.deadline {
+                return Err(Error::Deadline {
+                    rank: self.rank,
+                    missing: "all processes that MPI started".to_owned(),
+                    waited_ms: self.started.elapsed().as_millis() as u64,
+                    refused: None,
+                }
+                .into());
+            }
+            wait.pause();
+        }
+    }
 }

@@ -312,7 +312,7 @@ impl Communicator {
             unsafe {
                 moving.requests.receive(
                     place,
-                    self.group,
+                    &self.group,
                     *peer,
                     Tag::Partials,
                     memory.cast(),
@@ -339,7 +339,7 @@ impl Communicator {
         unsafe {
             moving
                 .requests
-                .send(place, self.group, sending.owner, Tag::Partials, memory, bytes)
+                .send(place, &self.group, sending.owner, Tag::Partials, memory, bytes)
         }
     }
 

@@ -2,16 +2,19 @@
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
+use std::sync::Arc;
 
 use lockstep_collective::CollectiveError;
 use mpi::ffi;
 
 use crate::fault::{check, failed};
 
-/// An MPI communicator, as far as point-to-point messages need it.
-#[derive(Clone, Copy)]
+/// An MPI communicator of our own, and where the ranks of the generation are in it.
+#[derive(Clone)]
 pub(crate) struct Group {
     pub(crate) handle: ffi::MPI_Comm,
+    /// MPI's rank, by rank.
+    pub(crate) places: Arc<[c_int]>,
 }
 
 /// What messages are for; each kind has an order of its own between two ranks.
@@ -79,7 +82,7 @@ impl Requests {
     pub(crate) unsafe fn send(
         &mut self,
         place: usize,
-        group: Group,
+        group: &Group,
         peer: u32,
         tag: Tag,
         memory: *const u8,
@@ -92,7 +95,7 @@ impl Requests {
                 memory.cast::<c_void>(),
                 count,
                 ffi::RSMPI_UINT8_T,
-                peer as c_int,
+                group.places[peer as usize],
                 tag as c_int,
                 group.handle,
                 &mut self.requests[place],
@@ -111,7 +114,7 @@ impl Requests {
     pub(crate) unsafe fn receive(
         &mut self,
         place: usize,
-        group: Group,
+        group: &Group,
         peer: u32,
         tag: Tag,
         memory: *mut u8,
@@ -124,7 +127,7 @@ impl Requests {
                 memory.cast::<c_void>(),
                 count,
                 ffi::RSMPI_UINT8_T,
-                peer as c_int,
+                group.places[peer as usize],
                 tag as c_int,
                 group.handle,
                 &mut self.requests[place],

@@ -51,7 +51,11 @@ fn a_rank_of_scripts() {
                 gather_bytes: 1000,
             },
         };
-        Player::new(&script, Box::new(job::join(seed as u32 % size, size, sizes, &patient()))).play();
+        Player::new(
+            &script,
+            Box::new(job::join(seed as u32 % size, size, sizes, &patient())),
+        )
+        .play();
     }
     Library.finish().unwrap();
 }
@@ -80,7 +84,12 @@ fn a_rank_with_bfloat16() {
         let low = u32::from(rank == 1 && (3000..6000).contains(&place)) * 0x1234;
         f32::from_bits(bits | low)
     };
-    for (place, element) in collective.buffer_mut(buffer).floats_mut(0..elements).iter_mut().enumerate() {
+    for (place, element) in collective
+        .buffer_mut(buffer)
+        .floats_mut(0..elements)
+        .iter_mut()
+        .enumerate()
+    {
         *element = value(rank, place);
     }
     let owners = [(0..3333, 2), (3333..3334, 1), (3400..7000, 0), (7000..elements, 1)];
@@ -101,9 +110,16 @@ fn a_rank_with_bfloat16() {
         _ => (1 + 3007 + 3600, 0),
     };
     let whole = collective.partial_bytes_sent() / 2 - elements_sent;
-    assert!((least_whole..=least_whole + 2048).contains(&whole), "rank {rank}: {whole} went whole");
+    assert!(
+        (least_whole..=least_whole + 2048).contains(&whole),
+        "rank {rank}: {whole} went whole"
+    );
     let sums = collective.buffer(buffer).floats(0..elements);
-    for place in owners.iter().filter(|(_, owner)| *owner == rank).flat_map(|(range, _)| range.clone()) {
+    for place in owners
+        .iter()
+        .filter(|(_, owner)| *owner == rank)
+        .flat_map(|(range, _)| range.clone())
+    {
         let sum = (value(0, place) + value(1, place)) + value(2, place);
         assert_eq!(sums[place].to_bits(), sum.to_bits(), "element {place} of rank {rank}");
     }

@@ -62,7 +62,11 @@ impl Job {
             self.stop();
         }
         let said = self.said.join().unwrap();
-        assert!(status.is_some(), "the job has not ended in {} s: {said}", PATIENCE.as_secs());
+        assert!(
+            status.is_some(),
+            "the job has not ended in {} s: {said}",
+            PATIENCE.as_secs()
+        );
         (status.unwrap().success(), said)
     }
 
