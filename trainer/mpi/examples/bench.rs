@@ -1,7 +1,7 @@
 //! What the MPI backend costs beside MPI's own collectives: 64 MiB over two ranks, turn about in one run, medians of the
 //! slower rank.
 //!
-//! `cargo run --release -p lockstep-trainer-mpi --example bench [-- ROUNDS [CHUNK_KIB [AHEAD [GATHER_KIB]]]]`. It starts
+//! `cargo run --release -p lockstep-trainer-mpi --example bench [-- ROUNDS [CHUNK_KIB [AHEAD [GATHER_KIB [HALVES]]]]]`. It starts
 //! itself under mpirun (LOCKSTEP_MPIRUN names another one); rank 0 prints a table, and one line of JSON at the end.
 #![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 #![allow(unsafe_code)] // MPI's own collectives are called as they are.
@@ -57,6 +57,7 @@ fn measure(words: &[usize]) {
         chunk_bytes: word(1, usual.chunk_bytes >> 10) << 10,
         chunks_ahead: word(2, usual.chunks_ahead),
         gather_bytes: word(3, usual.gather_bytes >> 10) << 10,
+        halves_when_near: word(4, 0) > 0,
     };
     Library.start().unwrap();
     let rank = mpi_rank().unwrap();

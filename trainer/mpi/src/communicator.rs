@@ -23,6 +23,9 @@ pub struct Sizes {
     pub chunks_ahead: usize,
     /// Bytes of one message of a gather.
     pub gather_bytes: usize,
+    /// Whether partials of bfloat16 values travel by halves within a host too. Between hosts they always do; within one,
+    /// where the receiver copies from the sender's memory, packing costs more than it saves.
+    pub halves_when_near: bool,
 }
 
 impl Default for Sizes {
@@ -31,8 +34,17 @@ impl Default for Sizes {
             chunk_bytes: 256 << 10,
             chunks_ahead: 3,
             gather_bytes: 4 << 20,
+            halves_when_near: false,
         }
     }
+}
+
+/// Another rank.
+#[derive(Clone, Copy)]
+pub(crate) struct Peer {
+    pub(crate) pid: u32,
+    /// On this host.
+    pub(crate) is_near: bool,
 }
 
 /// One rank among processes that MPI started. Made by [`Communicator::connect`].
@@ -40,8 +52,8 @@ pub struct Communicator {
     pub(crate) group: Group,
     pub(crate) rank: u32,
     pub(crate) size: u32,
-    /// Processes, by rank.
-    pub(crate) pids: Vec<u32>,
+    /// By rank.
+    pub(crate) ranks: Vec<Peer>,
     pub(crate) arena: Arena,
     pub(crate) inbox: Inbox,
     pub(crate) sizes: Sizes,
@@ -66,17 +78,17 @@ impl Communicator {
     pub(crate) fn new(
         group: Group,
         rank: u32,
-        pids: Vec<u32>,
+        ranks: Vec<Peer>,
         sizes: Sizes,
         aborter: &Aborter,
     ) -> Result<Communicator, CollectiveError> {
-        let size = pids.len() as u32;
+        let size = ranks.len() as u32;
         Ok(Communicator {
             inbox: Inbox::open(group.clone(), rank, size)?,
             group,
             rank,
             size,
-            pids,
+            ranks,
             arena: Arena::new(rank),
             sizes,
             order: SharedOrder::default(),
@@ -134,7 +146,7 @@ impl Communicator {
                 let behind = theirs.reductions < mine.reductions
                     || (theirs.reductions == mine.reductions && theirs.requests != mine.requests);
                 if theirs.failed || behind {
-                    theirs.agrees(mine, peer, self.pids[peer as usize])?;
+                    theirs.agrees(mine, peer, self.ranks[peer as usize].pid)?;
                 }
             }
         }
@@ -175,7 +187,7 @@ impl Communicator {
                     let Some(theirs) = self.inbox.header(peer).filter(|_| !heard[peer as usize]) else {
                         continue;
                     };
-                    theirs.agrees(&mine, peer, self.pids[peer as usize])?;
+                    theirs.agrees(&mine, peer, self.ranks[peer as usize].pid)?;
                     heard[peer as usize] = true;
                 }
             }

@@ -10,7 +10,7 @@ use lockstep_trainer::train::Mpi;
 use mpi::ffi;
 use nccl_host::Error;
 
-use crate::communicator::{Communicator, Sizes};
+use crate::communicator::{Communicator, Peer, Sizes, digest};
 use crate::fault::{check, failed};
 use crate::requests::Group;
 use crate::wait::Wait;
@@ -91,8 +91,8 @@ impl Mpi for Library {
     }
 }
 
-/// What every process tells the others when they meet.
-const WORDS: usize = 3;
+/// What every process tells the others when they meet: its rank, the world's size, its process id, and its host.
+const WORDS: usize = 4;
 
 impl Communicator {
     /// Joins all processes that MPI started, in the order of their ranks in the generation. `deadline` is counted from now.
@@ -143,7 +143,7 @@ impl Communicator {
         };
         let mut places = vec![None; size as usize];
         for (process, said) in (0..).zip(meeting.hear_all(world)?) {
-            let [claimed, of, pid] = said;
+            let [claimed, of, pid, host] = said;
             let place = places
                 .get_mut(claimed as usize)
                 .filter(|place| place.is_none() && of == u64::from(size));
@@ -155,9 +155,13 @@ impl Communicator {
                     ),
                 ));
             };
-            *place = Some((process, pid as u32));
+            let peer = Peer {
+                pid: pid as u32,
+                is_near: host == own_host(),
+            };
+            *place = Some((process, peer));
         }
-        let (places, pids): (Vec<c_int>, Vec<u32>) = places.into_iter().flatten().unzip();
+        let (places, peers): (Vec<c_int>, Vec<Peer>) = places.into_iter().flatten().unzip();
         let group = Group {
             handle: meeting.duplicate(world)?,
             places: places.into(),
@@ -165,8 +169,14 @@ impl Communicator {
         // SAFETY: the communicator was just made.
         let code = unsafe { ffi::MPI_Comm_set_errhandler(group.handle, returns) };
         check("MPI_Comm_set_errhandler", code, None)?;
-        Communicator::new(group, rank, pids, sizes, aborter)
+        Communicator::new(group, rank, peers, sizes, aborter)
     }
+}
+
+/// A digest of this host's name. Hosts of one name would only be taken for one.
+fn own_host() -> u64 {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    digest(name.as_encoded_bytes().iter().map(|byte| u64::from(*byte)))
 }
 
 /// A rank that meets the others.
@@ -183,7 +193,8 @@ impl Meeting<'_> {
     fn hear_all(&self, world: ffi::MPI_Comm) -> Result<Vec<[u64; WORDS]>, CollectiveError> {
         let all = WORDS * self.size as usize;
         let mut memory = HostMemory::anonymous((all + WORDS) * size_of::<u64>())?;
-        let words = [self.rank, self.size, std::process::id()].map(u64::from);
+        let [rank, size, pid] = [self.rank, self.size, std::process::id()].map(u64::from);
+        let words = [rank, size, pid, own_host()];
         memory.words_mut(all..all + WORDS).copy_from_slice(&words);
         let theirs = memory.words_mut(0..all).as_mut_ptr();
         let own = memory.words_mut(all..all + WORDS).as_ptr();
@@ -207,7 +218,7 @@ impl Meeting<'_> {
             return Err(error);
         }
         let words = memory.words_mut(0..all).chunks_exact(WORDS);
-        Ok(words.map(|words| [words[0], words[1], words[2]]).collect())
+        Ok(words.filter_map(|words| words.first_chunk().copied()).collect())
     }
 
     /// A communicator of our own, whose messages meet no others. MPI_Comm_split would give it our order too, but it waits

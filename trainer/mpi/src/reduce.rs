@@ -16,7 +16,7 @@ use crate::chunks::{Chunk, chunks_of};
 use crate::communicator::{Communicator, digest};
 use crate::requests::{Requests, Tag};
 use crate::wait::Wait;
-use crate::wire::{is_bf16, pack, unpack};
+use crate::wire::{is_bf16, pack_if_bf16, pack_in_place, unpack};
 
 /// All memory of this rank, as the arithmetic of the lane tree sees it.
 pub(crate) struct Arena {
@@ -80,26 +80,29 @@ impl Arena {
 }
 
 impl Arena {
-    /// A chunk of a partial as it travels, and its bytes: where it lies, or packed at `start` of the staging memory.
-    fn message(&mut self, buffer: BufferId, chunk: &Chunk, start: usize) -> (*const u8, usize) {
+    /// A chunk of a partial as it travels, and its bytes: where it lies, or packed at `start` of the staging memory; by
+    /// halves where it may and can.
+    fn message(&mut self, buffer: BufferId, chunk: &Chunk, start: usize, halves: bool) -> (*const u8, usize) {
         let partial = &self.buffers[buffer.index()];
-        let halves = chunk.pieces.iter().all(|piece| is_bf16(partial.floats(piece.clone())));
-        if let ([piece], false) = (chunk.pieces.as_slice(), halves) {
-            let values = partial.floats(piece.clone());
-            return (values.as_ptr().cast(), size_of_val(values));
-        }
         let Some(staging) = &mut self.staging else {
             unreachable!("a reduction stages before it moves anything")
         };
         let packed = staging.floats_mut(start..start + chunk.elements);
+        if let [piece] = chunk.pieces.as_slice() {
+            let values = partial.floats(piece.clone());
+            return match halves && pack_if_bf16(values, packed) {
+                true => (packed.as_ptr().cast(), chunk.elements * size_of::<u16>()),
+                false => (values.as_ptr().cast(), size_of_val(values)),
+            };
+        }
         let mut end = 0;
         for piece in &chunk.pieces {
             packed[end..end + piece.len()].copy_from_slice(partial.floats(piece.clone()));
             end += piece.len();
         }
-        let size = match halves {
+        let size = match halves && is_bf16(packed) {
             true => {
-                pack(packed);
+                pack_in_place(packed);
                 size_of::<u16>()
             }
             false => size_of::<f32>(),
@@ -332,7 +335,8 @@ impl Communicator {
         };
         let buffer = moving.buffers[sending.next % sending.partials];
         sending.next += 1;
-        let (memory, bytes) = self.arena.message(buffer, chunk, start);
+        let halves = self.sizes.halves_when_near || !self.ranks[sending.owner as usize].is_near;
+        let (memory, bytes) = self.arena.message(buffer, chunk, start, halves);
         self.sent += bytes as u64;
         // SAFETY: a partial is not written between its publish and the end of its reduction, this place of the staging
         // memory is written again when this message is done only, and a failure gives both away.

@@ -49,6 +49,7 @@ fn a_rank_of_scripts() {
                 chunk_bytes: 4 * (16 + 1000 * odd as usize),
                 chunks_ahead: odd as usize,
                 gather_bytes: 1000,
+                halves_when_near: odd == 1,
             },
         };
         Player::new(
@@ -72,6 +73,7 @@ fn a_rank_with_bfloat16() {
     job::told();
     let sizes = Sizes {
         chunk_bytes: 4096,
+        halves_when_near: true,
         ..Sizes::default()
     };
     let mut collective = job::join(0, 3, sizes, &patient());
