@@ -2,13 +2,13 @@
 //! on 1, 2, 3 and 4 ranks; and ten of their steps equal ten steps of plain single-process tensor code.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod meeting;
 mod reference;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::time::Duration;
 
-use lockstep_collective::{Aborter, Backend, connect, new_id};
+use lockstep_collective::new_id;
 use lockstep_config::{Method, RunConfig};
 use lockstep_data::MicroBatch;
 use lockstep_inventory::gpt2::Shape;
@@ -17,6 +17,8 @@ use lockstep_trainer::model::choice::from_config;
 use lockstep_trainer::model::initial::values;
 use lockstep_trainer::step::Engine;
 use tch::{Device, Kind, Tensor};
+
+use meeting::communicate;
 
 const ROWS: u32 = 2;
 const COLUMNS: u32 = 24;
@@ -82,11 +84,9 @@ fn run(
             let (config, id) = (config.clone(), id.clone());
             std::thread::spawn(move || {
                 tch::set_num_threads(1);
-                let backend = if world == 1 { Backend::Solo } else { Backend::Host };
-                let aborter = Aborter::new();
-                let collective = connect(backend, &id, rank, world, Duration::from_secs(30), &aborter).unwrap();
+                let communication = communicate(&id, rank, world);
                 let model = from_config(&config, VOCABULARY);
-                let mut engine = Engine::new(&config, model, collective, deal(config.run.lanes, world)).unwrap();
+                let mut engine = Engine::new(&config, model, communication, deal(config.run.lanes, world)).unwrap();
                 let mut hashes = vec![engine.parameter_hash().unwrap()];
                 let mut losses = Vec::new();
                 for step in 1..=steps {
@@ -174,10 +174,9 @@ fn a_gradient_that_is_not_finite_is_refused_on_every_rank_before_anything_has_ch
             let (config, id) = (config.clone(), id.clone());
             std::thread::spawn(move || {
                 tch::set_num_threads(1);
-                let aborter = Aborter::new();
-                let collective = connect(Backend::Host, &id, rank, 2, Duration::from_secs(30), &aborter).unwrap();
+                let communication = communicate(&id, rank, 2);
                 let mut engine =
-                    Engine::new(&config, from_config(&config, VOCABULARY), collective, deal(4, 2)).unwrap();
+                    Engine::new(&config, from_config(&config, VOCABULARY), communication, deal(4, 2)).unwrap();
                 let before = engine.parameter_hash().unwrap();
                 // A learning rate that no float32 holds makes the first step's parameters infinite or NaN.
                 let plan = Plan {

@@ -3,7 +3,8 @@
 //! Way of the data: a rank's partial sums lie in buffers that its peers can read ([`Collective::allocate`]); backward
 //! fills them and [`Collective::publish`]es bucket by bucket; [`Collective::reduce_lanes`] gives each owner the sum of
 //! the whole [`LaneTree`], bit-equal to one process adding all lanes; [`Collective::exchange_slots`] makes scalars known
-//! to all without adding them; [`Collective::all_gather_v`] spreads what owners have made of it.
+//! to all without adding them; [`Collective::all_gather_v`] spreads what owners have made of it. The [`communication`] thread
+//! makes these calls while the device thread computes; a [`Device`] orders the two.
 //!
 //! # Who may write when
 //! Peers read payload where it lies, without a copy, so a writer must know when they are done. Two kinds of calls:
@@ -28,7 +29,9 @@
 
 pub mod backend;
 mod checks;
+pub mod communication;
 mod connect;
+mod device;
 mod error;
 mod host;
 mod order;
@@ -40,6 +43,7 @@ mod tree;
 use std::ops::Range;
 
 pub use connect::{Backend, Meeting, connect, join, new_id};
+pub use device::{Device, HostDevice, Recorded, Stream};
 pub use error::CollectiveError;
 pub use nccl_host::{Aborter, HostMemory, MemoryHold, Root};
 pub use order::Publisher;
@@ -171,6 +175,11 @@ pub trait Collective: Send {
 
     /// The aborter that was given to [`connect()`].
     fn aborter(&self) -> Aborter;
+
+    /// Whether every call must be made on the thread that connected.
+    fn is_bound_to_thread(&self) -> bool {
+        false
+    }
 
     /// How this rank reaches every rank, by rank; none for itself.
     fn transports(&self) -> Vec<Option<Transport>>;

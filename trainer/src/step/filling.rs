@@ -2,16 +2,17 @@
 //!
 //! A hook says that a tensor's gradient is complete; a bucket whose tensors are all complete is *full*. Buckets close in
 //! index order on every rank, never in order of readiness: closing adds the rank's own lanes together where the program
-//! leaves that for the end, and publishes. After backward [`Filling::flush`] closes what hooks did not.
+//! leaves that for the end, and hands the bucket to the communication thread. After backward [`Filling::flush`] closes what
+//! hooks did not.
 
 use std::ops::Range;
 
 use lockstep_autograd::FlatBuffer;
+use lockstep_collective::communication::Ready;
 use lockstep_kernels::pointwise;
 
 use crate::error::TrainerError;
 use crate::sharding::layout::Layout;
-use crate::step::{SharedCollective, locked};
 
 /// The buckets of one rank in one step.
 pub struct Filling {
@@ -19,7 +20,7 @@ pub struct Filling {
     tensors: Vec<usize>,
     bucket_of: Vec<usize>,
     gradients: Vec<FlatBuffer>,
-    collective: SharedCollective,
+    buckets: Ready,
     armed: bool,
     complete: Vec<bool>,
     waiting: Vec<usize>,
@@ -30,13 +31,13 @@ pub struct Filling {
 
 impl Filling {
     /// The buckets of a layout over gradient buffers.
-    pub fn new(layout: &Layout, gradients: Vec<FlatBuffer>, collective: SharedCollective) -> Filling {
+    pub fn new(layout: &Layout, gradients: Vec<FlatBuffer>, buckets: Ready) -> Filling {
         Filling {
             elements: layout.buckets.iter().map(|b| b.elements.clone()).collect(),
             tensors: layout.buckets.iter().map(|b| b.tensors.len()).collect(),
             bucket_of: layout.places.iter().map(|p| p.bucket).collect(),
             gradients,
-            collective,
+            buckets,
             armed: false,
             complete: vec![false; layout.places.len()],
             waiting: Vec::new(),
@@ -93,6 +94,6 @@ impl Filling {
             let into = self.gradients[into].slice_mut::<f32>(elements.start * 4, elements.len())?;
             pointwise::add::<f32>(into, from.slice(elements.start * 4, elements.len())?);
         }
-        Ok(locked(&self.collective).publish(bucket as u32)?)
+        Ok(self.buckets.bucket(bucket as u32)?)
     }
 }
