@@ -13,6 +13,7 @@ use crate::failure::{Failure, on_path};
 const UNSAFE_CRATES: &[&str] = &[
     "trainer/nccl-host/",
     "trainer/nccl-rs/",
+    "trainer/nccl-double/",
     "trainer/autograd/",
     "trainer/kernels/",
 ];
