@@ -15,6 +15,12 @@ macro_rules! functions {
             $(pub(crate) $field: unsafe extern "C" fn($($argument),*) -> $answer,)*
         }
 
+        /// Name, arguments and answer of every function, as they stand here.
+        #[cfg(test)]
+        const DECLARED: &[(&str, &[&str], &str)] = &[
+            $((stringify!($symbol), &[$(stringify!($argument)),*], stringify!($answer)),)*
+        ];
+
         impl Api {
             /// Finds every function in `library`; `path` is what it was opened as.
             pub(crate) fn resolve(library: &Library, path: &Path) -> Result<Api, Error> {
@@ -70,4 +76,63 @@ functions! {
     all_to_all = ncclAlltoAll(*const c_void, *mut c_void, usize, c_int, CommHandle, StreamHandle) -> ResultCode;
     gather = ncclGather(*const c_void, *mut c_void, usize, c_int, c_int, CommHandle, StreamHandle) -> ResultCode;
     scatter = ncclScatter(*const c_void, *mut c_void, usize, c_int, c_int, CommHandle, StreamHandle) -> ResultCode;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// A type as the golden text writes it. Enums are C ints there and here.
+    fn in_c(rust: &str) -> String {
+        let (stars, name) = match rust {
+            _ if rust.starts_with("*mut *mut ") => (" **", &rust[10..]),
+            _ if rust.starts_with("*mut ") => (" *", &rust[5..]),
+            _ if rust.starts_with("*const ") => (" *", &rust[7..]),
+            _ => ("", rust),
+        };
+        let name = match name {
+            "c_void" => "void",
+            "c_char" => "char",
+            "c_int" | "ResultCode" => "int",
+            "usize" => "size_t",
+            "u64" => "uint64_t",
+            "CommHandle" => "ncclComm_t",
+            "StreamHandle" => "cudaStream_t",
+            "UniqueId" => "ncclUniqueId",
+            "Config" => "ncclConfig_t",
+            other => panic!("{other} has no name in C here"),
+        };
+        let constant = if rust.starts_with("*const ") { "const " } else { "" };
+        format!("{constant}{name}{stars}")
+    }
+
+    #[test]
+    fn every_function_is_declared_as_in_the_header() {
+        let golden: BTreeSet<String> = include_str!("../tests/layout/layout-2.29.7.txt")
+            .lines()
+            .filter_map(|line| line.strip_prefix("function "))
+            .map(|line| {
+                let declared = line.strip_suffix(" 1").expect("the header declares it so");
+                ["ncclDataType_t", "ncclRedOp_t", "ncclCommMemStat_t", "ncclResult_t"]
+                    .iter()
+                    .fold(declared.to_owned(), |line, name| line.replace(name, "int"))
+            })
+            .collect();
+        let mut believed: BTreeSet<String> = DECLARED
+            .iter()
+            .map(|(name, arguments, answer)| {
+                assert!(matches!(*answer, "ResultCode" | "*const c_char"), "{name}");
+                let arguments: Vec<String> = arguments.iter().map(|argument| in_c(argument)).collect();
+                match arguments.as_slice() {
+                    [] => format!("{name}(void)"),
+                    arguments => format!("{name}({})", arguments.join(", ")),
+                }
+            })
+            .collect();
+        // Asked for before the others, in `library`.
+        believed.insert("ncclGetVersion(int *)".into());
+        assert_eq!(believed, golden);
+    }
 }
