@@ -39,6 +39,7 @@ mod reduce;
 mod solo;
 mod transfers;
 mod tree;
+mod wire;
 
 use std::ops::Range;
 
@@ -49,6 +50,7 @@ pub use nccl_host::{Aborter, HostMemory, MemoryHold, Root};
 pub use order::Publisher;
 pub use transfers::{Transfer, Transfers};
 pub use tree::{Expression, LaneTree, TreeError};
+pub use wire::{Wire, round_to_bf16};
 
 /// A buffer of a communicator, the same on every rank. From [`Collective::allocate`] of the same communicator only:
 /// an id of another one panics or names another buffer.
@@ -98,6 +100,9 @@ pub struct ReduceLanes<'a> {
     /// Partial i of any rank (its i-th maximal subtree) lies in its `buffers[i]`, float32. As many as the rank with most
     /// partials has, at least one: `buffers[0]` of this rank takes the result.
     pub buffers: &'a [BufferId],
+    /// How partial sums are rounded; equal on all ranks. With [`Wire::Bf16`] the partials given are rounded already, but for
+    /// one that is the whole tree.
+    pub wire: Wire,
 }
 
 /// The collectives of one rank in one generation. Every rank makes the same calls in the same order; a difference is

@@ -113,7 +113,7 @@ impl Weights {
             views,
         };
         if !weights.views.is_empty() {
-            weights.begin_lane(0)?;
+            weights.begin_lane(0, false)?;
         }
         Ok(weights)
     }
@@ -146,12 +146,12 @@ impl Weights {
         elements(&self.leaves[tensor])
     }
 
-    /// Points every slot into gradient buffer `buffer` and marks it untouched.
-    pub fn begin_lane(&self, buffer: usize) -> Result<(), TrainerError> {
+    /// Points every slot into gradient buffer `buffer` and, unless the lane adds to what is there, marks it untouched.
+    pub fn begin_lane(&self, buffer: usize, adds: bool) -> Result<(), TrainerError> {
         for ((leaf, slot), view) in self.leaves.iter().zip(&self.slots).zip(&self.views[buffer]) {
             set_gradient_slot(leaf, view)?;
             *slot.view.borrow_mut() = view.shallow_clone();
-            slot.fresh.set(true);
+            slot.fresh.set(!adds);
         }
         Ok(())
     }

@@ -28,11 +28,10 @@ use std::time::{Duration, Instant};
 
 use lockstep_autograd::{FlatBuffer, on_gradient_ready, run_backward};
 use lockstep_collective::communication::{Communication, Program, Shares};
-use lockstep_collective::{BufferId, LaneTree, MemoryHold};
-use lockstep_config::{Precision, RunConfig};
+use lockstep_collective::{BufferId, LaneTree, MemoryHold, Wire};
+use lockstep_config::{Precision, Reduction, RunConfig};
 use lockstep_data::{MicroBatch, ValidationSet, lane_micro_batches};
 use lockstep_inventory::{Treatment, treatments};
-use lockstep_kernels::pointwise;
 use lockstep_kernels::real::bf16;
 use lockstep_optim::decision::{LossModel, ModelState};
 use lockstep_optim::products::Products;
@@ -46,7 +45,7 @@ use crate::model::{Batch, Model, OpenGate};
 use crate::sharding::layout::Layout;
 use crate::sharding::owners::OwnerMap;
 use crate::sharding::program::{Action, LaneProgram};
-use crate::step::filling::Filling;
+use crate::step::filling::{Filling, close};
 use crate::step::gathering::Gates;
 use crate::step::owned::Owned;
 use crate::step::slots::{Lane, Slots, Verdict};
@@ -89,6 +88,8 @@ pub struct Engine {
     layout: Layout,
     rank: u32,
     rank_lanes: Vec<Range<u32>>,
+    reduction: Reduction,
+    wire: Wire,
     weights: Weights,
     communication: Communication,
     gradients: Vec<FlatBuffer>,
@@ -122,11 +123,11 @@ impl Engine {
         let layout = Layout::new(model.inventory(), &treatments, bf16);
         let owners = OwnerMap::new(&treatments, &layout, communication.size());
         let lanes = config.run.lanes;
-        let buffers = rank_lanes
-            .iter()
-            .map(|r| LaneProgram::most_buffers(lanes, r.clone()))
-            .max()
-            .unwrap_or(1);
+        let most = |lanes_of_rank: &Range<u32>| match config.run.reduction {
+            Reduction::Invariant => LaneProgram::most_buffers(lanes, lanes_of_rank.clone()),
+            Reduction::Fast => 1,
+        };
+        let buffers = rank_lanes.iter().map(most).max().unwrap_or(1);
         let over = |hold: MemoryHold| FlatBuffer::new(Arc::new(hold));
         let (mut gradient_ids, mut gradients) = (Vec::new(), Vec::new());
         for index in 0..buffers {
@@ -158,7 +159,12 @@ impl Engine {
             &working,
             &gradients,
         )?;
+        let wire = match config.collective.wire {
+            lockstep_config::Wire::Fp32 => Wire::Float32,
+            lockstep_config::Wire::Bf16 => Wire::Bf16,
+        };
         communication.set_program(Program {
+            wire,
             rank_lanes: rank_lanes.clone(),
             partials: gradient_ids.clone(),
             owners: layout
@@ -188,6 +194,8 @@ impl Engine {
             layout,
             rank,
             rank_lanes,
+            reduction: config.run.reduction,
+            wire,
             weights,
             communication,
             gradients,
@@ -248,23 +256,27 @@ impl Engine {
         let working: Vec<bool> = (0..lanes)
             .map(|l| !lane_micro_batches(l, lanes, plan.micro_batches).is_empty())
             .collect();
-        let program = LaneProgram::new(&working, self.rank_lanes[self.rank as usize].clone());
-        self.communication.begin_step(LaneTree::new(&working));
+        let hosted = self.rank_lanes[self.rank as usize].clone();
+        let (program, tree) = match self.reduction {
+            Reduction::Invariant => (LaneProgram::new(&working, hosted, self.wire), LaneTree::new(&working)),
+            Reduction::Fast => (
+                LaneProgram::fast(&working, hosted, self.wire),
+                LaneTree::by_rank(&working, &self.rank_lanes),
+            ),
+        };
+        self.communication.begin_step(tree);
         self.slots.begin();
         self.fill().begin(program.closing.clone());
         let last = program.actions.iter().rposition(|a| matches!(a, Action::Run { .. }));
         for (index, action) in program.actions.iter().enumerate() {
             match *action {
-                Action::Run { lane, buffer } => {
+                Action::Run { lane, buffer, adds } => {
                     let count = lane_micro_batches(lane, lanes, plan.micro_batches).len();
-                    let sums = self.run_lane(buffer, count, last == Some(index), next, &mut clock)?;
+                    let sums = self.run_lane((buffer, adds), count, last == Some(index), next, &mut clock)?;
                     self.slots.record_lane(lane, sums);
                 }
-                Action::Add { into, from } => {
-                    let from = self.gradients[from].clone();
-                    let elements = self.layout.gradient_elements;
-                    let into = self.gradients[into].slice_mut::<f32>(0, elements)?;
-                    pointwise::add::<f32>(into, from.slice(0, elements)?);
+                Action::Add { .. } | Action::Round { .. } => {
+                    close(&mut self.gradients, action, &(0..self.layout.gradient_elements))?;
                     clock.lap("lanes_ms");
                 }
             }
@@ -319,13 +331,13 @@ impl Engine {
     /// Runs the `count` micro-batches of a lane into a gradient buffer.
     fn run_lane(
         &mut self,
-        buffer: usize,
+        (buffer, adds): (usize, bool),
         count: usize,
         is_last_lane: bool,
         next: &mut dyn FnMut() -> Result<MicroBatch, TrainerError>,
         clock: &mut Clock,
     ) -> Result<Lane, TrainerError> {
-        self.weights.begin_lane(buffer)?;
+        self.weights.begin_lane(buffer, adds)?;
         let mut sums = Lane::default();
         for index in 0..count {
             let batch = next()?;

@@ -28,7 +28,7 @@ use crate::device::{Device, Recorded, Stream};
 use crate::error::CollectiveError;
 use crate::order::Publisher;
 use crate::tree::LaneTree;
-use crate::{BufferId, Collective, GatherRange, Transport};
+use crate::{BufferId, Collective, GatherRange, Transport, Wire};
 use queue::{Queue, Task};
 
 /// What is the same in every step.
@@ -40,6 +40,8 @@ pub struct Program {
     pub partials: Vec<BufferId>,
     /// By bucket: its elements and their owners.
     pub owners: Vec<Vec<(Range<usize>, u32)>>,
+    /// How partial sums are rounded.
+    pub wire: Wire,
     /// The buffer of the working copies.
     pub working: Option<BufferId>,
     /// By layer, in forward order: its bytes and their owners.

@@ -45,6 +45,7 @@ fn run(shared: &Shared, task: Task) -> Result<Done, CollectiveError> {
                 rank_lanes: &program.rank_lanes,
                 tree: &tree,
                 buffers: &program.partials,
+                wire: program.wire,
             })?;
             let done = shared.device.record(Stream::Communication)?;
             Ok(Done::Reduced(bucket, done, began.elapsed()))
