@@ -65,6 +65,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    lockstep_autograd::cuda::open_libraries(); // before anything asks libtorch about CUDA; callers later get the answer
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
         .with_env_filter(

@@ -1,11 +1,12 @@
-//! The settings that decide bits: made, and read back. In a test binary of its own, since they are the whole process's.
+//! The settings that decide bits: made, and read back. One test in a binary of its own: they are the whole
+//! process's.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use lockstep_autograd::device::DeviceError;
 use lockstep_autograd::device::settings::{Attention, Products, Settings, read};
 
 #[test]
-fn every_setting_is_read_back_as_it_was_set() {
+fn every_setting_is_read_back_as_it_was_set_and_one_that_cannot_be_kept_is_an_error() {
     let before = read().unwrap();
     for attention in [Attention::Math, Attention::MemoryEfficient, Attention::Flash] {
         let settings = Settings {
@@ -30,11 +31,7 @@ fn every_setting_is_read_back_as_it_was_set() {
             .count();
         assert_eq!(kernels, 1, "one kernel of attention");
     }
-}
-
-#[test]
-fn a_setting_that_libtorch_cannot_keep_is_an_error() {
-    // cuBLASLt exists in the CUDA build only.
+    // cuBLASLt exists in the CUDA build only: a setting that libtorch cannot keep is an error.
     if lockstep_autograd::device::Cuda::count().unwrap() == 0 {
         let settings = Settings {
             products: Products::CublasLt,
