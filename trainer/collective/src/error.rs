@@ -19,6 +19,16 @@ pub enum CollectiveError {
         /// The rule that it breaks.
         why: String,
     },
+    /// A library that a backend stands on has failed.
+    #[error("{library}: {call} failed: {why}")]
+    Library {
+        /// The library, such as "MPI".
+        library: &'static str,
+        /// Its call.
+        call: &'static str,
+        /// What it said, and which peer it was about, where that is known.
+        why: String,
+    },
     /// A backend that cannot serve this world.
     #[error("the solo backend serves one rank, not rank {rank} of {size}; use the host backend")]
     NotSolo {

@@ -9,9 +9,9 @@ use std::time::Duration;
 use nccl_host::{Aborter, Call, CallKind, Communicator, CommunicatorId, HostMemory};
 
 use crate::error::CollectiveError;
-use crate::order::RoundOrder;
+use crate::order::{Publisher, SharedOrder};
 use crate::reduce::{Memories, Reduction};
-use crate::{BufferId, Collective, GatherRange, ReduceLanes, checks};
+use crate::{BufferId, Collective, GatherRange, ReduceLanes, Transport, checks};
 
 /// Slots of the first table that is exchanged have at least this much room, so that most runs allocate once.
 const LEAST_SLOTS: usize = 512;
@@ -25,7 +25,7 @@ struct SlotMemory {
 /// One rank among ranks on this machine.
 pub(crate) struct Host {
     communicator: Communicator,
-    order: RoundOrder,
+    order: SharedOrder,
     slots: Option<SlotMemory>,
     /// How many tables were exchanged.
     exchanges: usize,
@@ -42,7 +42,7 @@ impl Host {
         let communicator = Communicator::connect(id, rank, size, deadline, aborter)?;
         Ok(Host {
             communicator,
-            order: RoundOrder::default(),
+            order: SharedOrder::default(),
             slots: None,
             exchanges: 0,
         })
@@ -115,18 +115,20 @@ impl Collective for Host {
         self.communicator.own_mut(id.0).unwrap_or_else(foreign)
     }
 
-    fn publish(&mut self, bucket: u32) -> Result<(), CollectiveError> {
-        self.communicator.usable()?;
-        self.order.publish(bucket)?;
-        Ok(self.communicator.publish()?)
+    fn publisher(&self) -> Publisher {
+        Publisher::new(
+            &self.order,
+            self.communicator.aborter(),
+            Some(self.communicator.signal()),
+        )
     }
 
     fn reduce_lanes(&mut self, request: &ReduceLanes<'_>) -> Result<(), CollectiveError> {
         self.communicator.usable()?;
-        let reduction = Reduction::plan(request, self.size(), self)?;
+        let reduction = Reduction::plan(request, self.rank(), self.size(), self)?;
         let publishes = self.order.next_reduce(request.bucket)?;
         self.communicator.wait_published(publishes)?;
-        reduction.run(self.rank(), self);
+        reduction.run(self);
         self.order.reduced();
         Ok(())
     }
@@ -211,6 +213,12 @@ impl Collective for Host {
 
     fn aborter(&self) -> Aborter {
         self.communicator.aborter().clone()
+    }
+
+    fn transports(&self) -> Vec<Option<Transport>> {
+        (0..self.size())
+            .map(|rank| (rank != self.rank()).then_some(Transport::SharedMemory))
+            .collect()
     }
 }
 

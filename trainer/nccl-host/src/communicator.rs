@@ -5,7 +5,7 @@
 
 use std::hash::{DefaultHasher, Hasher};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use crate::abort::{Aborter, Bell};
@@ -71,6 +71,48 @@ struct Buffer {
     peers: Vec<Option<PeerMemory>>,
 }
 
+/// Tells the peers what is ready to be read; one thread at a time.
+#[derive(Clone)]
+pub struct Signal {
+    controls: Arc<Controls>,
+    spent: Arc<OnceLock<Spent>>,
+    aborter: Aborter,
+}
+
+impl Signal {
+    /// Says that `count` things in all are ready. It never waits, and never goes back.
+    pub fn published(&self, count: u64) {
+        self.controls.signal(Counter::Published, count);
+    }
+
+    /// Whether anybody can still be told.
+    ///
+    /// # Errors
+    /// As [`Communicator::usable`].
+    pub fn usable(&self) -> Result<(), Error> {
+        usable(&self.aborter, &self.spent)
+    }
+}
+
+/// The first error of a communicator.
+struct Spent {
+    /// In words.
+    reason: String,
+    /// The peer that was lost.
+    lost: Option<u32>,
+}
+
+/// An error, once somebody has aborted or a call has failed.
+fn usable(aborter: &Aborter, spent: &OnceLock<Spent>) -> Result<(), Error> {
+    aborter.check()?;
+    match spent.get() {
+        Some(Spent { reason, .. }) => Err(Error::Aborted {
+            reason: format!("an earlier call failed: {reason}"),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// One rank's place among ranks that share a machine. Dropping it closes and unmaps all that it has made.
 pub struct Communicator {
     rank: u32,
@@ -80,10 +122,8 @@ pub struct Communicator {
     links: Vec<Option<Link>>,
     buffers: Vec<Buffer>,
     entered: u64,
-    published: u64,
     aborter: Aborter,
-    /// The first error, in words, and the peer that it was about.
-    spent: Option<(String, Option<u32>)>,
+    spent: Arc<OnceLock<Spent>>,
 }
 
 impl Communicator {
@@ -134,9 +174,8 @@ impl Communicator {
             links,
             buffers: Vec::new(),
             entered: 0,
-            published: 0,
             aborter: aborter.clone(),
-            spent: None,
+            spent: Arc::default(),
         })
     }
 
@@ -262,15 +301,13 @@ impl Communicator {
         Ok(())
     }
 
-    /// Tells the peers that one more thing of this rank is ready to be read. Never waits.
-    ///
-    /// # Errors
-    /// Abort, or a communicator that is spent.
-    pub fn publish(&mut self) -> Result<(), Error> {
-        self.usable()?;
-        self.published += 1;
-        self.controls.signal(Counter::Published, self.published);
-        Ok(())
+    /// What tells the peers, from any thread, how many things of this rank are ready to be read.
+    pub fn signal(&self) -> Signal {
+        Signal {
+            controls: Arc::clone(&self.controls),
+            spent: Arc::clone(&self.spent),
+            aborter: self.aborter.clone(),
+        }
     }
 
     /// Waits until every rank has published `count` times.
@@ -288,22 +325,19 @@ impl Communicator {
     /// # Errors
     /// [`Error::Aborted`], with the reason: somebody aborted, or an earlier call failed.
     pub fn usable(&self) -> Result<(), Error> {
-        self.aborter.check()?;
-        match &self.spent {
-            Some((reason, _)) => Err(Error::Aborted {
-                reason: format!("an earlier call failed: {reason}"),
-            }),
-            None => Ok(()),
-        }
+        usable(&self.aborter, &self.spent)
     }
 
     fn keep_first_error<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
-        if let (Err(error), None) = (&result, &self.spent) {
+        if let Err(error) = &result {
             let lost = match error {
                 Error::PeerLost { rank, .. } => Some(*rank),
                 _ => None,
             };
-            self.spent = Some((error.to_string(), lost));
+            self.spent.get_or_init(|| Spent {
+                reason: error.to_string(),
+                lost,
+            });
         }
         result
     }
@@ -390,7 +424,7 @@ impl Communicator {
 impl Drop for Communicator {
     /// Says goodbye, so that a peer that still waits for this rank can tell an end from a death.
     fn drop(&mut self) {
-        let lost = self.spent.as_ref().and_then(|(_, lost)| *lost);
+        let lost = self.spent.get().and_then(|spent| spent.lost);
         for link in self.links.iter().flatten() {
             link.say_goodbye(lost);
         }

@@ -15,7 +15,7 @@ mod memory;
 mod rendezvous;
 
 pub use abort::Aborter;
-pub use communicator::{Call, CallKind, Communicator};
+pub use communicator::{Call, CallKind, Communicator, Signal};
 pub use error::Error;
 pub use id::CommunicatorId;
 pub use memory::{HostMemory, MemoryHold, PeerMemory};
