@@ -186,10 +186,8 @@ fn first_unordered_by_reachability(log: &Log) -> Option<(usize, usize)> {
         // All edges end at j, so reachability closes in order: the given node first, then the running one.
         all.sort_by_key(|(_, to)| *to);
         for (a, b) in all {
-            for row in 0..2 * n {
-                if row == a || reaches[row][a] {
-                    reaches[row][b] = true;
-                }
+            for (from, row) in reaches.iter_mut().enumerate() {
+                row[b] |= from == a || row[a];
             }
         }
     }
