@@ -39,9 +39,9 @@ mod tree;
 
 use std::ops::Range;
 
-pub use connect::{Backend, connect, new_id};
+pub use connect::{Backend, Meeting, connect, join, new_id};
 pub use error::CollectiveError;
-pub use nccl_host::{Aborter, HostMemory};
+pub use nccl_host::{Aborter, HostMemory, MemoryHold, Root};
 pub use order::Publisher;
 pub use transfers::{Transfer, Transfers};
 pub use tree::{Expression, LaneTree, TreeError};
