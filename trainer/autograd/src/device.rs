@@ -106,10 +106,13 @@ impl Cuda {
                 "device {index} cannot be opened: {libraries}"
             )));
         }
-        Cuda::open_with(index, || {
-            // SAFETY: takes nothing; libtorch initialises once.
-            check("Cuda::open", unsafe { lockstep_device_initialise() })
-        })
+        // SAFETY: takes nothing; libtorch initialises once.
+        let initialise = || check("Cuda::open", unsafe { lockstep_device_initialise() });
+        if Cuda::count()? == 0 {
+            // The count does not say why; initialising does (no driver, or one that is too old).
+            initialise().map_err(|error| DeviceError::NoDevice(format!("device {index} cannot be opened: {error}")))?;
+        }
+        Cuda::open_with(index, initialise)
     }
 
     /// Opens device `index` of the guard that is registered for CUDA, without libtorch's own initialisation: for a guard
