@@ -15,6 +15,8 @@ const UNSAFE_CRATES: &[&str] = &[
     "trainer/nccl-rs/",
     "trainer/nccl-double/",
     "trainer/autograd/",
+    "trainer/device-recorder/",
+    "trainer/gpu-kernels/",
     "trainer/kernels/",
 ];
 

@@ -8,6 +8,7 @@ use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
 use crate::AutogradError;
+use crate::hooks::panic_text;
 use crate::shim::{check, lockstep_custom, raw};
 
 type Closure = Box<dyn FnOnce(Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>, TchError>>;
@@ -69,11 +70,7 @@ extern "C" fn backward(context: *mut c_void, gradients: *mut *mut C_tensor, inpu
             1
         }
         Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
-                .unwrap_or_else(|| "a panic".to_owned());
+            let text = panic_text(panic.as_ref());
             FAILURE.with(|f| *f.borrow_mut() = Some(text));
             1
         }
