@@ -227,8 +227,8 @@ impl Cut {
 /// As blocks before a cut: none.
 pub const WHOLE: usize = usize::MAX / BLOCK;
 
-/// The recording through the pieces over tensors, other tensors cut after `first_blocks` blocks.
-pub fn on_tensors(recording: &Recording, rules: &Rules, first_blocks: usize) -> Vec<Step> {
+/// The first `steps` steps of the recording through the pieces over tensors, other tensors cut after `first_blocks` blocks.
+pub fn on_tensors(recording: &Recording, rules: &Rules, first_blocks: usize, steps: usize) -> Vec<Step> {
     let mut cuts: Vec<Cut> = (0..TENSORS.len())
         .map(|tensor| Cut::new(tensor, recording, rules, first_blocks))
         .collect();
@@ -250,16 +250,16 @@ pub fn on_tensors(recording: &Recording, rules: &Rules, first_blocks: usize) -> 
             effective: decision.effective_learning_rate,
         }
     };
-    (0..STEPS).map(run).collect()
+    (0..steps).map(run).collect()
 }
 
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|x| x * x).sum::<f64>().sqrt()
 }
 
-/// The largest relative distance between the updates of both, over all steps and tensors.
+/// The largest distance between the updates of both as a part of the update, over all steps and tensors.
 pub fn most_apart(recording: &Recording, rules: &Rules) -> f64 {
-    let (host, device) = (on_slices(recording, rules), on_tensors(recording, rules, WHOLE));
+    let (host, device) = (on_slices(recording, rules), on_tensors(recording, rules, WHOLE, STEPS));
     let mut most = 0.0f64;
     let (mut host_old, mut device_old) = (&recording.start, &recording.start);
     for (step, (host, device)) in host.iter().zip(&device).enumerate() {
@@ -278,7 +278,9 @@ pub fn most_apart(recording: &Recording, rules: &Rules) -> f64 {
             let apart = norm(ours.iter().zip(&theirs).map(|(a, b)| a - b));
             assert!(size > 0.0 || host.effective == 0.0, "{} did not move", recorded.name);
             if size > 0.0 {
-                most = most.max(apart / size);
+                // Float32 holds a parameter to 6e-8 of itself, and so an update that is far smaller no better than that.
+                let held = norm(host.masters[tensor].iter().map(|p| f64::from(*p))) / 100.0;
+                most = most.max(apart / size.max(held));
             }
             let blocks = device.masters[tensor].chunks(match rules.treatments[tensor].is_hidden() {
                 true => usize::MAX,

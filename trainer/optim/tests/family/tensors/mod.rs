@@ -34,6 +34,8 @@ fn all_rules(recording: &Recording) -> Vec<Rules> {
         "method = \"muon\"",
         "method = \"muon\"\nnesterov = false\npolar = { method = \"newton-schulz\" }\nscaling = \"match-rms\"",
         "method = \"muon\"\npolar = { method = \"gram\" }\nhidden = [{ match = \"layers.tall\", split = 3 }, \"layers.*\"]",
+        "method = \"muon\"\npolar = { precision = \"bf16\" }",
+        "method = \"muon\"\npolar = { method = \"newton-schulz\", precision = \"bf16\" }",
         "method = \"normuon\"",
         "method = \"normuon\"\nhidden = [{ match = \"layers.wide\", split = 4 }, \"layers.*\"]",
         "method = \"muonmax\"\npolar = { method = \"svd\" }",
@@ -75,9 +77,9 @@ fn every_method_moves_tensors_as_it_moves_slices_within_1e_minus_5() {
 fn results_do_not_depend_on_how_tensors_are_split_between_owners() {
     let recording = Recording::new(SEED);
     for rules in all_rules(&recording) {
-        let whole = on_tensors(&recording, &rules, WHOLE);
+        let whole = on_tensors(&recording, &rules, WHOLE, 4);
         for first_blocks in [1, 2] {
-            let cut = on_tensors(&recording, &rules, first_blocks);
+            let cut = on_tensors(&recording, &rules, first_blocks, 4);
             for (whole, cut) in whole.iter().zip(&cut) {
                 assert_eq!(
                     whole.applied, cut.applied,
@@ -98,11 +100,11 @@ fn one_go_does_what_preparing_and_applying_do_and_bf16_copies_are_the_rounded_ma
         if rules.optimizer.is_global() {
             continue;
         }
-        for tensor in 0..TENSORS.len() {
+        for (tensor, recorded) in TENSORS.iter().enumerate() {
             let start = Tensor::from_slice(&recording.start[tensor]);
             let new = || {
-                let (name, treatment) = (TENSORS[tensor].name, &rules.treatments[tensor]);
-                let piece = TensorPiece::new(name, treatment, &start, &rules.optimizer).unwrap();
+                let treatment = &rules.treatments[tensor];
+                let piece = TensorPiece::new(recorded.name, treatment, &start, &rules.optimizer).unwrap();
                 (piece, start.to_kind(Kind::BFloat16))
             };
             let ((mut apart, mut apart_copy), (mut joined, mut joined_copy)) = (new(), new());
