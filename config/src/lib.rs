@@ -14,8 +14,9 @@ mod write;
 
 pub use error::ConfigError;
 pub use sections::{
-    BatchSchedule, BatchSection, CoordinatorSection, DataSection, Descent, Device, GroupRule, HiddenRule,
-    LearningRateSchedule, LearningRateSection, LearningRateShape, Length, LowerBound, Method, ModelKind, ModelSection,
-    MomoDecay, MomoSection, OptimizerSection, OtherNorm, PolarMethod, PolarSection, PolarTable, Precision, Product,
-    Reduction, RunConfig, RunSection, Scaling, Split, Steepest, ValidationSection,
+    BatchSchedule, BatchSection, CollectiveBackend, CollectiveSection, CoordinatorSection, DataSection, Descent,
+    Device, GroupRule, HiddenRule, HostTransport, LearningRateSchedule, LearningRateSection, LearningRateShape, Length,
+    LowerBound, Method, ModelKind, ModelSection, MomoDecay, MomoSection, OptimizerSection, OtherNorm, PolarMethod,
+    PolarSection, PolarTable, Precision, Product, Reduction, RunConfig, RunSection, Scaling, Split, Steepest,
+    ValidationSection, Wire,
 };

@@ -45,6 +45,7 @@ impl RunConfig {
         let learning_rate = learning_rate(root.section("learning_rate")?)?;
         let optimizer = optimizer::read(root.section("optimizer")?, run.precision)?;
         let validation = validation(root.section("validation")?)?;
+        let collective = collective(root.section("collective")?, &run)?;
         let coordinator = coordinator(root.section("coordinator")?)?;
         root.done()?;
         Ok(RunConfig {
@@ -55,6 +56,7 @@ impl RunConfig {
             learning_rate,
             optimizer,
             validation,
+            collective,
             coordinator,
         })
     }
@@ -80,7 +82,7 @@ fn run(mut fields: Fields<'_>) -> Result<RunSection, ConfigError> {
         length: length(&mut fields)?,
         intra_op_threads: fields.integer32("intra_op_threads", 1..=1024, Some(1))?,
         precision: fields.word("precision", Precision::WORDS, Some(Precision::Bf16))?,
-        reduction: reduction(&mut fields)?,
+        reduction: fields.word("reduction", Reduction::WORDS, Some(Reduction::Invariant))?,
         device: fields.word("device", Device::WORDS, Some(Device::Cpu))?,
     };
     fields.done()?;
@@ -129,19 +131,6 @@ fn length(fields: &mut Fields<'_>) -> Result<Length, ConfigError> {
             "exactly one of run.steps, run.samples and run.tokens, a whole number of at least 1",
         )
     })
-}
-
-fn reduction(fields: &mut Fields<'_>) -> Result<Reduction, ConfigError> {
-    const KEY: &str = "reduction";
-    if let Some(value) = fields.peek(KEY).filter(|value| value.as_str() == Some("fast")) {
-        return Err(fields.refuse_with(
-            KEY,
-            value,
-            "\"invariant\"",
-            "\"fast\", which gives up the same bits on any world, is not there yet",
-        ));
-    }
-    fields.word(KEY, Reduction::WORDS, Some(Reduction::Invariant))
 }
 
 fn data(mut fields: Fields<'_>) -> Result<DataSection, ConfigError> {
@@ -307,6 +296,41 @@ fn learning_rate_table(mut fields: Fields<'_>) -> Result<LearningRateSchedule, C
     };
     fields.done()?;
     Ok(schedule)
+}
+
+fn collective(mut fields: Fields<'_>, run: &RunSection) -> Result<CollectiveSection, ConfigError> {
+    let backend = fields.word("backend", CollectiveBackend::WORDS, Some(CollectiveBackend::Auto))?;
+    let fits = match backend {
+        CollectiveBackend::Nccl => run.device == Device::Cuda,
+        CollectiveBackend::Mpi => run.device == Device::Cpu,
+        CollectiveBackend::Auto | CollectiveBackend::Host => true,
+    };
+    if !fits {
+        let other = match backend {
+            CollectiveBackend::Nccl => "\"host\" or \"mpi\", since run.device is \"cpu\"",
+            _ => "\"nccl\" or \"host\", since run.device is \"cuda\"",
+        };
+        return Err(fields.refuse_with(
+            "backend",
+            &Value::String(backend.word().to_owned()),
+            other,
+            "NCCL serves GPUs and MPI processors; leave collective.backend at \"auto\" or change run.device",
+        ));
+    }
+    let section = CollectiveSection {
+        backend,
+        wire: fields.word("wire", Wire::WORDS, Some(Wire::Fp32))?,
+        overlap: fields.boolean("overlap", true)?,
+        transport: fields.word("transport", HostTransport::WORDS, Some(HostTransport::Auto))?,
+        deadline_seconds: fields.number(
+            "deadline_seconds",
+            Some(600.0),
+            "a number of seconds above 0 and at most 86400",
+            |x| x > 0.0 && x <= 86_400.0,
+        )?,
+    };
+    fields.done()?;
+    Ok(section)
 }
 
 fn validation(mut fields: Fields<'_>) -> Result<ValidationSection, ConfigError> {

@@ -42,6 +42,8 @@ pub struct RunConfig {
     pub optimizer: OptimizerSection,
     /// `[validation]`: when to validate.
     pub validation: ValidationSection,
+    /// `[collective]`: how ranks exchange data.
+    pub collective: CollectiveSection,
     /// `[coordinator]`: how the coordinator serves.
     pub coordinator: CoordinatorSection,
 }
@@ -92,6 +94,9 @@ pub enum Precision {
 pub enum Reduction {
     /// By the lane tree: the same bits on every world.
     Invariant,
+    /// Each rank adds its lanes one after the other, and ranks are added in the backend's own order: bits depend on the
+    /// world.
+    Fast,
 }
 
 /// What computes.
@@ -99,6 +104,8 @@ pub enum Reduction {
 pub enum Device {
     /// The processor's cores.
     Cpu,
+    /// One GPU a rank.
+    Cuda,
 }
 
 /// `[data]`.
@@ -214,6 +221,64 @@ pub struct ValidationSection {
     pub every: u64,
 }
 
+/// `[collective]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CollectiveSection {
+    /// What carries the data.
+    pub backend: CollectiveBackend,
+    /// How partial sums travel.
+    pub wire: Wire,
+    /// Whether reductions run while backward goes on, and gathers while the next forward does.
+    pub overlap: bool,
+    /// How ranks of the host backend reach each other.
+    pub transport: HostTransport,
+    /// How long a rank waits for another one in a collective before it gives up, in seconds.
+    pub deadline_seconds: f64,
+}
+
+impl Default for CollectiveSection {
+    fn default() -> CollectiveSection {
+        CollectiveSection {
+            backend: CollectiveBackend::Auto,
+            wire: Wire::Fp32,
+            overlap: true,
+            transport: HostTransport::Auto,
+            deadline_seconds: 600.0,
+        }
+    }
+}
+
+/// What carries data between ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CollectiveBackend {
+    /// NCCL between GPUs, our own transport between processors.
+    Auto,
+    /// Our own: shared memory inside a host, TCP between hosts.
+    Host,
+    /// MPI; needs `lockstep-trainer-mpi`, started by `mpirun`.
+    Mpi,
+    /// NCCL; needs GPUs.
+    Nccl,
+}
+
+/// The format of partial sums between ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// float32: nothing is rounded.
+    Fp32,
+    /// Every partial sum but the whole is rounded to bfloat16, on every world alike.
+    Bf16,
+}
+
+/// How ranks of the host backend reach each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostTransport {
+    /// Shared memory where two ranks share a host, else TCP.
+    Auto,
+    /// TCP everywhere: for tests and measurements.
+    Tcp,
+}
+
 /// `[coordinator]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CoordinatorSection {
@@ -230,7 +295,39 @@ impl RunConfig {
     }
 }
 
+impl RunConfig {
+    /// The name of what carries data in a world of `ranks` ranks; one rank has nobody to talk to.
+    pub fn backend_name(&self, ranks: u32) -> &'static str {
+        match (ranks, self.collective.backend, self.run.device) {
+            (1, _, _) => "solo",
+            (_, CollectiveBackend::Mpi, _) => "mpi",
+            (_, CollectiveBackend::Nccl, _) | (_, CollectiveBackend::Auto, Device::Cuda) => "nccl",
+            (_, CollectiveBackend::Host, _) | (_, CollectiveBackend::Auto, Device::Cpu) => "host",
+        }
+    }
+}
+
 words!(Precision { Bf16 = "bf16", Fp32 = "fp32" });
-words!(Reduction { Invariant = "invariant" });
-words!(Device { Cpu = "cpu" });
+words!(Reduction {
+    Invariant = "invariant",
+    Fast = "fast",
+});
+words!(Device {
+    Cpu = "cpu",
+    Cuda = "cuda",
+});
+words!(CollectiveBackend {
+    Auto = "auto",
+    Host = "host",
+    Mpi = "mpi",
+    Nccl = "nccl",
+});
+words!(Wire {
+    Fp32 = "fp32",
+    Bf16 = "bf16",
+});
+words!(HostTransport {
+    Auto = "auto",
+    Tcp = "tcp",
+});
 words!(ModelKind { Gpt2 = "gpt2" });

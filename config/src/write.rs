@@ -17,6 +17,13 @@ impl RunConfig {
         text.key("name", self.run.name.as_str());
         self.run_without_name(&mut text);
         self.training_sections(&mut text);
+        let collective = &self.collective;
+        text.section("collective");
+        text.key("backend", collective.backend.word());
+        text.key("wire", collective.wire.word());
+        text.key("overlap", collective.overlap);
+        text.key("transport", collective.transport.word());
+        text.key("deadline_seconds", collective.deadline_seconds);
         text.section("coordinator");
         text.key("bind", self.coordinator.bind.to_string());
         text.key("plan_window_seconds", self.coordinator.plan_window_seconds);
@@ -24,12 +31,14 @@ impl RunConfig {
     }
 
     /// BLAKE3, in hex, of everything that decides the trained bits: the resolved TOML without `run.name` and
-    /// `[coordinator]`.
+    /// `[coordinator]`, and of `[collective]` the wire alone.
     pub fn hash(&self) -> String {
         let mut text = Text(String::new());
         text.section("run");
         self.run_without_name(&mut text);
         self.training_sections(&mut text);
+        text.section("collective");
+        text.key("wire", self.collective.wire.word());
         blake3::hash(text.0.as_bytes()).to_hex().to_string()
     }
 

@@ -106,9 +106,32 @@ fn values_out_of_their_range_are_refused_with_key_value_and_range() {
         ("run.name=\"\"", ["`run.name`", "\"\"", "folder"]),
         ("run.steps=0", ["`run.steps`", "0", "at least 1"]),
         ("run.precision=fp16", ["`run.precision`", "fp16", "\"bf16\", \"fp32\""]),
-        ("run.reduction=fast", ["`run.reduction`", "fast", "not there yet"]),
-        ("run.reduction=slow", ["`run.reduction`", "slow", "\"invariant\""]),
-        ("run.device=cuda", ["`run.device`", "cuda", "\"cpu\""]),
+        (
+            "run.reduction=slow",
+            ["`run.reduction`", "slow", "\"invariant\", \"fast\""],
+        ),
+        ("run.device=tpu", ["`run.device`", "tpu", "\"cpu\", \"cuda\""]),
+        (
+            "collective.backend=gloo",
+            ["`collective.backend`", "gloo", "\"mpi\", \"nccl\""],
+        ),
+        (
+            "collective.backend=nccl",
+            ["`collective.backend`", "nccl", "run.device is \"cpu\""],
+        ),
+        (
+            "collective.wire=fp16",
+            ["`collective.wire`", "fp16", "\"fp32\", \"bf16\""],
+        ),
+        ("collective.overlap=1", ["`collective.overlap`", "1", "true or false"]),
+        (
+            "collective.transport=rdma",
+            ["`collective.transport`", "rdma", "\"auto\", \"tcp\""],
+        ),
+        (
+            "collective.deadline_seconds=0",
+            ["`collective.deadline_seconds`", "0", "above 0"],
+        ),
         ("run.intra_op_threads=0", ["`run.intra_op_threads`", "0", "from 1"]),
         ("data.sequence_length=0", ["`data.sequence_length`", "0", "from 1"]),
         ("model.kind=llama", ["`model.kind`", "llama", "\"gpt2\""]),

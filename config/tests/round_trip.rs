@@ -33,17 +33,20 @@ fn run() -> impl Strategy<Value = RunSection> {
         length,
         1..=1024u32,
         precision(),
+        prop_oneof![Just(Reduction::Invariant), Just(Reduction::Fast)],
     )
-        .prop_map(|(name, seed, lanes, length, intra_op_threads, precision)| RunSection {
-            name,
-            seed,
-            lanes,
-            length,
-            intra_op_threads,
-            precision,
-            reduction: Reduction::Invariant,
-            device: Device::Cpu,
-        })
+        .prop_map(
+            |(name, seed, lanes, length, intra_op_threads, precision, reduction)| RunSection {
+                name,
+                seed,
+                lanes,
+                length,
+                intra_op_threads,
+                precision,
+                reduction,
+                device: Device::Cpu,
+            },
+        )
 }
 
 fn precision() -> impl Strategy<Value = Precision> {
@@ -246,6 +249,25 @@ fn optimizer() -> impl Strategy<Value = OptimizerSection> {
     )
 }
 
+fn collective() -> impl Strategy<Value = CollectiveSection> {
+    let backend = prop_oneof![
+        Just(CollectiveBackend::Auto),
+        Just(CollectiveBackend::Host),
+        Just(CollectiveBackend::Mpi)
+    ];
+    let wire = prop_oneof![Just(Wire::Fp32), Just(Wire::Bf16)];
+    let transport = prop_oneof![Just(HostTransport::Auto), Just(HostTransport::Tcp)];
+    (backend, wire, any::<bool>(), transport, 1e-3..=86_400.0f64).prop_map(
+        |(backend, wire, overlap, transport, deadline_seconds)| CollectiveSection {
+            backend,
+            wire,
+            overlap,
+            transport,
+            deadline_seconds,
+        },
+    )
+}
+
 fn config() -> impl Strategy<Value = RunConfig> {
     let coordinator = (any::<u16>(), 1e-3..=3600.0f64).prop_map(|(port, plan_window_seconds)| CoordinatorSection {
         bind: ([127, 0, 0, 1], port).into(),
@@ -258,10 +280,11 @@ fn config() -> impl Strategy<Value = RunConfig> {
         learning_rate(),
         optimizer(),
         0..=MAX,
+        collective(),
         coordinator,
     )
         .prop_map(
-            |(run, (model, data), batch, learning_rate, mut optimizer, every, coordinator)| {
+            |(run, (model, data), batch, learning_rate, mut optimizer, every, collective, coordinator)| {
                 if !optimizer.method.orthogonalises() {
                     optimizer.polar.precision = run.precision;
                 }
@@ -273,6 +296,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
                     learning_rate,
                     optimizer,
                     validation: ValidationSection { every },
+                    collective,
                     coordinator,
                 }
             },
@@ -292,7 +316,11 @@ proptest! {
         let mut other = config.clone();
         other.run.name = "another".into();
         other.coordinator = CoordinatorSection { bind: ([127, 0, 0, 1], 1).into(), plan_window_seconds: 1.0 };
+        other.collective = CollectiveSection { wire: config.collective.wire, ..CollectiveSection::default() };
         prop_assert_eq!(other.hash(), config.hash());
+        other.collective.wire = if other.collective.wire == Wire::Fp32 { Wire::Bf16 } else { Wire::Fp32 };
+        prop_assert_ne!(other.hash(), config.hash());
+        other.collective.wire = config.collective.wire;
         other.run.seed ^= 1;
         prop_assert_ne!(other.hash(), config.hash());
     }

@@ -33,8 +33,6 @@ pub struct CoordinatorOptions {
     pub run_dir: PathBuf,
     /// Trainers that make the world complete.
     pub ranks: u32,
-    /// Transport of their collectives, for people: `solo`, `host`.
-    pub backend: String,
     /// Samples of one epoch.
     pub training_samples: u64,
     /// Hash of the data manifest, as trainers will report it.
@@ -97,10 +95,10 @@ impl Coordinator {
             config,
             run_dir,
             ranks,
-            backend,
             training_samples,
             data_hash,
         } = options;
+        let backend = config.backend_name(ranks).to_owned();
         let planner = Planner::new(&config, training_samples);
         let total_steps = planner.total_steps();
         let mut facts = RunFacts {

@@ -42,7 +42,6 @@ fn options(folder: &TempDir) -> CoordinatorOptions {
         config: RunConfig::parse(text, "test", &[]).unwrap(),
         run_dir: folder.path().join("run"),
         ranks: 2,
-        backend: "host".to_owned(),
         training_samples: 10,
         data_hash: "data".to_owned(),
     }

@@ -66,8 +66,8 @@ pub struct RunArguments {
     #[arg(short = 'n', long = "ranks", default_value = "auto", value_name = "RANKS")]
     pub ranks: Ranks,
     /// How gradients travel between ranks
-    #[arg(long, value_enum, default_value_t = Backend::Host)]
-    pub backend: Backend,
+    #[arg(long, value_enum)]
+    pub backend: Option<Backend>,
     /// Set a value of the config: section.key=value (may be repeated)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
@@ -100,16 +100,21 @@ impl FromStr for Ranks {
 /// How gradients travel between ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Backend {
-    /// Host memory that the ranks of a machine share
+    /// Our own transport: shared memory inside a host, TCP between hosts
     Host,
+    /// MPI: the trainers are lockstep-trainer-mpi, started by mpirun
+    Mpi,
+    /// NCCL, between GPUs
+    Nccl,
 }
 
 impl Backend {
-    /// What really carries a world of this many ranks: one rank has nobody to talk to.
-    pub fn carrying(self, ranks: u32) -> &'static str {
+    /// The override of the config that says the same.
+    pub fn as_set(self) -> &'static str {
         match self {
-            Backend::Host if ranks == 1 => "solo",
-            Backend::Host => "host",
+            Backend::Host => "collective.backend=host",
+            Backend::Mpi => "collective.backend=mpi",
+            Backend::Nccl => "collective.backend=nccl",
         }
     }
 }

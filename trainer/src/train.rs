@@ -3,12 +3,13 @@
 //! The thread that calls [`train`] drives the device; the session carries the connection on threads of its own. Decisions
 //! that concern all ranks (the verdict on a step, pause, stop) are taken from exchanged slots only.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_collective::{Aborter, Backend, connect, new_id};
-use lockstep_config::RunConfig;
+use lockstep_collective::{Aborter, Backend, Collective, CollectiveError, connect, new_id};
+use lockstep_config::{Device, RunConfig};
 use lockstep_data::{Dataset, Loader, Order, ValidationSet, micro_batch_samples};
 use lockstep_proto::domain::{
     Directive, DirectiveKind, Generation, JoinInfo, Orthogonality, Outcome, Plan, StepMetrics, StepReport, Validation,
@@ -26,6 +27,25 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Micro-batches that the loader prepares ahead.
 const AHEAD: usize = 8;
 
+/// MPI, in a binary that is linked with one.
+pub trait Mpi: Sync {
+    /// The library and its version, for `--version` and the log.
+    fn version(&self) -> String;
+
+    /// Joins the processes that MPI started together, as ranks of a generation. Called on the thread that will make the
+    /// calls.
+    ///
+    /// # Errors
+    /// MPI started another number of processes, or it fails.
+    fn connect(
+        &self,
+        rank: u32,
+        size: u32,
+        deadline: Duration,
+        aborter: &Aborter,
+    ) -> Result<Box<dyn Collective>, CollectiveError>;
+}
+
 /// What a trainer is told when it is started.
 #[derive(Clone, Debug)]
 pub struct TrainOptions {
@@ -35,18 +55,20 @@ pub struct TrainOptions {
     pub member: String,
     /// The run's folder; `runs/NAME` under the current directory if not given.
     pub run_dir: Option<PathBuf>,
+    /// The address at which other hosts reach this one; if not given, the one that leads to the coordinator.
+    pub advertise: Option<IpAddr>,
 }
 
 /// Trains until the coordinator's plans end, or until it is stopped or something fails. A failure is reported to the
 /// coordinator before it is returned.
-pub fn train(options: &TrainOptions) -> Result<Outcome, TrainerError> {
+pub fn train(options: &TrainOptions, mpi: Option<&dyn Mpi>) -> Result<Outcome, TrainerError> {
     let (mut session, welcome) = Session::connect(SessionOptions {
         coordinator: options.coordinator.clone(),
         member: options.member.clone(),
         patience: PATIENCE,
     })?;
     let mut made = 0;
-    match run(&mut session, options, &welcome.config_toml, &mut made) {
+    match run(&mut session, options, mpi, &welcome.config_toml, &mut made) {
         Ok(outcome) => {
             session.finish(outcome.clone(), made)?;
             Ok(outcome)
@@ -70,10 +92,11 @@ pub fn train(options: &TrainOptions) -> Result<Outcome, TrainerError> {
 fn run(
     session: &mut Session,
     options: &TrainOptions,
+    mpi: Option<&dyn Mpi>,
     config_toml: &str,
     made: &mut u64,
 ) -> Result<Outcome, TrainerError> {
-    let mut trainer = Trainer::start(session, options, config_toml)?;
+    let mut trainer = Trainer::start(session, options, mpi, config_toml)?;
     let result = trainer.steps(session);
     *made = trainer.made;
     let outcome = result?;
@@ -97,8 +120,18 @@ struct Trainer {
 }
 
 impl Trainer {
-    fn start(session: &mut Session, options: &TrainOptions, config_toml: &str) -> Result<Trainer, TrainerError> {
+    fn start(
+        session: &mut Session,
+        options: &TrainOptions,
+        mpi: Option<&dyn Mpi>,
+        config_toml: &str,
+    ) -> Result<Trainer, TrainerError> {
         let config = RunConfig::parse(config_toml, "the config from the coordinator", &[])?;
+        if config.run.device == Device::Cuda {
+            return Err(TrainerError::Refused(
+                "run.device is \"cuda\", and this build cannot train on GPUs yet: set run.device to \"cpu\"".to_owned(),
+            ));
+        }
         tch::set_num_threads(config.run.intra_op_threads as i32);
         let dataset = Arc::new(Dataset::open(&config.data.path)?);
         let validated = match &config.data.validation {
@@ -131,8 +164,18 @@ impl Trainer {
         signal.on_abort(Box::new(move || told.abort(&reasons.reason().unwrap_or_default())));
         let made_id = new_id(&generation.secret, generation.stamp.generation)?;
         let id = session.exchange_comm_id(rank == 0, || made_id)?;
-        let backend = if world == 1 { Backend::Solo } else { Backend::Host };
-        let collective = connect(backend, &id, rank, world, PATIENCE, &aborter)?;
+        let collective = match config.backend_name(world) {
+            "solo" => connect(Backend::Solo, &id, rank, world, PATIENCE, &aborter)?,
+            "mpi" => mpi
+                .ok_or_else(|| {
+                    TrainerError::Refused(
+                        "collective.backend is \"mpi\", and this trainer has no MPI: start lockstep-trainer-mpi instead"
+                            .to_owned(),
+                    )
+                })?
+                .connect(rank, world, PATIENCE, &aborter)?,
+            _ => connect(Backend::Host, &id, rank, world, PATIENCE, &aborter)?,
+        };
         let lanes = generation.members.iter().map(|m| m.lanes.clone()).collect();
         let model = from_config(&config, dataset.vocab());
         let mut engine = Engine::new(&config, model, collective, lanes)?;

@@ -29,9 +29,6 @@ struct Arguments {
     /// Trainers of the world.
     #[arg(long, env = "LOCKSTEP_RANKS")]
     ranks: u32,
-    /// Transport of the trainers' collectives.
-    #[arg(long, default_value = "host")]
-    backend: String,
     /// Where to listen, instead of coordinator.bind; a loopback address.
     #[arg(long, env = "LOCKSTEP_LISTEN")]
     listen: Option<SocketAddr>,
@@ -83,7 +80,6 @@ fn start(arguments: Arguments) -> anyhow::Result<Running> {
         config,
         run_dir: arguments.run_dir.clone(),
         ranks: arguments.ranks,
-        backend: arguments.backend,
     });
     running.with_context(|| format!("no run in {}", arguments.run_dir.display()))
 }

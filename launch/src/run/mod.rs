@@ -36,13 +36,15 @@ const GLANCE: Duration = Duration::from_millis(25);
 
 /// Carries out `lockstep run`.
 pub(crate) fn run(arguments: RunArguments) -> Result<(), Ending> {
-    let config = RunConfig::read(&arguments.config, &arguments.sets).map_err(Ending::bad_input)?;
+    let mut sets = arguments.sets.clone();
+    sets.extend(arguments.backend.map(|backend| backend.as_set().to_owned()));
+    let config = RunConfig::read(&arguments.config, &sets).map_err(Ending::bad_input)?;
     let checked = check(config, arguments.ranks)?;
     let trainer = sibling::trainer()?;
     serve::check_bind(&checked.config)?;
     let folder = RunFolder::claim(Path::new(RUNS), &checked.config.run.name)?;
-    let backend = arguments.backend.carrying(checked.ranks);
-    let (serving, messages) = match Serving::start(&checked, folder.path(), backend) {
+    let backend = checked.config.backend_name(checked.ranks);
+    let (serving, messages) = match Serving::start(&checked, folder.path()) {
         Ok(started) => started,
         Err(ending) => {
             folder.undo();

@@ -55,7 +55,9 @@ fn measure(rank: u32, id: &[u8], rounds: usize) {
     let parameters = collective.allocate("parameters", BYTES).unwrap();
     let allocation = started.elapsed() / 2;
     let half = elements / RANKS as usize;
-    let owned = [rank as usize * half..(rank as usize + 1) * half];
+    let owners: Vec<_> = (0..RANKS)
+        .map(|owner| (owner as usize * half..(owner as usize + 1) * half, owner))
+        .collect();
     let tree = LaneTree::full(RANKS);
     let rank_lanes: Vec<Range<u32>> = (0..RANKS).map(|rank| rank..rank + 1).collect();
     for (place, value) in (0u32..).zip(collective.buffer_mut(gradients).floats_mut(0..elements)) {
@@ -70,7 +72,7 @@ fn measure(rank: u32, id: &[u8], rounds: usize) {
         collective.publish(0).unwrap();
         let request = ReduceLanes {
             bucket: 0,
-            owned: &owned,
+            owners: &owners,
             rank_lanes: &rank_lanes,
             tree: &tree,
             buffers: &[gradients],

@@ -8,8 +8,11 @@ use crate::GatherRange;
 use crate::error::CollectiveError;
 
 /// The arguments of `all_gather_v`: ranges inside the buffer, owners inside the world. That ranges do not overlap is the
-/// caller's rule, and not checked: it would cost a sort each step.
-pub(crate) fn gather(memory: Option<&HostMemory>, ranges: &[GatherRange], size: u32) -> Result<(), CollectiveError> {
+/// caller's rule, and not checked: it would cost a sort each step. A buffer that the communicator does not know is `None`.
+///
+/// # Errors
+/// [`CollectiveError::Misuse`], with the rule.
+pub fn gather(memory: Option<&HostMemory>, ranges: &[GatherRange], size: u32) -> Result<(), CollectiveError> {
     for (bytes, owner) in ranges {
         inside("all_gather_v", memory, bytes)?;
         rank("all_gather_v", *owner, size)?;
@@ -18,7 +21,10 @@ pub(crate) fn gather(memory: Option<&HostMemory>, ranges: &[GatherRange], size: 
 }
 
 /// The arguments of `broadcast`.
-pub(crate) fn broadcast(
+///
+/// # Errors
+/// [`CollectiveError::Misuse`], with the rule.
+pub fn broadcast(
     memory: Option<&HostMemory>,
     bytes: &Range<usize>,
     root: u32,
@@ -29,7 +35,10 @@ pub(crate) fn broadcast(
 }
 
 /// The arguments of `exchange_slots`.
-pub(crate) fn slots(table: &[u64], owner_of_slot: &[u32], size: u32) -> Result<(), CollectiveError> {
+///
+/// # Errors
+/// [`CollectiveError::Misuse`], with the rule.
+pub fn slots(table: &[u64], owner_of_slot: &[u32], size: u32) -> Result<(), CollectiveError> {
     if table.len() != owner_of_slot.len() {
         return Err(CollectiveError::misuse(
             "exchange_slots",

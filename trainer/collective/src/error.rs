@@ -19,6 +19,16 @@ pub enum CollectiveError {
         /// The rule that it breaks.
         why: String,
     },
+    /// A library that a backend stands on has failed.
+    #[error("{library}: {call} failed: {why}")]
+    Library {
+        /// The library, such as "MPI".
+        library: &'static str,
+        /// Its call.
+        call: &'static str,
+        /// What it said, and which peer it was about, where that is known.
+        why: String,
+    },
     /// A backend that cannot serve this world.
     #[error("the solo backend serves one rank, not rank {rank} of {size}; use the host backend")]
     NotSolo {
@@ -38,7 +48,7 @@ impl CollectiveError {
     /// The peer (rank, pid) whose death this error reports, if that is what it is.
     pub fn lost_peer(&self) -> Option<(u32, u32)> {
         match self {
-            CollectiveError::Transport(nccl_host::Error::PeerLost { rank, pid }) => Some((*rank, *pid)),
+            CollectiveError::Transport(error) => error.lost_peer(),
             _ => None,
         }
     }

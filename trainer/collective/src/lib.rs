@@ -26,6 +26,7 @@
 //!
 //! One more rule: between a bucket's `publish` and its `reduce_lanes` no other collective may read or write its buffers.
 
+pub mod backend;
 mod checks;
 mod connect;
 mod error;
@@ -33,13 +34,16 @@ mod host;
 mod order;
 mod reduce;
 mod solo;
+mod transfers;
 mod tree;
 
 use std::ops::Range;
 
-pub use connect::{Backend, connect, new_id};
+pub use connect::{Backend, Meeting, connect, join, new_id};
 pub use error::CollectiveError;
-pub use nccl_host::{Aborter, HostMemory};
+pub use nccl_host::{Aborter, HostMemory, MemoryHold, Root};
+pub use order::Publisher;
+pub use transfers::{Transfer, Transfers};
 pub use tree::{Expression, LaneTree, TreeError};
 
 /// A buffer of a communicator, the same on every rank. From [`Collective::allocate`] of the same communicator only:
@@ -50,13 +54,39 @@ pub struct BufferId(pub(crate) usize);
 /// Bytes of a buffer, and the rank that has their newest content.
 pub type GatherRange = (Range<usize>, u32);
 
+/// How payload passes between two ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// It is read where it lies, in memory that both map.
+    SharedMemory,
+    /// Over a TCP connection of ours.
+    Tcp,
+    /// As MPI does it.
+    Mpi,
+    /// As NCCL does it.
+    Nccl,
+}
+
+impl Transport {
+    /// The word in `status` and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Transport::SharedMemory => "shared memory",
+            Transport::Tcp => "tcp",
+            Transport::Mpi => "mpi",
+            Transport::Nccl => "nccl",
+        }
+    }
+}
+
 /// One bucket's reduction, as one rank asks for it.
 #[derive(Clone, Copy, Debug)]
 pub struct ReduceLanes<'a> {
     /// The bucket, as it was published.
     pub bucket: u32,
-    /// The elements that this rank owns; any number of ranges, of any length, on any border. Ranks need not tell each other.
-    pub owned: &'a [Range<usize>],
+    /// Elements of the bucket and the rank that owns them; equal on all ranks. Any number of ranges, of any length, on any
+    /// border, in any order; they do not overlap, and what is in none of them is not reduced.
+    pub owners: &'a [(Range<usize>, u32)],
     /// The lanes of every rank, by rank; equal on all ranks. A rank may have none.
     pub rank_lanes: &'a [Range<u32>],
     /// The step's lanes; equal on all ranks.
@@ -95,12 +125,16 @@ pub trait Collective: Send {
     /// This rank's own memory of a buffer, to write by safe code.
     fn buffer_mut(&mut self, id: BufferId) -> &mut HostMemory;
 
-    /// Says that this rank's partials of `bucket` are final. Never waits. Within a round (a step) buckets rise; a bucket
-    /// that is not above the last one begins a new round.
+    /// What says that partials are final; for whichever thread finds that they are.
+    fn publisher(&self) -> Publisher;
+
+    /// [`Publisher::publish`] on the thread that makes the calls.
     ///
     /// # Errors
-    /// A new round before the last one is reduced and fenced by a full collective; abort.
-    fn publish(&mut self, bucket: u32) -> Result<(), CollectiveError>;
+    /// As there.
+    fn publish(&mut self, bucket: u32) -> Result<(), CollectiveError> {
+        self.publisher().publish(bucket)
+    }
 
     /// Waits until every rank has published the bucket, then writes the lane tree's sum into `buffers[0]` of this rank,
     /// at the owned elements and nowhere else. Buckets are reduced in the order in which they were published.
@@ -137,4 +171,7 @@ pub trait Collective: Send {
 
     /// The aborter that was given to [`connect()`].
     fn aborter(&self) -> Aborter;
+
+    /// How this rank reaches every rank, by rank; none for itself.
+    fn transports(&self) -> Vec<Option<Transport>>;
 }

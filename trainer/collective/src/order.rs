@@ -5,12 +5,81 @@
 //! enter it) came after: only then have all peers read what the next round overwrites.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nccl_host::{Aborter, Signal};
 
 use crate::error::CollectiveError;
 
+/// Says that this rank's partials of a bucket are final, from any thread (a gradient-ready hook), without waiting.
+#[derive(Clone)]
+pub struct Publisher {
+    order: SharedOrder,
+    aborter: Aborter,
+    /// Tells the ranks that share this one's memory.
+    signal: Option<Signal>,
+}
+
+impl Publisher {
+    /// `signal` is for backends whose peers read this rank's memory by themselves.
+    pub fn new(order: &SharedOrder, aborter: &Aborter, signal: Option<Signal>) -> Publisher {
+        Publisher {
+            order: order.clone(),
+            aborter: aborter.clone(),
+            signal,
+        }
+    }
+
+    /// Says that this rank's partials of `bucket` are final. Never waits. Within a round (a step) buckets rise; a bucket
+    /// that is not above the last one begins a new round.
+    ///
+    /// # Errors
+    /// A new round before the last one is reduced and fenced by a full collective; abort.
+    pub fn publish(&self, bucket: u32) -> Result<(), CollectiveError> {
+        self.aborter.check()?;
+        self.signal.as_ref().map_or(Ok(()), Signal::usable)?;
+        // Held over the signal, so that publishes from two threads cannot overtake each other.
+        let mut order = self.order.lock();
+        let count = order.publish(bucket)?;
+        if let Some(signal) = &self.signal {
+            signal.published(count);
+        }
+        Ok(())
+    }
+}
+
+/// The order of one rank, shared by the thread that makes the calls and those that publish.
+#[derive(Clone, Default)]
+pub struct SharedOrder(Arc<Mutex<RoundOrder>>);
+
+impl SharedOrder {
+    /// Nothing panics while it is locked.
+    fn lock(&self) -> MutexGuard<'_, RoundOrder> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Checks that `bucket` is the next to reduce. Returns the number of publishes to wait for on every peer.
+    ///
+    /// # Errors
+    /// It was not published by this rank, or another one comes first.
+    pub fn next_reduce(&self, bucket: u32) -> Result<u64, CollectiveError> {
+        self.lock().next_reduce(bucket)
+    }
+
+    /// Notes that the reduction of [`SharedOrder::next_reduce`] is done.
+    pub fn reduced(&self) {
+        self.lock().reduced();
+    }
+
+    /// Notes a full collective. Returns how many publishes came before it: ranks compare that.
+    pub fn full_collective(&self) -> u64 {
+        self.lock().full_collective()
+    }
+}
+
 /// What this rank has published and reduced.
 #[derive(Default)]
-pub(crate) struct RoundOrder {
+struct RoundOrder {
     /// Published and not yet reduced.
     pending: VecDeque<u32>,
     /// The last bucket published in this round.
@@ -25,7 +94,7 @@ pub(crate) struct RoundOrder {
 
 impl RoundOrder {
     /// Notes a publish. Returns how many there are now.
-    pub(crate) fn publish(&mut self, bucket: u32) -> Result<u64, CollectiveError> {
+    fn publish(&mut self, bucket: u32) -> Result<u64, CollectiveError> {
         if self.last.is_some_and(|last| bucket <= last) {
             if let Some(open) = self.pending.front() {
                 return Err(CollectiveError::misuse(
@@ -50,7 +119,7 @@ impl RoundOrder {
     }
 
     /// Checks that `bucket` is the next to reduce. Returns the number of publishes to wait for on every peer.
-    pub(crate) fn next_reduce(&self, bucket: u32) -> Result<u64, CollectiveError> {
+    fn next_reduce(&self, bucket: u32) -> Result<u64, CollectiveError> {
         match self.pending.front() {
             Some(next) if *next == bucket => Ok(self.reduced + 1),
             Some(next) => Err(CollectiveError::misuse(
@@ -65,14 +134,14 @@ impl RoundOrder {
     }
 
     /// Notes that the reduce of `next_reduce` is done.
-    pub(crate) fn reduced(&mut self) {
+    fn reduced(&mut self) {
         self.pending.pop_front();
         self.reduced += 1;
         self.fenced = false;
     }
 
     /// Notes a full collective. Returns how many publishes came before it: ranks compare that.
-    pub(crate) fn full_collective(&mut self) -> u64 {
+    fn full_collective(&mut self) -> u64 {
         self.fenced = true;
         self.published
     }

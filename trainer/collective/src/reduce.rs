@@ -8,23 +8,24 @@ use std::ops::Range;
 use nccl_host::HostMemory;
 
 use crate::error::CollectiveError;
-use crate::tree::{Expression, LaneTree};
+use crate::tree::Expression;
 use crate::{BufferId, ReduceLanes};
 
 /// Elements of one piece: 8 KiB an operand, so that two operands and the sum stay in a 32 KiB first cache.
 const PIECE: usize = 2048;
 
 /// Where the partials of one reduction lie, and how they are added.
-pub(crate) struct Reduction<'a> {
+pub struct Reduction<'a> {
     expression: Expression,
     /// Part i of the expression: the rank that holds it, and the buffer there.
     places: Vec<(u32, BufferId)>,
-    owned: &'a [Range<usize>],
+    rank: u32,
+    owners: &'a [(Range<usize>, u32)],
     result: BufferId,
 }
 
 /// A backend's memory, as the arithmetic sees it.
-pub(crate) trait Memories {
+pub trait Memories {
     /// `elements` of `buffer` of `rank`.
     fn floats(&self, rank: u32, buffer: BufferId, elements: Range<usize>) -> &[f32];
     /// This rank's own `buffer`, to write.
@@ -35,8 +36,12 @@ pub(crate) trait Memories {
 
 impl<'a> Reduction<'a> {
     /// Checks a request against a world of `size` ranks. Nothing is waited for or written.
-    pub(crate) fn plan(
+    ///
+    /// # Errors
+    /// A request that does not fit.
+    pub fn plan(
         request: &ReduceLanes<'a>,
+        rank: u32,
         size: u32,
         memories: &impl Memories,
     ) -> Result<Reduction<'a>, CollectiveError> {
@@ -55,10 +60,10 @@ impl<'a> Reduction<'a> {
                 return misuse("a buffer of another communicator was given".into());
             };
             let elements = memory.len() / size_of::<f32>();
-            if let Some(range) = request
-                .owned
+            if let Some((range, _)) = request
+                .owners
                 .iter()
-                .find(|range| range.start > range.end || range.end > elements)
+                .find(|(range, _)| range.start > range.end || range.end > elements)
             {
                 return misuse(format!(
                     "the owned elements {}..{} are not inside a buffer of {elements}",
@@ -66,40 +71,53 @@ impl<'a> Reduction<'a> {
                 ));
             }
         }
-        let (parts, places) = parts(request.tree, request.rank_lanes, request.buffers)?;
+        if let Some((_, owner)) = request.owners.iter().find(|(_, owner)| *owner >= size) {
+            return misuse(format!("rank {owner} was named in a world of {size}"));
+        }
+        let (parts, places) = parts(request)?;
         let expression = request.tree.combine(&parts)?;
         Ok(Reduction {
             expression,
             places,
-            owned: request.owned,
+            rank,
+            owners: request.owners,
             result,
         })
     }
 
+    /// Whether the sum is already where it belongs: this rank holds the whole tree in one partial.
+    pub fn is_in_place(&self) -> bool {
+        self.expression == Expression::Part(0) && self.places == [(self.rank, self.result)]
+    }
+
     /// Does the sums, once every rank's partials are final.
-    pub(crate) fn run(&self, rank: u32, memories: &mut impl Memories) {
-        // The sum is already where it belongs when one rank holds the whole tree.
-        if self.expression == Expression::Part(0) && self.places == [(rank, self.result)] {
+    pub fn run(&self, memories: &mut impl Memories) {
+        for (range, _) in self.owners.iter().filter(|(_, owner)| *owner == self.rank) {
+            self.run_on(range.clone(), memories);
+        }
+    }
+
+    /// Does the sums of some elements, all owned by this rank.
+    pub fn run_on(&self, elements: Range<usize>, memories: &mut impl Memories) {
+        if self.is_in_place() {
             return;
         }
         let mut sum = vec![0.0; PIECE];
         let mut scratch = vec![0.0; PIECE * self.expression.scratch_pieces()];
-        for range in self.owned {
-            let mut start = range.start;
-            while start < range.end {
-                let piece = start..range.end.min(start + PIECE);
-                let sum = &mut sum[..piece.len()];
-                let part = |index: usize| {
-                    let (rank, buffer) = self.places[index];
-                    memories.floats(rank, buffer, piece.clone())
-                };
-                self.expression.evaluate(&part, sum, &mut scratch);
-                memories
-                    .own_mut(self.result)
-                    .floats_mut(piece.clone())
-                    .copy_from_slice(sum);
-                start = piece.end;
-            }
+        let mut start = elements.start;
+        while start < elements.end {
+            let piece = start..elements.end.min(start + PIECE);
+            let sum = &mut sum[..piece.len()];
+            let part = |index: usize| {
+                let (rank, buffer) = self.places[index];
+                memories.floats(rank, buffer, piece.clone())
+            };
+            self.expression.evaluate(&part, sum, &mut scratch);
+            memories
+                .own_mut(self.result)
+                .floats_mut(piece.clone())
+                .copy_from_slice(sum);
+            start = piece.end;
         }
     }
 }
@@ -108,23 +126,11 @@ impl<'a> Reduction<'a> {
 type Parts = (Vec<Range<u32>>, Vec<(u32, BufferId)>);
 
 /// The maximal subtrees of every rank: partial i of a rank lies in `buffers[i]`.
-fn parts(tree: &LaneTree, rank_lanes: &[Range<u32>], buffers: &[BufferId]) -> Result<Parts, CollectiveError> {
+fn parts(request: &ReduceLanes<'_>) -> Result<Parts, CollectiveError> {
     let (mut parts, mut places) = (Vec::new(), Vec::new());
-    for (rank, lanes) in (0u32..).zip(rank_lanes) {
-        let subtrees = tree.maximal_subtrees(lanes.clone());
-        if subtrees.len() > buffers.len() {
-            return Err(CollectiveError::misuse(
-                "reduce_lanes",
-                format!(
-                    "rank {rank} has {} partial sums for lanes {}..{}, and {} buffers were given",
-                    subtrees.len(),
-                    lanes.start,
-                    lanes.end,
-                    buffers.len()
-                ),
-            ));
-        }
-        for (subtree, buffer) in subtrees.into_iter().zip(buffers) {
+    for (rank, lanes) in (0u32..).zip(request.rank_lanes) {
+        let subtrees = request.partials_of(rank, lanes.clone())?;
+        for (subtree, buffer) in subtrees.into_iter().zip(request.buffers) {
             parts.push(subtree);
             places.push((rank, *buffer));
         }

@@ -5,14 +5,14 @@ use std::ops::Range;
 use nccl_host::{Aborter, HostMemory};
 
 use crate::error::CollectiveError;
-use crate::order::RoundOrder;
+use crate::order::{Publisher, SharedOrder};
 use crate::reduce::{Memories, Reduction};
-use crate::{BufferId, Collective, GatherRange, ReduceLanes, checks};
+use crate::{BufferId, Collective, GatherRange, ReduceLanes, Transport, checks};
 
 /// One rank alone.
 pub(crate) struct Solo {
     buffers: Vec<HostMemory>,
-    order: RoundOrder,
+    order: SharedOrder,
     aborter: Aborter,
 }
 
@@ -20,7 +20,7 @@ impl Solo {
     pub(crate) fn new(aborter: &Aborter) -> Solo {
         Solo {
             buffers: Vec::new(),
-            order: RoundOrder::default(),
+            order: SharedOrder::default(),
             aborter: aborter.clone(),
         }
     }
@@ -73,16 +73,15 @@ impl Collective for Solo {
         &mut self.buffers[id.0]
     }
 
-    fn publish(&mut self, bucket: u32) -> Result<(), CollectiveError> {
-        self.aborter.check()?;
-        self.order.publish(bucket).map(|_| ())
+    fn publisher(&self) -> Publisher {
+        Publisher::new(&self.order, &self.aborter, None)
     }
 
     fn reduce_lanes(&mut self, request: &ReduceLanes<'_>) -> Result<(), CollectiveError> {
         self.aborter.check()?;
-        let reduction = Reduction::plan(request, 1, self)?;
+        let reduction = Reduction::plan(request, 0, 1, self)?;
         self.order.next_reduce(request.bucket)?;
-        reduction.run(0, self);
+        reduction.run(self);
         self.order.reduced();
         Ok(())
     }
@@ -112,5 +111,9 @@ impl Collective for Solo {
 
     fn aborter(&self) -> Aborter {
         self.aborter.clone()
+    }
+
+    fn transports(&self) -> Vec<Option<Transport>> {
+        vec![None]
     }
 }

@@ -50,11 +50,11 @@ fn world<T: Send>(size: u32, play: impl Fn(Box<dyn Collective>) -> T + Sync) -> 
 fn reduce(collective: &mut Box<dyn Collective>, bucket: u32, buffer: BufferId) -> Result<(), CollectiveError> {
     let size = collective.size();
     let rank_lanes: Vec<Range<u32>> = (0..size).map(|rank| rank..rank + 1).collect();
-    let rank = collective.rank() as usize;
-    let (owned, tree) = ([rank..rank + 1], LaneTree::full(size));
+    let owners: Vec<_> = (0..size).map(|rank| (rank as usize..rank as usize + 1, rank)).collect();
+    let tree = LaneTree::full(size);
     collective.reduce_lanes(&ReduceLanes {
         bucket,
-        owned: &owned,
+        owners: &owners,
         rank_lanes: &rank_lanes,
         tree: &tree,
         buffers: &[buffer],
@@ -314,14 +314,17 @@ fn arguments_that_do_not_fit_are_refused_before_anything_is_written_and_the_next
         collective.publish(3).unwrap();
         let good = ReduceLanes {
             bucket: 3,
-            owned: &[0..4],
+            owners: &[(0..4, 0)],
             rank_lanes: &[0..2],
             tree: &tree,
             buffers: &[buffer],
         };
         let refused = [
             collective.reduce_lanes(&ReduceLanes { bucket: 4, ..good }),
-            collective.reduce_lanes(&ReduceLanes { owned: &[0..5], ..good }),
+            collective.reduce_lanes(&ReduceLanes {
+                owners: &[(0..5, 0)],
+                ..good
+            }),
             collective.reduce_lanes(&ReduceLanes {
                 rank_lanes: &[0..1, 1..2],
                 ..good

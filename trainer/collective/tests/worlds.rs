@@ -2,399 +2,16 @@
 //! process that adds and copies by the definition. Every rank checks all that it receives.
 #![allow(clippy::unwrap_used)]
 
-use std::ops::Range;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
 
-use lockstep_collective::{Aborter, Backend, BufferId, Collective, LaneTree, ReduceLanes, connect, new_id};
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use lockstep_collective::{Backend, Collective, Meeting, Root, Transport, connect, join as meet, new_id};
+use lockstep_collective_script::{PATIENCE, Player, Script, patient};
+use rand::Rng;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What all ranks agree on before they start; a pure function of the seed.
-struct Script {
-    seed: u64,
-    size: u32,
-    lanes: u32,
-    rank_lanes: Vec<Range<u32>>,
-    /// Elements of the flat gradient buffer, cut into buckets.
-    elements: usize,
-    buckets: Vec<Range<usize>>,
-    /// Owner of each piece of each bucket.
-    pieces: Vec<Vec<(Range<usize>, u32)>>,
-    /// Bytes of another buffer, cut anywhere.
-    bytes: Vec<(Range<usize>, u32)>,
-    rounds: Vec<Round>,
-}
-
-struct Round {
-    working: Vec<bool>,
-    /// Reduce each bucket at once after its publish, or all at the end.
-    eager: bool,
-    /// Lengths of the tables exchanged in a row.
-    tables: Vec<usize>,
-    root: u32,
-    broadcast: Range<usize>,
-}
-
-/// `0..end` cut into `pieces` neighbouring ranges, some of them empty.
-fn cut(random: &mut StdRng, end: usize, pieces: usize) -> Vec<Range<usize>> {
-    let mut borders: Vec<usize> = (1..pieces).map(|_| random.random_range(0..=end)).collect();
-    borders.extend([0, end]);
-    borders.sort();
-    borders.windows(2).map(|pair| pair[0]..pair[1]).collect()
-}
-
-impl Script {
-    fn new(seed: u64) -> Script {
-        let mut random = StdRng::seed_from_u64(seed);
-        let size = random.random_range(1..=8);
-        let lanes = random.random_range(1..=16);
-        let rank_lanes = cut(&mut random, lanes as usize, size as usize)
-            .iter()
-            .map(|r| r.start as u32..r.end as u32)
-            .collect();
-        let elements = [0, 1, 7, 1023, 2048, 4097, 50_021][random.random_range(0..7)];
-        let buckets = {
-            let count = random.random_range(1..=4);
-            cut(&mut random, elements, count)
-        };
-        let pieces = buckets
-            .iter()
-            .map(|bucket| {
-                let count = random.random_range(1..=12);
-                let cuts = cut(&mut random, bucket.len(), count);
-                let place = |piece: Range<usize>| bucket.start + piece.start..bucket.start + piece.end;
-                cuts.into_iter()
-                    .map(|piece| (place(piece), random.random_range(0..size)))
-                    .collect()
-            })
-            .collect();
-        let length = random.random_range(0..5000);
-        let bytes = cut(&mut random, length, 9)
-            .into_iter()
-            .map(|piece| (piece, random.random_range(0..size)))
-            .collect();
-        let rounds = (0..random.random_range(1..=5))
-            .map(|_| {
-                let mut working: Vec<bool> = (0..lanes).map(|_| random.random_bool(0.75)).collect();
-                working[random.random_range(0..lanes as usize)] = true;
-                let tables = [0, 1, 2, 3, 500, 513, 3000];
-                Round {
-                    working,
-                    eager: random.random(),
-                    tables: (0..random.random_range(2..5))
-                        .map(|_| tables[random.random_range(0..7)])
-                        .collect(),
-                    root: random.random_range(0..size),
-                    broadcast: {
-                        let mut ends = [random.random_range(0..=length), random.random_range(0..=length)];
-                        ends.sort();
-                        ends[0]..ends[1]
-                    },
-                }
-            })
-            .collect();
-        Script {
-            seed,
-            size,
-            lanes,
-            rank_lanes,
-            elements,
-            buckets,
-            pieces,
-            bytes,
-            rounds,
-        }
-    }
-
-    /// A word that depends on all its arguments.
-    fn word(&self, kind: u64, round: usize, who: u32, place: usize) -> u64 {
-        let mut word = self.seed ^ kind << 60 ^ (round as u64) << 50 ^ u64::from(who) << 40 ^ place as u64;
-        for _ in 0..2 {
-            word = (word ^ word >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        }
-        word ^ word >> 29
-    }
-
-    /// What lane `lane` adds to element `place`: signs and magnitudes so mixed that every order of adding shows.
-    fn value(&self, round: usize, lane: u32, place: usize) -> f32 {
-        let word = self.word(1, round, lane, place);
-        let magnitude = 2f32.powi((word % 24) as i32 - 12);
-        let sign = if word & 1 << 40 == 0 { 1.0 } else { -1.0 };
-        sign * magnitude * (1.0 + (word >> 41) as f32 / (1u64 << 23) as f32)
-    }
-
-    /// The definition of the lane tree.
-    fn node(&self, round: usize, lanes: Range<u32>, place: usize) -> Option<f32> {
-        if lanes.len() == 1 {
-            return self.rounds[round].working[lanes.start as usize].then(|| self.value(round, lanes.start, place));
-        }
-        let mut p = 1;
-        while 2 * p < lanes.end - lanes.start {
-            p *= 2;
-        }
-        let middle = lanes.start + p;
-        match (
-            self.node(round, lanes.start..middle, place),
-            self.node(round, middle..lanes.end, place),
-        ) {
-            (Some(left), Some(right)) => Some(left + right),
-            (left, right) => left.or(right),
-        }
-    }
-}
-
-/// An aborter that ends a script which has not ended by itself.
-fn patient() -> Aborter {
-    let aborter = Aborter::new();
-    let later = aborter.clone();
-    thread::spawn(move || {
-        thread::sleep(PATIENCE);
-        later.abort("the test has run out of patience");
-    });
-    aborter
-}
-
-/// One rank's part of a script.
-struct Player<'a> {
-    script: &'a Script,
-    collective: Box<dyn Collective>,
-    delays: StdRng,
-    partials: Vec<BufferId>,
-    parameters: BufferId,
-    bytes: BufferId,
-}
-
-impl<'a> Player<'a> {
-    fn new(script: &'a Script, backend: Backend, id: &[u8], rank: u32) -> Player<'a> {
-        let mut collective = connect(backend, id, rank, script.size, PATIENCE, &patient()).unwrap();
-        let tree = LaneTree::full(script.lanes);
-        let most = script
-            .rank_lanes
-            .iter()
-            .map(|lanes| tree.maximal_subtrees(lanes.clone()).len())
-            .max();
-        let mut allocate = |name: &str, bytes| collective.allocate(name, bytes).unwrap();
-        let partials = (0..most.unwrap().max(1))
-            .map(|i| allocate(&format!("partial {i}"), 4 * script.elements))
-            .collect();
-        let parameters = allocate("parameters", 4 * script.elements);
-        let bytes = allocate("bytes", script.bytes.last().unwrap().0.end);
-        let delays = StdRng::seed_from_u64(script.seed ^ u64::from(rank) << 32);
-        Player {
-            script,
-            collective,
-            delays,
-            partials,
-            parameters,
-            bytes,
-        }
-    }
-
-    /// Now and then a rank is late.
-    fn delay(&mut self) {
-        match self.delays.random_range(0..8) {
-            0 => thread::sleep(Duration::from_micros(self.delays.random_range(0..800))),
-            1 => thread::yield_now(),
-            _ => {}
-        }
-    }
-
-    fn play(mut self) {
-        for round in 0..self.script.rounds.len() {
-            self.reduce(round);
-            self.gather(round);
-            self.broadcast(round);
-            self.gather_bytes(round);
-            self.exchange(round);
-        }
-    }
-
-    fn reduce(&mut self, round: usize) {
-        let script = self.script;
-        let tree = LaneTree::new(&script.rounds[round].working);
-        let mine = tree.maximal_subtrees(script.rank_lanes[self.collective.rank() as usize].clone());
-        for (bucket, elements) in (0u32..).zip(&script.buckets) {
-            for (lanes, buffer) in mine.iter().zip(&self.partials) {
-                let memory = self.collective.buffer_mut(*buffer).floats_mut(elements.clone());
-                for (value, place) in memory.iter_mut().zip(elements.clone()) {
-                    *value = script.node(round, lanes.clone(), place).unwrap();
-                }
-            }
-            self.delay();
-            self.collective.publish(bucket).unwrap();
-            if script.rounds[round].eager {
-                self.reduce_bucket(bucket, &tree);
-            }
-        }
-        if !script.rounds[round].eager {
-            (0..script.buckets.len() as u32).for_each(|bucket| self.reduce_bucket(bucket, &tree));
-        }
-        let rank = self.collective.rank();
-        let result = self.collective.buffer(self.partials[0]).floats(0..script.elements);
-        for (piece, owner) in script.pieces.iter().flatten() {
-            for place in piece.clone() {
-                if *owner == rank {
-                    let whole = script.node(round, 0..script.lanes, place).unwrap();
-                    assert_eq!(
-                        result[place].to_bits(),
-                        whole.to_bits(),
-                        "seed {} element {place}",
-                        script.seed
-                    );
-                } else if let Some(lanes) = mine.first() {
-                    let own = script.node(round, lanes.clone(), place).unwrap();
-                    assert_eq!(
-                        result[place].to_bits(),
-                        own.to_bits(),
-                        "seed {}: {place} was not owned",
-                        script.seed
-                    );
-                }
-            }
-        }
-    }
-
-    fn reduce_bucket(&mut self, bucket: u32, tree: &LaneTree) {
-        self.delay();
-        let rank = self.collective.rank();
-        let pieces = &self.script.pieces[bucket as usize];
-        let owned: Vec<_> = pieces
-            .iter()
-            .filter(|piece| piece.1 == rank)
-            .map(|piece| piece.0.clone())
-            .collect();
-        let rank_lanes = &self.script.rank_lanes;
-        let request = ReduceLanes {
-            bucket,
-            owned: &owned,
-            rank_lanes,
-            tree,
-            buffers: &self.partials,
-        };
-        self.collective.reduce_lanes(&request).unwrap();
-    }
-
-    /// Owners copy their sums into the parameters; then everybody has everything.
-    fn gather(&mut self, round: usize) {
-        let script = self.script;
-        let rank = self.collective.rank();
-        for (piece, _) in script.pieces.iter().flatten().filter(|piece| piece.1 == rank) {
-            let sums = self.collective.buffer(self.partials[0]).floats(piece.clone()).to_vec();
-            self.collective
-                .buffer_mut(self.parameters)
-                .floats_mut(piece.clone())
-                .copy_from_slice(&sums);
-        }
-        let in_bytes = |piece: &Range<usize>| 4 * piece.start..4 * piece.end;
-        let ranges: Vec<_> = script
-            .pieces
-            .iter()
-            .flatten()
-            .map(|(piece, owner)| (in_bytes(piece), *owner))
-            .collect();
-        self.delay();
-        self.collective.all_gather_v(self.parameters, &ranges).unwrap();
-        for (place, value) in self
-            .collective
-            .buffer(self.parameters)
-            .floats(0..script.elements)
-            .iter()
-            .enumerate()
-        {
-            let whole = script.node(round, 0..script.lanes, place).unwrap();
-            assert_eq!(
-                value.to_bits(),
-                whole.to_bits(),
-                "seed {} gathered element {place}",
-                script.seed
-            );
-        }
-    }
-
-    fn broadcast(&mut self, round: usize) {
-        let script = self.script;
-        let Round { root, broadcast, .. } = &script.rounds[round];
-        let rank = self.collective.rank();
-        let memory = self.collective.buffer_mut(self.bytes).bytes_mut(broadcast.clone());
-        for (byte, place) in memory.iter_mut().zip(broadcast.clone()) {
-            *byte = script.word(2, round, rank, place) as u8;
-        }
-        self.delay();
-        self.collective.broadcast(self.bytes, broadcast.clone(), *root).unwrap();
-        for (byte, place) in self
-            .collective
-            .buffer(self.bytes)
-            .bytes(broadcast.clone())
-            .iter()
-            .zip(broadcast.clone())
-        {
-            assert_eq!(
-                *byte,
-                script.word(2, round, *root, place) as u8,
-                "seed {} byte {place}",
-                script.seed
-            );
-        }
-        // What follows writes the same bytes, and peers may still be reading them.
-        self.collective.barrier().unwrap();
-    }
-
-    fn gather_bytes(&mut self, round: usize) {
-        let script = self.script;
-        let rank = self.collective.rank();
-        for (piece, _) in script.bytes.iter().filter(|piece| piece.1 == rank) {
-            let memory = self.collective.buffer_mut(self.bytes).bytes_mut(piece.clone());
-            for (byte, place) in memory.iter_mut().zip(piece.clone()) {
-                *byte = script.word(3, round, rank, place) as u8;
-            }
-        }
-        self.delay();
-        self.collective.all_gather_v(self.bytes, &script.bytes).unwrap();
-        for (piece, owner) in &script.bytes {
-            for (byte, place) in self
-                .collective
-                .buffer(self.bytes)
-                .bytes(piece.clone())
-                .iter()
-                .zip(piece.clone())
-            {
-                assert_eq!(
-                    *byte,
-                    script.word(3, round, *owner, place) as u8,
-                    "seed {} byte {place}",
-                    script.seed
-                );
-            }
-        }
-    }
-
-    /// Several tables in a row, nothing between: each must be the one that was meant.
-    fn exchange(&mut self, round: usize) {
-        let script = self.script;
-        let rank = self.collective.rank();
-        for (number, length) in script.rounds[round].tables.iter().enumerate() {
-            let kind = 4 + number as u64;
-            let owners: Vec<u32> = (0..*length)
-                .map(|slot| (script.word(0, round, 0, slot) % u64::from(script.size)) as u32)
-                .collect();
-            // Slots of others hold rubbish before, which must neither count nor stay.
-            let mut table: Vec<u64> = (0..*length).map(|slot| script.word(kind, round, rank, slot)).collect();
-            self.delay();
-            self.collective.exchange_slots(&mut table, &owners).unwrap();
-            for (slot, value) in table.iter().enumerate() {
-                assert_eq!(
-                    *value,
-                    script.word(kind, round, owners[slot], slot),
-                    "seed {} slot {slot}",
-                    script.seed
-                );
-            }
-        }
-    }
+fn join(backend: Backend, id: &[u8], rank: u32, size: u32) -> Box<dyn Collective> {
+    connect(backend, id, rank, size, PATIENCE, &patient()).unwrap()
 }
 
 fn play_as_threads(seed: u64, backend: Backend) {
@@ -403,7 +20,7 @@ fn play_as_threads(seed: u64, backend: Backend) {
     thread::scope(|scope| {
         for rank in 0..script.size {
             let (script, id) = (&script, &id);
-            scope.spawn(move || Player::new(script, backend, id, rank).play());
+            scope.spawn(move || Player::new(script, join(backend, id, rank, script.size)).play());
         }
     });
 }
@@ -421,6 +38,64 @@ fn one_rank_gets_them_from_the_solo_backend_too() {
     let seeds: Vec<u64> = (first..).filter(|seed| Script::new(*seed).size == 1).take(12).collect();
     println!("seeds {seeds:?}");
     seeds.into_iter().for_each(|seed| play_as_threads(seed, Backend::Solo));
+}
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Joins rank `rank` of a world over TCP; `only_tcp` says whether ranks of this host use it among themselves.
+fn join_over_tcp(root: Option<Root>, id: &[u8], rank: u32, size: u32, only_tcp: bool) -> Box<dyn Collective> {
+    let aborter = patient();
+    let meeting = Meeting {
+        rank,
+        size,
+        deadline: PATIENCE,
+        root,
+        advertise: Some(LOOPBACK),
+        only_tcp,
+        aborter: Some(&aborter),
+        ..Meeting::default()
+    };
+    meet(Backend::Host, id, meeting).unwrap()
+}
+
+#[test]
+fn ranks_over_tcp_get_the_bits_of_one_process() {
+    let first: u64 = rand::rng().random_range(0..1 << 40);
+    println!("seeds {first} to {}", first + 39);
+    for seed in first..first + 40 {
+        let script = Script::new(seed);
+        let root = Root::open(&[3; 32], seed, LOOPBACK).unwrap();
+        let id = root.id().to_bytes();
+        let mut root = Some(root);
+        thread::scope(|scope| {
+            for rank in 0..script.size {
+                let (script, id, root) = (&script, &id, root.take());
+                scope.spawn(move || {
+                    let collective = join_over_tcp(root, id, rank, script.size, true);
+                    let tcp = |peer| (peer != rank).then_some(Transport::Tcp);
+                    assert_eq!(collective.transports(), (0..script.size).map(tcp).collect::<Vec<_>>());
+                    Player::new(script, collective).play();
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn ranks_of_one_host_that_could_use_tcp_share_memory() {
+    let root = Root::open(&[3; 32], 1, LOOPBACK).unwrap();
+    let id = root.id().to_bytes();
+    let mut root = Some(root);
+    thread::scope(|scope| {
+        for rank in 0..3 {
+            let (id, root) = (&id, root.take());
+            scope.spawn(move || {
+                let collective = join_over_tcp(root, id, rank, 3, false);
+                let shared = |peer| (peer != rank).then_some(Transport::SharedMemory);
+                assert_eq!(collective.transports(), (0..3).map(shared).collect::<Vec<_>>());
+            });
+        }
+    });
 }
 
 const ENVIRONMENT: &str = "LOCKSTEP_WORLDS_RANK";
@@ -464,5 +139,6 @@ fn one_rank_of_a_script() {
     let id: Vec<u8> = (0..id.len() / 2)
         .map(|i| u8::from_str_radix(&id[2 * i..2 * i + 2], 16).unwrap())
         .collect();
-    Player::new(&Script::new(seed), Backend::Host, &id, rank).play();
+    let script = Script::new(seed);
+    Player::new(&script, join(Backend::Host, &id, rank, script.size)).play();
 }

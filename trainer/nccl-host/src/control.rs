@@ -96,10 +96,8 @@ impl Controls {
     pub(crate) fn signal(&self, counter: Counter, value: u64) {
         let page = self.own();
         page.counter(counter).store(value, Ordering::Release);
-        // This thread is the only writer of the bell.
-        page.bell
-            .0
-            .store(page.bell.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        // Two threads of this rank may signal at once, one each counter.
+        page.bell.0.fetch_add(1, Ordering::Release);
         fence(Ordering::SeqCst);
         let awaited = self.rank + 1;
         let sleepers = self

@@ -14,16 +14,16 @@ fn join(id: &CommunicatorId, rank: u32) -> Communicator {
 fn a_rank_that_published_and_left_does_not_end_a_wait_for_the_others() {
     let id = CommunicatorId::new(&[1; 32], 4).unwrap();
     thread::scope(|scope| {
-        scope.spawn(|| join(&id, 1).publish().unwrap());
+        scope.spawn(|| join(&id, 1).signal().published(1));
         scope.spawn(|| {
             let mut late = join(&id, 2);
             // Several slices of rank 0's sleep, in each of which it sees that rank 1 is gone.
             thread::sleep(Duration::from_millis(60));
-            late.publish().unwrap();
+            late.signal().published(1);
             late.wait_published(1).unwrap();
         });
         let mut waiting = join(&id, 0);
-        waiting.publish().unwrap();
+        waiting.signal().published(1);
         waiting.wait_published(1).unwrap();
         // But what rank 1 has not given is missed, and the communicator is spent.
         assert!(matches!(

@@ -109,6 +109,15 @@ impl OwnerMap {
         }
     }
 
+    /// Elements of a bucket with their owners.
+    pub fn owners_in(&self, bucket: &Range<usize>) -> Vec<(Range<usize>, u32)> {
+        self.pieces
+            .iter()
+            .filter(|piece| bucket.start <= piece.elements.start && piece.elements.end <= bucket.end)
+            .map(|piece| (piece.elements.clone(), piece.owner))
+            .collect()
+    }
+
     /// The owner of every polar factor.
     pub fn owner_of_factor(&self, layout: &Layout) -> Vec<u32> {
         let mut owners = vec![0; layout.factors];

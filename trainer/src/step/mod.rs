@@ -351,7 +351,7 @@ impl Engine {
         for (index, bucket) in self.layout.buckets.iter().enumerate() {
             collective.reduce_lanes(&ReduceLanes {
                 bucket: index as u32,
-                owned: &self.owned.ranges_in(&bucket.elements),
+                owners: &self.owned.map().owners_in(&bucket.elements),
                 rank_lanes: &self.rank_lanes,
                 tree,
                 buffers: &self.gradient_ids,

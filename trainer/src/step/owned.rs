@@ -122,16 +122,6 @@ impl Owned {
         self.items.iter().map(|item| item.state.state_bytes()).sum()
     }
 
-    /// The owned ranges inside a bucket, neighbouring ones joined over the gaps between tensors.
-    pub fn ranges_in(&self, bucket: &Range<usize>) -> Vec<Range<usize>> {
-        let inside = |item: &&Item| bucket.start <= item.piece.elements.start && item.piece.elements.end <= bucket.end;
-        self.items
-            .iter()
-            .filter(inside)
-            .map(|item| item.piece.elements.clone())
-            .collect()
-    }
-
     /// Σ g² (of the gradient sums) and the count of values that are not finite, by block.
     pub fn square_sums(&self, gradients: &FlatBuffer) -> Result<Vec<OfBlock<(f64, u64)>>, TrainerError> {
         let mut out = Vec::new();

@@ -47,7 +47,6 @@ pub(crate) fn coordinator(folder: &TempDir, ranks: u32, steps: u64) -> Running {
         config: config(steps),
         run_dir: folder.path().join("run"),
         ranks,
-        backend: "host".to_owned(),
         training_samples: 100,
         data_hash: "data".to_owned(),
     };

@@ -1,0 +1,170 @@
+//! The command line of `lockstep-trainer` and of its sibling with MPI. A thin shell: arguments in, an exit code out
+//! (0 done, 2 bad input, 3 stopped by an operator, 1 anything else).
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::error::TrainerError;
+use crate::generate::{GenerateOptions, generate};
+use crate::inspect::inspect;
+use crate::train::{Mpi, TrainOptions, train};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use lockstep_proto::domain::Outcome;
+
+/// Trains as one rank of a run, and does what needs libtorch.
+#[derive(Parser)]
+#[command(name = "lockstep-trainer", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train as a member of a run.
+    Train {
+        /// The coordinator's address.
+        #[arg(long, env = "LOCKSTEP_COORDINATOR")]
+        coordinator: String,
+        /// The name of this member, unique in the run.
+        #[arg(long, env = "LOCKSTEP_MEMBER")]
+        member: String,
+        /// The run's folder [default: runs/NAME].
+        #[arg(long, env = "LOCKSTEP_RUN_DIR")]
+        run_dir: Option<PathBuf>,
+        /// The address at which other hosts reach this one [default: the one that leads to the coordinator].
+        #[arg(long, env = "LOCKSTEP_ADVERTISE")]
+        advertise: Option<IpAddr>,
+    },
+    /// Write text with final weights.
+    Generate {
+        /// The folder of final weights, for example runs/NAME/final.
+        weights: PathBuf,
+        /// What the text begins with.
+        #[arg(long)]
+        prompt: String,
+        /// Tokens to add.
+        #[arg(long, default_value_t = 200)]
+        tokens: u32,
+        /// 0 takes the most likely token; 1 draws as the model says.
+        #[arg(long, default_value_t = 0.8)]
+        temperature: f64,
+        /// Seed of the draws.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Show tensors, owners and memory of a config, or the tensors of final weights.
+    Inspect {
+        /// A config file, or a folder of final weights.
+        path: PathBuf,
+        /// Ranks of the world whose owners are shown.
+        #[arg(short = 'n', long, default_value_t = 1)]
+        ranks: u32,
+        /// Overrides keys of the config: KEY=VALUE.
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        sets: Vec<String>,
+    },
+}
+
+/// The whole program; `mpi` where the binary has it.
+pub fn main(mpi: Option<&dyn Mpi>) -> ExitCode {
+    let version = match mpi {
+        Some(mpi) => format!("{} ({})", env!("CARGO_PKG_VERSION"), mpi.version()),
+        None => env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let matches = Arguments::command().version(version).get_matches();
+    let arguments = match Arguments::from_arg_matches(&matches) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    if !lockstep_autograd::keep_freed_memory() {
+        tracing::warn!("the C allocator cannot be told to keep freed memory; steps will be slower");
+    }
+    match run(arguments.command, mpi) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lockstep-trainer: {error}");
+            ExitCode::from(if is_bad_input(&error) { 2 } else { 1 })
+        }
+    }
+}
+
+fn is_bad_input(error: &TrainerError) -> bool {
+    matches!(
+        error,
+        TrainerError::Refused(_) | TrainerError::Config(_) | TrainerError::Data(_) | TrainerError::File { .. }
+    )
+}
+
+fn run(command: Command, mpi: Option<&dyn Mpi>) -> Result<ExitCode, TrainerError> {
+    match command {
+        Command::Train {
+            coordinator,
+            member,
+            run_dir,
+            advertise,
+        } => {
+            end_with_parent()?;
+            let options = TrainOptions {
+                coordinator,
+                member,
+                run_dir,
+                advertise,
+            };
+            let outcome = train(&options, mpi)?;
+            Ok(match outcome {
+                Outcome::Completed => ExitCode::SUCCESS,
+                Outcome::Stopped => ExitCode::from(3),
+                Outcome::Failed { .. } => ExitCode::FAILURE,
+            })
+        }
+        Command::Generate {
+            weights,
+            prompt,
+            tokens,
+            temperature,
+            seed,
+        } => {
+            tch::set_num_threads(1);
+            print_out(&generate(&GenerateOptions {
+                weights,
+                prompt,
+                tokens,
+                temperature,
+                seed,
+            })?)
+        }
+        Command::Inspect { path, ranks, sets } => print_out(&inspect(&path, ranks, &sets)?),
+    }
+}
+
+fn print_out(text: &str) -> Result<ExitCode, TrainerError> {
+    // A reader that went away (a closed pipe) is no failure of ours.
+    let _ = writeln!(std::io::stdout(), "{}", text.trim_end_matches('\n'));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks the kernel to end this process when the launcher that started it ends, and refuses to start as an orphan.
+fn end_with_parent() -> Result<(), TrainerError> {
+    let Ok(parent) = std::env::var("LOCKSTEP_PARENT_PID") else {
+        return Ok(());
+    };
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
+        .map_err(|e| TrainerError::Broken(format!("cannot tie this process to its launcher: {e}")))?;
+    // The launcher may have ended before the line above.
+    if nix::unistd::getppid().to_string() != parent {
+        return Err(TrainerError::Broken(format!(
+            "the launcher, process {parent}, has ended"
+        )));
+    }
+    Ok(())
+}
