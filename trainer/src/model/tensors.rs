@@ -17,7 +17,7 @@ use lockstep_kernels::attention::Shape as Heads;
 use lockstep_kernels::loss::IGNORED;
 use lockstep_kernels::norm::EPSILON;
 use lockstep_optim::tensors::sums::sum;
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::error::TrainerError;
 use crate::model::weights::Weights;
@@ -56,6 +56,12 @@ fn parameter(weights: &Weights, tensor: usize) -> Result<Tensor, TrainerError> {
     Ok(read)
 }
 
+/// Tokens on a device. The copy is enqueued from a staging area of the driver's: nobody waits for what the device has
+/// still to do.
+fn tokens_on(tokens: &[i64], device: Device) -> Result<Tensor, TchError> {
+    Tensor::from_slice(tokens).f_to_device_(device, Kind::Int64, true, false)
+}
+
 /// x = table[ids] + positions, float32 `[N, width]`.
 pub fn embed(
     weights: &Weights,
@@ -66,7 +72,7 @@ pub fn embed(
 ) -> Result<Tensor, TrainerError> {
     let (leaf, place) = (weights.leaf(table), weights.leaf(positions));
     let (width, time) = (leaf.size2()?.1, time as i64);
-    let ids = Tensor::from_slice(ids).f_to_device(leaf.device())?;
+    let ids = tokens_on(ids, leaf.device())?;
     let x = tch::no_grad(|| -> Result<_, TchError> {
         let tokens = leaf.f_index_select(0, &ids)?.f_to_kind(Kind::Float)?;
         let places = place.f_narrow(0, 0, time)?.f_to_kind(Kind::Float)?;
@@ -187,7 +193,7 @@ fn head_loss_by_chunks(
     let products = weights.products;
     let w = weights.leaf(weight);
     let slot = weights.slot(weight);
-    let targets = Tensor::from_slice(targets).f_to_device(y.device())?;
+    let targets = tokens_on(targets, y.device())?;
     let (total, dy) = tch::no_grad(|| -> Result<_, TrainerError> {
         let (y, w) = (y.f_detach()?, products.operand(&w.f_detach()?)?);
         let transposed = w.f_transpose(0, 1)?;
@@ -251,7 +257,6 @@ mod tests {
 
     use lockstep_autograd::run_backward;
     use lockstep_optim::products::Products;
-    use tch::Device;
 
     use super::*;
     use crate::model::arithmetic::Arithmetic;
