@@ -10,6 +10,7 @@ use lockstep_kernels::real::bf16;
 use lockstep_optim::products::Products;
 use tch::{Kind, TchError, Tensor};
 
+use crate::device::FlatTensors;
 use crate::error::TrainerError;
 use crate::model::arithmetic::Arithmetic;
 use crate::sharding::layout::{Layout, Place};
@@ -115,20 +116,30 @@ impl Weights {
         working: &FlatBuffer,
         gradients: &[FlatBuffer],
     ) -> Result<Weights, TrainerError> {
+        Weights::in_buffers((inventory, layout), products, Arithmetic::Host, working, gradients)
+    }
+
+    /// The same in flat memory of any device, for either set of functions.
+    pub fn in_buffers<B: FlatTensors>(
+        (inventory, layout): (&[TensorSpec], &Layout),
+        products: Products,
+        arithmetic: Arithmetic,
+        working: &B,
+        gradients: &[B],
+    ) -> Result<Weights, TrainerError> {
         let places = || inventory.iter().zip(&layout.places);
         let copies = places()
             .map(|(spec, place)| match place.bf16 {
-                true => working.tensor::<bf16>(place.working.start, &spec.shape),
-                false => working.tensor::<f32>(place.working.start, &spec.shape),
+                true => working.view::<bf16>(place.working.start, &spec.shape),
+                false => working.view::<f32>(place.working.start, &spec.shape),
             })
             .collect::<Result<Vec<_>, _>>()?;
         let mut views = Vec::with_capacity(gradients.len());
         for buffer in gradients {
-            let view =
-                |(spec, place): (&TensorSpec, &Place)| buffer.tensor::<f32>(place.gradient.start * 4, &spec.shape);
+            let view = |(spec, place): (&TensorSpec, &Place)| buffer.view::<f32>(place.gradient.start * 4, &spec.shape);
             views.push(places().map(view).collect::<Result<Vec<_>, _>>()?);
         }
-        Weights::over(products, Arithmetic::Host, &copies, views)
+        Weights::over(products, arithmetic, &copies, views)
     }
 
     /// Leaves over working copies and slots over gradients, on any device: of each tensor its working copy, and in each

@@ -1,55 +1,56 @@
-//! The table of one exchange on its device: words of 64 bits that passes fill in and that are read once.
+//! The table of one exchange on its device: results of passes, collected as words of 64 bits and read once.
+//!
+//! Data flows: [`Table::put`] notes a result and where its words will stand → [`Table::words`] joins all results on the
+//! device → [`read`], or a copy of the caller's that waits for nothing, brings them to the host.
+
+use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
 use crate::OptimError;
 
 /// Words of 64 bits on a device: float64 numbers by their bits, hashes and counts as they are.
+#[derive(Debug)]
 pub struct Table {
-    words: Tensor,
+    device: Device,
+    results: Vec<Tensor>,
+    length: usize,
 }
 
 impl Table {
-    /// `length` zeros on a device.
-    pub fn new(length: usize, device: Device) -> Result<Table, OptimError> {
-        Ok(Table {
-            words: Tensor::f_zeros([length as i64], (Kind::Int64, device))?,
-        })
+    /// A table of results on a device, still without words.
+    pub fn new(device: Device) -> Table {
+        Table {
+            device,
+            results: Vec::new(),
+            length: 0,
+        }
     }
 
     /// The number of words.
     pub fn len(&self) -> usize {
-        self.words.numel()
+        self.length
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.length == 0
     }
 
-    /// Makes every word zero.
-    pub fn clear(&mut self) -> Result<(), OptimError> {
-        let _ = self.words.f_zero_()?;
-        Ok(())
+    /// Notes a result (float64 or int64, of any shape) and returns where its words will stand; nothing waits for it.
+    pub fn put(&mut self, result: &Tensor) -> Result<Range<usize>, OptimError> {
+        self.results.push(result.f_view([-1])?.f_view_dtype(Kind::Int64)?);
+        let start = self.length;
+        self.length += result.numel();
+        Ok(start..self.length)
     }
 
-    /// Puts values of the table's device, float64 or int64, at word `at` and after; nothing waits for them.
-    pub fn put(&mut self, at: usize, values: &Tensor) -> Result<(), OptimError> {
-        let words = values.f_view([-1])?.f_view_dtype(Kind::Int64)?;
-        self.words
-            .f_narrow(0, at as i64, words.numel() as i64)?
-            .f_copy_(&words)?;
-        Ok(())
-    }
-
-    /// The words as a tensor, for those who copy them elsewhere without waiting.
-    pub fn words(&self) -> &Tensor {
-        &self.words
-    }
-
-    /// Waits for everything that was put and reads the words.
-    pub fn read(&self) -> Result<Vec<u64>, OptimError> {
-        read(&self.words)
+    /// The words, int64 on the device.
+    pub fn words(&self) -> Result<Tensor, OptimError> {
+        match self.results.is_empty() {
+            true => Ok(Tensor::f_zeros([0], (Kind::Int64, self.device))?),
+            false => Ok(Tensor::f_cat(&self.results, 0)?),
+        }
     }
 }
 
@@ -67,15 +68,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_and_hashes_come_back_bit_for_bit() {
-        let mut table = Table::new(6, Device::Cpu).unwrap();
+    fn numbers_and_hashes_come_back_bit_for_bit_at_their_places() {
+        let mut table = Table::new(Device::Cpu);
+        assert!(table.is_empty() && read(&table.words().unwrap()).unwrap().is_empty());
         let numbers = [1.5f64, -0.0, f64::INFINITY];
-        table.put(1, &Tensor::from_slice(&numbers)).unwrap();
-        table.put(4, &Tensor::from_slice(&[-2i64]).squeeze()).unwrap();
+        assert_eq!(table.put(&Tensor::from_slice(&numbers)).unwrap(), 0..3);
+        let scalar = Tensor::from_slice(&[-2i64]).squeeze();
+        assert_eq!(table.put(&scalar).unwrap(), 3..4);
         let [a, b, c] = numbers.map(f64::to_bits);
-        assert_eq!(table.read().unwrap(), [0, a, b, c, u64::MAX - 1, 0]);
-        assert!(table.put(5, &Tensor::from_slice(&numbers)).is_err(), "does not fit");
-        table.clear().unwrap();
-        assert_eq!(table.read().unwrap(), [0; 6]);
+        assert_eq!(table.len(), 4);
+        assert_eq!(read(&table.words().unwrap()).unwrap(), [a, b, c, u64::MAX - 1]);
     }
 }
