@@ -271,6 +271,18 @@ fn hooks_of_leaves_fire_once_a_backward_from_the_head_down() {
     assert_eq!(fired, (0..model.inventory().len()).collect::<Vec<_>>());
 }
 
+#[test]
+fn backward_may_run_on_another_thread_as_it_does_on_gpus() {
+    let model = Gpt2::new(Shape { bias: true, ..PLAIN });
+    let [here, there] = [0, 1].map(|_| Stage::new(model.inventory(), Products::Float32, Arithmetic::Tensors));
+    let batch = Tokens::new(97, 2, 20, 1);
+    let _ = here.run(&model, &batch);
+    let loss = model.loss(&there.weights, batch.view(), &mut OpenGate).unwrap();
+    std::thread::spawn(move || run_backward(&loss).unwrap()).join().unwrap();
+    assert!(here.gradients.iter().zip(&there.gradients).all(|(a, b)| a.equal(b)));
+    assert!(there.weights.end_lane().is_empty());
+}
+
 /// Writes other working copies of a layer when its gate opens, as a gather does.
 struct Gathering<'a> {
     model: &'a Gpt2,

@@ -11,11 +11,11 @@ use lockstep_kernels::sums::block_hash;
 use lockstep_optim::decision::{ModelState, TensorStep, decide, local_steps};
 use lockstep_optim::piece::BLOCK;
 use lockstep_optim::products::Products;
-use lockstep_optim::results::Applied;
 use lockstep_optim::settings::Optimizer;
 use lockstep_optim::tensors::sums::Halving;
-use lockstep_trainer::device::owned::DeviceOwned;
+use lockstep_trainer::device::owned::{DeviceOwned, Stepped};
 use lockstep_trainer::device::pending::Pending;
+use lockstep_trainer::device::shard::{HostShard, Shard};
 use lockstep_trainer::model::arithmetic::Arithmetic;
 use lockstep_trainer::model::gpt2::Gpt2;
 use lockstep_trainer::model::initial::values;
@@ -24,7 +24,7 @@ use lockstep_trainer::model::weights::Weights;
 use lockstep_trainer::model::{Batch, Model, OpenGate};
 use lockstep_trainer::sharding::layout::Layout;
 use lockstep_trainer::sharding::owners::OwnerMap;
-use lockstep_trainer::step::owned::{Kind, OfBlock, Owned, PreparedPiece, Probe, Taken};
+use lockstep_trainer::step::owned::{Kind, OfBlock, Owned, Probe};
 use lockstep_trainer::step::update_slots::UpdateSlots;
 use tch::Device;
 
@@ -43,12 +43,6 @@ const COLUMNS: usize = 24;
 const STEPS: u64 = 8;
 const RATE: f64 = 1e-3;
 
-/// What the owners of all ranks do, on either side of the seam.
-enum Owners {
-    Host(Vec<Owned>),
-    Device(Vec<DeviceOwned>),
-}
-
 /// All ranks of a world over one set of buffers: what a collective would bring is there.
 struct World {
     model: Gpt2,
@@ -56,9 +50,7 @@ struct World {
     treatments: Vec<Treatment>,
     optimizer: Optimizer,
     weights: Weights,
-    gradients: FlatBuffer,
-    working: FlatBuffer,
-    owners: Owners,
+    shards: Vec<Shard>,
     slots: UpdateSlots,
     state: ModelState,
     losses: LaneLosses,
@@ -85,20 +77,8 @@ impl World {
         let optimizer = Optimizer::new(&section);
         let mut working = FlatBuffer::heap(layout.working_bytes).unwrap();
         let gradients = FlatBuffer::heap(layout.gradient_elements * 4).unwrap();
-        let new = |rank| {
-            let sums = Box::new(Halving);
-            DeviceOwned::new(optimizer.clone(), map.clone(), rank, Device::Cpu, sums)
-        };
-        let mut owners = match arithmetic {
-            Arithmetic::Host => {
-                let new = |rank| Owned::new(optimizer.clone(), map.clone(), rank);
-                Owners::Host((0..world).map(new).collect())
-            }
-            Arithmetic::Tensors => Owners::Device((0..world).map(new).collect()),
-        };
-        for (tensor, spec) in model.inventory().iter().enumerate() {
+        for (spec, place) in model.inventory().iter().zip(&layout.places) {
             let initial = values(spec, 5);
-            let (place, treatment) = (&layout.places[tensor], &treatments[tensor]);
             match place.bf16 {
                 true => {
                     let copies = working.slice_mut::<bf16>(place.working.start, initial.len()).unwrap();
@@ -109,18 +89,39 @@ impl World {
                     copies.copy_from_slice(&initial);
                 }
             }
-            match &mut owners {
-                Owners::Host(all) => all
-                    .iter_mut()
-                    .for_each(|owned| owned.start(tensor, spec, treatment, place, &initial)),
-                Owners::Device(all) => all.iter_mut().for_each(|owned| {
-                    let buffers = (&gradients, &working);
-                    owned
-                        .start(tensor, (spec, treatment), place, &initial, buffers)
-                        .unwrap();
-                }),
-            }
         }
+        let tensors = || {
+            model
+                .inventory()
+                .iter()
+                .zip(&treatments)
+                .zip(&layout.places)
+                .enumerate()
+        };
+        let shard = |rank: u32| match arithmetic {
+            Arithmetic::Host => {
+                let mut owned = Owned::new(optimizer.clone(), map.clone(), rank);
+                for (tensor, ((spec, treatment), place)) in tensors() {
+                    owned.start(tensor, spec, treatment, place, &values(spec, 5));
+                }
+                Shard::Host(Box::new(HostShard {
+                    owned,
+                    layout: layout.clone(),
+                    gradients: gradients.clone(),
+                    working: working.clone(),
+                }))
+            }
+            Arithmetic::Tensors => {
+                let sums = Box::new(Halving);
+                let mut owned = DeviceOwned::new(optimizer.clone(), map.clone(), rank, Device::Cpu, sums);
+                for (tensor, (of, place)) in tensors() {
+                    let buffers = (&gradients, &working);
+                    owned.start(tensor, of, place, &values(of.0, 5), buffers).unwrap();
+                }
+                Shard::Device(owned)
+            }
+        };
+        let shards = (0..world).map(shard).collect();
         let weights = Weights::in_buffers(
             (model.inventory(), &layout),
             products,
@@ -137,9 +138,7 @@ impl World {
             layout,
             treatments,
             optimizer,
-            gradients,
-            working,
-            owners,
+            shards,
         }
     }
 
@@ -165,93 +164,25 @@ impl World {
     }
 
     fn square_sums(&self) -> Vec<OfBlock<(f64, u64)>> {
-        let mut sums: Vec<OfBlock<(f64, u64)>> = match &self.owners {
-            Owners::Host(all) => all
-                .iter()
-                .flat_map(|o| o.square_sums(&self.gradients).unwrap())
-                .collect(),
-            Owners::Device(all) => all
-                .iter()
-                .flat_map(|o| o.square_sums().unwrap().read().unwrap())
-                .collect(),
-        };
+        let all = self.shards.iter().map(|shard| shard.square_sums().unwrap()).collect();
+        let mut sums = Pending::joined(all).unwrap().read().unwrap().concat();
         sums.sort_by_key(|(block, _)| *block);
         let blocks: Vec<usize> = sums.iter().map(|(block, _)| *block).collect();
         assert_eq!(blocks, (0..self.layout.blocks).collect::<Vec<_>>());
         sums
     }
 
-    fn prepare(&mut self, scale: f32, probe: Probe) -> Vec<PreparedPiece> {
-        let taken = Taken {
-            layout: &self.layout,
-            gradients: &self.gradients,
-            scale,
-        };
-        match &mut self.owners {
-            Owners::Host(all) => all
-                .iter_mut()
-                .flat_map(|o| o.prepare(taken, &self.working, probe).unwrap())
-                .collect(),
-            Owners::Device(all) => all
-                .iter_mut()
-                .flat_map(|o| o.prepare(scale, probe).unwrap().read().unwrap())
-                .collect(),
-        }
-    }
-
-    fn apply(&mut self, scale: f32, steps: &[TensorStep]) -> Vec<OfBlock<Applied>> {
-        let taken = Taken {
-            layout: &self.layout,
-            gradients: &self.gradients,
-            scale,
-        };
-        match &mut self.owners {
-            Owners::Host(all) => all
-                .iter_mut()
-                .flat_map(|o| o.apply(taken, &mut self.working, steps).unwrap())
-                .collect(),
-            Owners::Device(all) => all
-                .iter_mut()
-                .flat_map(|o| o.apply(scale, steps).unwrap().read().unwrap())
-                .collect(),
-        }
-    }
-
-    /// Bucket by bucket; on a device all of it is read once.
-    fn step_by_bucket(
-        &mut self,
-        scale: f32,
-        steps: &[TensorStep],
-        probe: Probe,
-    ) -> Vec<(Vec<PreparedPiece>, Vec<OfBlock<Applied>>)> {
-        let taken = Taken {
-            layout: &self.layout,
-            gradients: &self.gradients,
-            scale,
-        };
-        let buckets = self.layout.buckets.iter().map(|bucket| &bucket.elements);
-        let passes = buckets.flat_map(|bucket| [(bucket, Kind::Hidden), (bucket, Kind::Other)]);
-        let mut done = Vec::new();
-        match &mut self.owners {
-            Owners::Host(all) => {
-                for (bucket, kind) in passes {
-                    for owned in all.iter_mut() {
-                        let working = &mut self.working;
-                        done.push(owned.step_in(bucket, kind, taken, working, steps, probe).unwrap());
-                    }
+    /// Bucket by bucket, read once.
+    fn step_by_bucket(&mut self, scale: f32, steps: &[TensorStep], probe: Probe) -> Vec<Stepped> {
+        let mut all = Vec::new();
+        for bucket in &self.layout.buckets {
+            for kind in [Kind::Hidden, Kind::Other] {
+                for shard in &mut self.shards {
+                    all.push(shard.step_in(&bucket.elements, kind, scale, steps, probe).unwrap());
                 }
-                done
-            }
-            Owners::Device(all) => {
-                let mut pending = Vec::new();
-                for (bucket, kind) in passes {
-                    for owned in all.iter_mut() {
-                        pending.push(owned.step_in(bucket, kind, scale, steps, probe).unwrap());
-                    }
-                }
-                Pending::joined(pending).unwrap().read().unwrap()
             }
         }
+        Pending::joined(all).unwrap().read().unwrap()
     }
 
     fn step(&mut self, step: u64) -> Outcome {
@@ -262,15 +193,19 @@ impl World {
         let probe = self.slots.begin(step);
         let effective = match self.optimizer.is_global() {
             true => {
-                let prepared = self.prepare(scale, probe);
-                self.slots.record_prepared(&prepared);
+                for shard in &mut self.shards {
+                    let prepared = shard.prepare(scale, probe).unwrap().read().unwrap();
+                    self.slots.record_prepared(&prepared);
+                }
                 let totals = self.slots.prepared(self.model.inventory(), probe).unwrap();
                 let (optimizer, treatments) = (&self.optimizer, &self.treatments);
                 let (decision, state) =
                     decide(optimizer, treatments, self.state, RATE, loss, &totals.measured).unwrap();
                 self.state = state;
-                let applied = self.apply(scale, &decision.steps);
-                self.slots.record_applied(&applied);
+                for shard in &mut self.shards {
+                    let applied = shard.apply(scale, &decision.steps).unwrap().read().unwrap();
+                    self.slots.record_applied(&applied);
+                }
                 decision.effective_learning_rate
             }
             false => {
@@ -299,16 +234,14 @@ impl World {
     /// Every master at its place, and the hash of every block.
     fn masters(&self) -> (Vec<f32>, Vec<OfBlock<u64>>) {
         let mut buffer = FlatBuffer::heap(self.layout.gradient_elements * 4).unwrap();
-        let mut hashes: Vec<OfBlock<u64>> = match &self.owners {
-            Owners::Host(all) => {
-                all.iter().for_each(|owned| owned.write_masters(&mut buffer).unwrap());
-                all.iter().flat_map(Owned::hashes).collect()
+        let mut hashes = Vec::new();
+        for shard in &self.shards {
+            hashes.extend(shard.hashes().unwrap().read().unwrap());
+            match shard {
+                Shard::Host(host) => host.owned.write_masters(&mut buffer).unwrap(),
+                Shard::Device(owned) => owned.write_masters(&buffer).unwrap(),
             }
-            Owners::Device(all) => {
-                all.iter().for_each(|owned| owned.write_masters(&buffer).unwrap());
-                all.iter().flat_map(|o| o.hashes().unwrap().read().unwrap()).collect()
-            }
-        };
+        }
         hashes.sort_unstable();
         (
             buffer.slice::<f32>(0, self.layout.gradient_elements).unwrap().to_vec(),
@@ -384,4 +317,49 @@ fn a_run_on_tensors_has_the_same_bits_in_every_world() {
             assert_eq!(several.masters(), alone.masters());
         }
     }
+}
+
+/// Whether a word is used as a call, in code before the tests of a file.
+fn calls(source: &str, word: &str) -> bool {
+    let code = source.split("#[cfg(test)]").next().unwrap();
+    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.into_iter().any(|line| line.contains(word))
+}
+
+#[test]
+fn nothing_on_the_way_of_a_step_reads_a_value_of_the_device() {
+    macro_rules! sources {
+        ($($path:literal),*) => { [$(($path, include_str!($path))),*] };
+    }
+    let sources = sources![
+        "../src/model/tensors.rs",
+        "../src/device/owned.rs",
+        "../optim/src/tensors/application.rs",
+        "../optim/src/tensors/hidden.rs",
+        "../optim/src/tensors/other.rs",
+        "../optim/src/tensors/piece.rs",
+        "../optim/src/tensors/sums.rs"
+    ];
+    let reads = [
+        "_value(",
+        "try_from(",
+        "elements::<",
+        "elements_mut",
+        "Device::Cpu",
+        ".print(",
+        "f_nonzero",
+        "f_equal",
+    ];
+    for (path, source) in sources {
+        for word in reads {
+            assert!(
+                !calls(source, word),
+                "{path} uses {word}: the device would be waited for"
+            );
+        }
+    }
+    assert!(
+        calls(include_str!("../optim/src/tensors/table.rs"), "try_from("),
+        "what reads is found"
+    );
 }

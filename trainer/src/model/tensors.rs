@@ -23,7 +23,7 @@ use crate::error::TrainerError;
 use crate::model::weights::Weights;
 
 /// Bytes of float32 logits that the head holds at once: few large products rather than many small ones.
-const LOGIT_BYTES: usize = 512 << 20;
+const LOGIT_BYTES: usize = 256 << 20;
 /// Added to the mean square of a query or a key.
 const QUERY_KEY_EPSILON: f64 = 1e-6;
 
