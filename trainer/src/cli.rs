@@ -69,7 +69,7 @@ enum Command {
 }
 
 /// The whole program; `mpi` where the binary has it.
-pub fn main(mpi: Option<&dyn Mpi>) -> ExitCode {
+pub fn main(mpi: Option<&'static dyn Mpi>) -> ExitCode {
     let version = match mpi {
         Some(mpi) => format!("{} ({})", env!("CARGO_PKG_VERSION"), mpi.version()),
         None => env!("CARGO_PKG_VERSION").to_owned(),
@@ -105,7 +105,7 @@ fn is_bad_input(error: &TrainerError) -> bool {
     )
 }
 
-fn run(command: Command, mpi: Option<&dyn Mpi>) -> Result<ExitCode, TrainerError> {
+fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<ExitCode, TrainerError> {
     match command {
         Command::Train {
             coordinator,

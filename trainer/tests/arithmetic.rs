@@ -201,9 +201,9 @@ fn the_gradient_of_a_micro_batch_has_the_same_bits_whatever_ran_before() {
         let stage = Stage::new(model.inventory(), products, Arithmetic::Tensors);
         let loss = stage.run(&model, &first);
         let alone: Vec<Tensor> = stage.gradients.iter().map(Tensor::copy).collect();
-        stage.weights.begin_lane(0).unwrap();
+        stage.weights.begin_lane(0, false).unwrap();
         let _ = stage.run(&model, &second);
-        stage.weights.begin_lane(0).unwrap();
+        stage.weights.begin_lane(0, false).unwrap();
         assert!(stage.run(&model, &first).equal(&loss), "{products:?}");
         for (index, spec) in model.inventory().iter().enumerate() {
             assert!(
@@ -329,7 +329,7 @@ fn a_gather_into_a_layer_at_its_gate_is_no_change_of_what_earlier_layers_have_ke
     let loss = model.loss(&weights, batch.view(), &mut gate).unwrap();
     run_backward(&loss).unwrap();
     let got: Vec<Tensor> = stage.gradients.iter().map(Tensor::copy).collect();
-    weights.begin_lane(0).unwrap();
+    weights.begin_lane(0, false).unwrap();
     let expected = model.loss(&weights, batch.view(), &mut OpenGate).unwrap();
     run_backward(&expected).unwrap();
     assert!(loss.equal(&expected));

@@ -16,6 +16,7 @@ use lockstep_optim::tensors::sums::Halving;
 use lockstep_trainer::device::owned::{DeviceOwned, Stepped};
 use lockstep_trainer::device::pending::Pending;
 use lockstep_trainer::device::shard::{HostShard, Shard};
+use lockstep_trainer::device::write_copy;
 use lockstep_trainer::model::arithmetic::Arithmetic;
 use lockstep_trainer::model::gpt2::Gpt2;
 use lockstep_trainer::model::initial::values;
@@ -79,14 +80,15 @@ impl World {
         let gradients = FlatBuffer::heap(layout.gradient_elements * 4).unwrap();
         for (spec, place) in model.inventory().iter().zip(&layout.places) {
             let initial = values(spec, 5);
-            match place.bf16 {
-                true => {
-                    let copies = working.slice_mut::<bf16>(place.working.start, initial.len()).unwrap();
-                    convert::<f32, bf16>(&initial, copies);
+            match (arithmetic, place.bf16) {
+                (Arithmetic::Tensors, _) => write_copy(&working, place, &initial).unwrap(),
+                (Arithmetic::Host, true) => {
+                    let copies = working.slice_mut::<bf16>(place.working.start, initial.len());
+                    convert::<f32, bf16>(&initial, copies.unwrap());
                 }
-                false => {
-                    let copies = working.slice_mut::<f32>(place.working.start, initial.len()).unwrap();
-                    copies.copy_from_slice(&initial);
+                (Arithmetic::Host, false) => {
+                    let copies = working.slice_mut::<f32>(place.working.start, initial.len());
+                    copies.unwrap().copy_from_slice(&initial);
                 }
             }
         }
@@ -118,7 +120,7 @@ impl World {
                     let buffers = (&gradients, &working);
                     owned.start(tensor, of, place, &values(of.0, 5), buffers).unwrap();
                 }
-                Shard::Device(owned)
+                Shard::Device(Box::new(owned))
             }
         };
         let shards = (0..world).map(shard).collect();
@@ -144,7 +146,7 @@ impl World {
 
     /// Two micro-batches, forward and backward: Σ loss and the count of its tokens.
     fn accumulate(&mut self, step: u64) -> (f64, usize) {
-        self.weights.begin_lane(0).unwrap();
+        self.weights.begin_lane(0, false).unwrap();
         self.losses.clear().unwrap();
         for index in 0..2 {
             let token = |at: usize| ((at as u64 * 7919 + (step * 2 + index) * 104_729) % 977 % 61) as i64;

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use lockstep_collective::{Aborter, Backend, Collective, LaneTree, ReduceLanes, connect, new_id};
+use lockstep_collective::{Aborter, Backend, Collective, LaneTree, ReduceLanes, Wire, connect, new_id};
 
 const RANKS: u32 = 2;
 const BYTES: usize = 64 << 20;
@@ -76,6 +76,7 @@ fn measure(rank: u32, id: &[u8], rounds: usize) {
             rank_lanes: &rank_lanes,
             tree: &tree,
             buffers: &[gradients],
+            wire: Wire::Float32,
         };
         collective.reduce_lanes(&request).unwrap();
     });

@@ -43,7 +43,7 @@ pub enum Shard {
     /// Over slices.
     Host(Box<HostShard>),
     /// Over tensors.
-    Device(DeviceOwned),
+    Device(Box<DeviceOwned>),
 }
 
 impl Shard {

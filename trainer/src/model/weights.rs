@@ -86,10 +86,10 @@ impl Slot {
         self.take_fresh();
     }
 
-    /// Goes to another place, and is untouched there.
-    fn point_to(&self, view: &Tensor) {
+    /// Goes to another place, where `fresh` says whether it is still untouched.
+    fn point_to(&self, view: &Tensor, fresh: bool) {
         *self.view() = view.shallow_clone();
-        self.fresh.store(true, Ordering::Relaxed);
+        self.fresh.store(fresh, Ordering::Relaxed);
     }
 }
 
@@ -169,7 +169,7 @@ impl Weights {
             views,
         };
         if !weights.views.is_empty() {
-            weights.begin_lane(0)?;
+            weights.begin_lane(0, false)?;
         }
         Ok(weights)
     }
@@ -202,11 +202,11 @@ impl Weights {
         elements(&self.leaves[tensor])
     }
 
-    /// Points every slot into gradient buffer `buffer` and marks it untouched.
-    pub fn begin_lane(&self, buffer: usize) -> Result<(), TrainerError> {
+    /// Points every slot into gradient buffer `buffer` and, unless the lane adds to what is there, marks it untouched.
+    pub fn begin_lane(&self, buffer: usize, adds: bool) -> Result<(), TrainerError> {
         for ((leaf, slot), view) in self.leaves.iter().zip(&self.slots).zip(&self.views[buffer]) {
             set_gradient_slot(leaf, view)?;
-            slot.point_to(view);
+            slot.point_to(view, !adds);
         }
         Ok(())
     }
