@@ -1,6 +1,7 @@
 //! What a rank holds where its device is not the host: the counterparts, over tensors, of what `step` does over slices.
 //!
-//! - this file: [`FlatTensors`], memory that a forward pass and the owners see as tensors, and its initial values
+//! - this file: [`FlatTensors`], memory that a forward pass and the owners see as tensors, its initial values, and the
+//!   additions of a lane program
 //! - [`owned`]: what a rank owns, and the passes over it
 //! - [`shard`]: that or the host's pieces, with one face
 //! - [`pending`]: results that a pass has left on the device
@@ -12,12 +13,15 @@ pub mod owned;
 pub mod pending;
 pub mod shard;
 
+use std::ops::Range;
+
 use lockstep_autograd::{AutogradError, Element, FlatBuffer};
 use lockstep_kernels::real::bf16;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::error::TrainerError;
 use crate::sharding::layout::Place;
+use crate::sharding::program::Action;
 
 /// Flat memory of one device, seen as tensors.
 pub trait FlatTensors {
@@ -39,4 +43,61 @@ pub fn write_copy(working: &impl FlatTensors, place: &Place, initial: &[f32]) ->
         false => working.view::<f32>(place.working.start, &sizes)?,
     };
     Ok(copy.f_copy_(&Tensor::from_slice(initial))?)
+}
+
+/// Does an addition or a rounding of a lane program on some elements of the gradient buffers, with the bits of the host's
+/// (`crate::step::filling`).
+pub fn close(gradients: &[impl FlatTensors], action: &Action, elements: &Range<usize>) -> Result<(), TrainerError> {
+    let of = |buffer: usize| gradients[buffer].view::<f32>(elements.start * 4, &[elements.len() as i64]);
+    match *action {
+        Action::Add { into, from } => {
+            let _ = of(into)?.f_add_(&of(from)?)?;
+        }
+        Action::Round { buffer } => {
+            let mut sums = of(buffer)?;
+            let rounded = sums.f_to_kind(Kind::BFloat16)?;
+            sums.f_copy_(&rounded)?;
+        }
+        Action::Run { .. } => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::step::filling;
+
+    #[test]
+    fn lanes_are_added_and_rounded_with_the_bits_of_the_host() {
+        let buffers = || -> Vec<FlatBuffer> {
+            let new = |seed: usize| {
+                let mut buffer = FlatBuffer::heap(4000).unwrap();
+                for (i, value) in buffer.slice_mut::<f32>(0, 1000).unwrap().iter_mut().enumerate() {
+                    *value = ((i * 7919 + seed * 104_729) % 20_011) as f32 / 3.0 - 3000.0;
+                }
+                // Half way between two bf16 numbers, below the smallest normal one, zero.
+                let special = [1.003_906_25, 1.011_718_8, 1e-40, -0.0, 3e38];
+                buffer.slice_mut::<f32>(800, 5).unwrap().copy_from_slice(&special);
+                buffer
+            };
+            vec![new(1), new(2)]
+        };
+        let (mut host, device) = (buffers(), buffers());
+        for action in [
+            Action::Round { buffer: 1 },
+            Action::Add { into: 0, from: 1 },
+            Action::Round { buffer: 0 },
+        ] {
+            filling::close(&mut host, &action, &(100..900)).unwrap();
+            close(&device, &action, &(100..900)).unwrap();
+            for (host, device) in host.iter().zip(&device) {
+                let bits = |buffer: &FlatBuffer| -> Vec<u32> {
+                    let values = buffer.slice::<f32>(0, 1000).unwrap();
+                    values.iter().map(|value| value.to_bits()).collect()
+                };
+                assert_eq!(bits(host), bits(device), "{action:?}");
+            }
+        }
+    }
 }
