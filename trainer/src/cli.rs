@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::bench::{BenchOptions, Carrier, collectives};
 use crate::error::TrainerError;
 use crate::generate::{GenerateOptions, generate};
 use crate::inspect::inspect;
@@ -55,6 +56,11 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+    /// Measure.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Show tensors, owners and memory of a config, or the tensors of final weights.
     Inspect {
         /// A config file, or a folder of final weights.
@@ -65,6 +71,28 @@ enum Command {
         /// Overrides keys of the config: KEY=VALUE.
         #[arg(long = "set", value_name = "KEY=VALUE")]
         sets: Vec<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Latency and bandwidth of the collectives by size, between ranks on this machine.
+    Collectives {
+        /// What carries the data.
+        #[arg(long, value_enum, default_value = "host")]
+        backend: Carrier,
+        /// Ranks; under mpirun as many as it starts.
+        #[arg(short = 'n', long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(2..=64))]
+        ranks: u32,
+        /// The largest payload, in MiB.
+        #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+        largest: u32,
+        /// Timed rounds of each size.
+        #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        rounds: u32,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -142,6 +170,26 @@ fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<ExitCode, Trai
                 temperature,
                 seed,
             })?)
+        }
+        Command::Bench {
+            what:
+                Bench::Collectives {
+                    backend,
+                    ranks,
+                    largest,
+                    rounds,
+                    json,
+                },
+        } => {
+            let options = BenchOptions {
+                backend,
+                ranks,
+                largest: (largest as usize) << 20,
+                rounds: rounds as usize,
+                json,
+            };
+            collectives(&options, mpi)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Inspect { path, ranks, sets } => print_out(&inspect(&path, ranks, &sets)?),
     }

@@ -33,6 +33,9 @@ pub trait Mpi: Sync {
     /// The library and its version, for `--version` and the log.
     fn version(&self) -> String;
 
+    /// This process's rank among those that MPI started together, and their number.
+    fn place(&self) -> (u32, u32);
+
     /// Joins the processes that MPI started together, as ranks of a generation. Called on the thread that will make the
     /// calls.
     ///

@@ -102,6 +102,11 @@ impl Direction {
             .update(bytes)
             .finalize()
     }
+
+    /// A payload is hashed on its own first: from its beginning, so that many of its chunks are hashed at once.
+    fn payload_tag(&self, payload: &[u8]) -> blake3::Hash {
+        self.tag(b"payload", blake3::keyed_hash(&self.key, payload).as_bytes())
+    }
 }
 
 /// The frame that is on its way out.
@@ -298,7 +303,7 @@ impl TcpLink {
         out.head[HEAD..].copy_from_slice(&out.direction.tag(b"head", &head).as_bytes()[..HEAD_TAG]);
         if !wire.is_empty() {
             out.tag
-                .copy_from_slice(&out.direction.tag(b"payload", wire).as_bytes()[..TAG]);
+                .copy_from_slice(&out.direction.payload_tag(wire).as_bytes()[..TAG]);
         }
         out.length = Some(wire.len());
         if !halved {
@@ -410,7 +415,7 @@ impl TcpLink {
                     Err(error) => return Err(closed_or("read", error)),
                 }
             }
-            if incoming.direction.tag(b"payload", place).as_bytes()[..TAG] != incoming.tag {
+            if incoming.direction.payload_tag(place).as_bytes()[..TAG] != incoming.tag {
                 return Err(Broken::malformed("a frame's payload was changed on its way"));
             }
             if head.halved {
