@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::bench::{BenchOptions, Carrier, collectives};
 use crate::error::TrainerError;
 use crate::generate::{GenerateOptions, generate};
 use crate::inspect::inspect;
@@ -56,6 +57,11 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+    /// Measure.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Show tensors, owners and memory of a config, or the tensors of final weights.
     Inspect {
         /// A config file, or a folder of final weights.
@@ -69,8 +75,31 @@ enum Command {
     },
 }
 
+#[derive(Subcommand)]
+enum Bench {
+    /// Latency and bandwidth of the collectives by size, between ranks on this machine.
+    Collectives {
+        /// What carries the data.
+        #[arg(long, value_enum, default_value = "host")]
+        backend: Carrier,
+        /// Ranks; under mpirun as many as it starts.
+        #[arg(short = 'n', long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(2..=64))]
+        ranks: u32,
+        /// The largest payload, in MiB.
+        #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+        largest: u32,
+        /// Timed rounds of each size.
+        #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        rounds: u32,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 /// The whole program; `mpi` where the binary has it.
-pub fn main(mpi: Option<&dyn Mpi>) -> ExitCode {
+pub fn main(mpi: Option<&'static dyn Mpi>) -> ExitCode {
+    lockstep_autograd::cuda::open_libraries(); // before anything asks libtorch about CUDA; callers later get the answer
     let version = match mpi {
         Some(mpi) => format!("{} ({})", env!("CARGO_PKG_VERSION"), mpi.version()),
         None => env!("CARGO_PKG_VERSION").to_owned(),
@@ -106,7 +135,7 @@ fn is_bad_input(error: &TrainerError) -> bool {
     )
 }
 
-fn run(command: Command, mpi: Option<&dyn Mpi>) -> Result<ExitCode, TrainerError> {
+fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<ExitCode, TrainerError> {
     match command {
         Command::Train {
             coordinator,
@@ -148,6 +177,28 @@ fn run(command: Command, mpi: Option<&dyn Mpi>) -> Result<ExitCode, TrainerError
                 temperature,
                 seed,
             })?)
+        }
+        Command::Bench {
+            what:
+                Bench::Collectives {
+                    backend,
+                    ranks,
+                    largest,
+                    rounds,
+                    json,
+                },
+        } => {
+            let options = BenchOptions {
+                backend,
+                ranks,
+                largest: (largest as usize) << 20,
+                rounds: rounds as usize,
+                json,
+            };
+            mpi.map_or(Ok(()), Mpi::start)?;
+            collectives(&options, mpi)?;
+            mpi.map_or(Ok(()), Mpi::finish)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Inspect { path, ranks, sets } => print_out(&inspect(&path, ranks, &sets)?),
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use lockstep_config::{Method, Precision, RunConfig};
+use lockstep_config::{Method, Precision, Reduction, RunConfig};
 use lockstep_data::{Dataset, rank_lanes};
 use lockstep_inventory::{TensorSpec, Treatment, Use, treatments_of};
 use lockstep_optim::piece::planned_bytes;
@@ -128,10 +128,13 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> Result<Strin
             mib(state)
         );
     }
-    let buffers = (0..ranks)
-        .map(|r| LaneProgram::most_buffers(config.run.lanes, rank_lanes(r, ranks, config.run.lanes)))
-        .max()
-        .unwrap_or(1);
+    let buffers = match config.run.reduction {
+        Reduction::Invariant => (0..ranks)
+            .map(|r| LaneProgram::most_buffers(config.run.lanes, rank_lanes(r, ranks, config.run.lanes)))
+            .max()
+            .unwrap_or(1),
+        Reduction::Fast => 1,
+    };
     let largest = treatments.iter().map(polar_cost).max().filter(|cost| *cost > 0);
     let _ = writeln!(out, "\nmemory of each rank, without activations:");
     let _ = writeln!(out, "  working copies            {}", mib(layout.working_bytes));

@@ -4,16 +4,19 @@
 //! - [`sharding`]: where every number lies and who owns it (pure)
 //! - [`step`]: one step on one rank
 //! - [`started`]: what the environment says of who has started this process
+//! - [`device`]: what a step uses where the device is not the host
 //! - [`train`]: the life of a trainer: session, generation, plans, reports, final files
 //! - [`weights_file`]: final weights with tokenizer and config beside them
-//! - [`generate`], [`inspect`]: the other commands
+//! - [`generate`], [`inspect`], [`bench`]: the other commands
 //! - [`cli`]: the command line over all of them
 //!
 //! Data flows: coordinator → session → plans → [`step::Engine`] → reports → coordinator; at the end masters → files.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod bench;
 pub mod cli;
+pub mod device;
 pub mod error;
 pub mod fingerprint;
 pub mod generate;

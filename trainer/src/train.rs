@@ -3,16 +3,18 @@
 //! The thread that calls [`train`] drives the device; the session carries the connection on threads of its own. Decisions
 //! that concern all ranks (the verdict on a step, pause, stop) are taken from exchanged slots only.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_collective::{Aborter, Backend, Collective, CollectiveError, connect, new_id};
-use lockstep_config::{Device, RunConfig};
+use lockstep_collective::communication::{Communication, Overlap};
+use lockstep_collective::{Aborter, Backend, Collective, CollectiveError, HostDevice, Meeting, Root, join};
+use lockstep_config::{Device, HostTransport, RunConfig};
 use lockstep_data::{Dataset, Loader, Order, ValidationSet, micro_batch_samples};
 use lockstep_proto::domain::{
-    Directive, DirectiveKind, Generation, JoinInfo, Orthogonality, Outcome, Plan, StepMetrics, StepReport, Validation,
+    Directive, DirectiveKind, Generation, JoinInfo, Orthogonality, Outcome, Plan, Ready, StepMetrics, StepReport,
+    Validation,
 };
 use lockstep_session::{Session, SessionOptions};
 
@@ -37,6 +39,9 @@ pub trait Mpi: Sync {
     /// # Errors
     /// MPI fails, or it cannot be called from more than one thread.
     fn start(&self) -> Result<(), CollectiveError>;
+
+    /// This process's rank among those that MPI started together, and their number; 0 of 1 where there is none.
+    fn place(&self) -> (u32, u32);
 
     /// Joins the processes that MPI started together, as ranks of a generation. Called on the thread that will make the
     /// calls.
@@ -73,7 +78,7 @@ pub struct TrainOptions {
 
 /// Trains until the coordinator's plans end, or until it is stopped or something fails. A failure is reported to the
 /// coordinator before it is returned.
-pub fn train(options: &TrainOptions, mpi: Option<&dyn Mpi>) -> Result<Outcome, TrainerError> {
+pub fn train(options: &TrainOptions, mpi: Option<&'static dyn Mpi>) -> Result<Outcome, TrainerError> {
     let (mut session, welcome) = Session::connect(SessionOptions {
         coordinator: options.coordinator.clone(),
         member: options.member.clone(),
@@ -104,7 +109,7 @@ pub fn train(options: &TrainOptions, mpi: Option<&dyn Mpi>) -> Result<Outcome, T
 fn run(
     session: &mut Session,
     options: &TrainOptions,
-    mpi: Option<&dyn Mpi>,
+    mpi: Option<&'static dyn Mpi>,
     config_toml: &str,
     made: &mut u64,
 ) -> Result<Outcome, TrainerError> {
@@ -135,7 +140,7 @@ impl Trainer {
     fn start(
         session: &mut Session,
         options: &TrainOptions,
-        mpi: Option<&dyn Mpi>,
+        mpi: Option<&'static dyn Mpi>,
         config_toml: &str,
     ) -> Result<Trainer, TrainerError> {
         let config = RunConfig::parse(config_toml, "the config from the coordinator", &[])?;
@@ -174,24 +179,28 @@ impl Trainer {
         let signal = session.abort_signal();
         let (told, reasons) = (aborter.clone(), signal.clone());
         signal.on_abort(Box::new(move || told.abort(&reasons.reason().unwrap_or_default())));
-        let made_id = new_id(&generation.secret, generation.stamp.generation)?;
-        let id = session.exchange_comm_id(rank == 0, || made_id)?;
-        let collective = match config.backend_name(world) {
-            "solo" => connect(Backend::Solo, &id, rank, world, PATIENCE, &aborter)?,
-            "mpi" => mpi
-                .ok_or_else(|| {
-                    TrainerError::Refused(
-                        "collective.backend is \"mpi\", and this trainer has no MPI: start lockstep-trainer-mpi instead"
-                            .to_owned(),
-                    )
-                })?
-                .connect(rank, world, PATIENCE, &aborter)?,
-            _ => connect(Backend::Host, &id, rank, world, PATIENCE, &aborter)?,
+        let advertise = match options.advertise {
+            Some(address) => address,
+            None => address_towards(&options.coordinator)?,
         };
+        let root = match rank {
+            0 => Some(
+                Root::open(&generation.secret, generation.stamp.generation, advertise)
+                    .map_err(CollectiveError::from)?,
+            ),
+            _ => None,
+        };
+        let made_id = root.as_ref().map(|root| root.id().to_bytes()).unwrap_or_default();
+        let id = session.exchange_comm_id(rank == 0, || made_id)?;
+        let communication = communicate(&config, mpi, (rank, world), (id, root, advertise), aborter)?;
         let lanes = generation.members.iter().map(|m| m.lanes.clone()).collect();
         let model = from_config(&config, dataset.vocab());
-        let mut engine = Engine::new(&config, model, collective, lanes)?;
-        session.ready(engine.parameter_hash()?)?;
+        let mut engine = Engine::new(&config, model, communication, lanes)?;
+        let transports = engine.transports();
+        session.ready(Ready {
+            hash: engine.parameter_hash()?,
+            transports,
+        })?;
         let loader = Loader::start(Arc::clone(&dataset), order, sequence, AHEAD)?;
         Ok(Trainer {
             config,
@@ -321,6 +330,72 @@ impl Trainer {
         }
         Ok(())
     }
+}
+
+/// Starts the communication of one rank of `size`, over the backend that the config names.
+fn communicate(
+    config: &RunConfig,
+    mpi: Option<&'static dyn Mpi>,
+    (rank, size): (u32, u32),
+    (id, root, advertise): (Vec<u8>, Option<Root>, IpAddr),
+    aborter: Aborter,
+) -> Result<Communication, TrainerError> {
+    let backend = config.backend_name(size);
+    if backend == "mpi" && mpi.is_none() {
+        return Err(TrainerError::Refused(
+            "collective.backend is \"mpi\", and this trainer has no MPI: start lockstep-trainer-mpi instead".to_owned(),
+        ));
+    }
+    let overlap = match config.collective.overlap {
+        true => Overlap::Thread,
+        false => Overlap::None,
+    };
+    let only_tcp = config.collective.transport == HostTransport::Tcp;
+    let stall = Duration::from_secs_f64(config.collective.deadline_seconds);
+    let connect = move || {
+        if let ("mpi", Some(mpi)) = (backend, mpi) {
+            return mpi.connect(rank, size, PATIENCE, &aborter);
+        }
+        let meeting = Meeting {
+            rank,
+            size,
+            deadline: PATIENCE,
+            stall: Some(stall),
+            root,
+            advertise: Some(advertise),
+            only_tcp,
+            aborter: Some(&aborter),
+        };
+        let backend = if size == 1 { Backend::Solo } else { Backend::Host };
+        join(backend, &id, meeting)
+    };
+    Ok(Communication::start(Arc::new(HostDevice), overlap, connect)?)
+}
+
+/// The address of this host that leads to the coordinator: what other hosts most likely reach it by.
+fn address_towards(coordinator: &str) -> Result<IpAddr, TrainerError> {
+    let unknown = |why: String| {
+        TrainerError::Refused(format!(
+            "cannot find the address of this host that leads to {coordinator}: {why}. Give it with --advertise"
+        ))
+    };
+    let authority = coordinator.split_once("://").map_or(coordinator, |(_, rest)| rest);
+    let authority = authority.split('/').next().unwrap_or_default();
+    let target = authority
+        .to_socket_addrs()
+        .map_err(|error| unknown(error.to_string()))?
+        .next()
+        .ok_or_else(|| unknown("it names no address".to_owned()))?;
+    let any: IpAddr = match target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // Connecting a datagram socket sends nothing; it asks the kernel for the route.
+    let local = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect(target)?;
+        socket.local_addr()
+    });
+    Ok(local.map_err(|error| unknown(error.to_string()))?.ip())
 }
 
 fn host_name() -> String {

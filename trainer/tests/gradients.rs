@@ -84,7 +84,7 @@ fn errors(case: &Case, products: Products) -> (f64, Vec<(String, f64)>) {
     .unwrap();
     tch::manual_seed(5);
     let (mut ours, mut plain) = (0.0, 0.0);
-    weights.begin_lane(0).unwrap();
+    weights.begin_lane(0, false).unwrap();
     for _ in 0..case.micro_batches {
         let size = [case.rows as i64, case.columns as i64];
         let inputs = Tensor::randint(i64::from(case.shape.vocabulary), size, (Kind::Int64, Device::Cpu));

@@ -2,13 +2,14 @@
 //! embedding, a QKV tensor that is split into three matrices, a convolution, and a group rule.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod meeting;
+
 use std::collections::HashSet;
 use std::ops::Range;
 use std::rc::Rc;
-use std::time::Duration;
 
 use lockstep_autograd::{custom, elements};
-use lockstep_collective::{Aborter, Backend, connect, new_id};
+use lockstep_collective::new_id;
 use lockstep_config::RunConfig;
 use lockstep_data::MicroBatch;
 use lockstep_inventory::{Initial, Norm, Role, TensorSpec};
@@ -20,6 +21,8 @@ use lockstep_trainer::model::weights::Weights;
 use lockstep_trainer::model::{Batch, Gate, Model};
 use lockstep_trainer::step::{Engine, StepOutcome};
 use tch::{Kind, Tensor};
+
+use meeting::communicate;
 
 const ROWS: u32 = 2;
 const COLUMNS: u32 = 16;
@@ -209,9 +212,8 @@ fn run(config: &RunConfig, ranks: u32, steps: u64) -> Vec<(Vec<StepOutcome>, usi
             let (config, id, deal) = (config.clone(), id.clone(), deal.clone());
             std::thread::spawn(move || {
                 tch::set_num_threads(1);
-                let backend = if ranks == 1 { Backend::Solo } else { Backend::Host };
-                let collective = connect(backend, &id, rank, ranks, Duration::from_secs(30), &Aborter::new()).unwrap();
-                let mut engine = Engine::new(&config, Box::new(Mixer::new()), collective, deal).unwrap();
+                let communication = communicate(&id, rank, ranks);
+                let mut engine = Engine::new(&config, Box::new(Mixer::new()), communication, deal).unwrap();
                 let outcomes = (1..=steps).map(|step| {
                     let plan = plan(step);
                     let mut indices = engine.micro_batches_of(&plan).into_iter();

@@ -2,14 +2,14 @@
 //! on 1, 2, 3 and 4 ranks; and ten of their steps equal ten steps of plain single-process tensor code.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod meeting;
 mod reference;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::time::Duration;
 
-use lockstep_collective::{Aborter, Backend, connect, new_id};
-use lockstep_config::{Method, RunConfig};
+use lockstep_collective::new_id;
+use lockstep_config::{Method, Reduction, RunConfig, Wire};
 use lockstep_data::MicroBatch;
 use lockstep_inventory::gpt2::Shape;
 use lockstep_proto::domain::Plan;
@@ -17,6 +17,8 @@ use lockstep_trainer::model::choice::from_config;
 use lockstep_trainer::model::initial::values;
 use lockstep_trainer::step::Engine;
 use tch::{Device, Kind, Tensor};
+
+use meeting::communicate;
 
 const ROWS: u32 = 2;
 const COLUMNS: u32 = 24;
@@ -82,11 +84,9 @@ fn run(
             let (config, id) = (config.clone(), id.clone());
             std::thread::spawn(move || {
                 tch::set_num_threads(1);
-                let backend = if world == 1 { Backend::Solo } else { Backend::Host };
-                let aborter = Aborter::new();
-                let collective = connect(backend, &id, rank, world, Duration::from_secs(30), &aborter).unwrap();
+                let communication = communicate(&id, rank, world);
                 let model = from_config(&config, VOCABULARY);
-                let mut engine = Engine::new(&config, model, collective, deal(config.run.lanes, world)).unwrap();
+                let mut engine = Engine::new(&config, model, communication, deal(config.run.lanes, world)).unwrap();
                 let mut hashes = vec![engine.parameter_hash().unwrap()];
                 let mut losses = Vec::new();
                 for step in 1..=steps {
@@ -128,18 +128,48 @@ fn run(
 }
 
 fn same_on_every_world(precision: &str, method: &str, steps: u64, micro_batches: fn(u64) -> u32) {
-    let config = config(precision, method);
-    let (alone, losses, masters) = run(&config, 1, steps, micro_batches);
+    same_bits(&config(precision, method), steps, micro_batches);
+}
+
+/// Returns the hashes.
+fn same_bits(config: &RunConfig, steps: u64, micro_batches: fn(u64) -> u32) -> Vec<[u8; 32]> {
+    let (alone, losses, masters) = run(config, 1, steps, micro_batches);
     let distinct: std::collections::HashSet<_> = alone.iter().collect();
     assert_eq!(distinct.len(), alone.len(), "every step changes the parameters");
     for world in 2..=4 {
-        let (hashes, other_losses, other_masters) = run(&config, world, steps, micro_batches);
+        let (hashes, other_losses, other_masters) = run(config, world, steps, micro_batches);
         for (step, (a, b)) in alone.iter().zip(&hashes).enumerate() {
-            assert_eq!(a, b, "{method} in {precision}: hash of step {step} on {world} ranks");
+            assert_eq!(a, b, "{:?}: hash of step {step} on {world} ranks", config.run);
         }
         assert_eq!(losses, other_losses);
         assert_eq!(masters, other_masters);
     }
+    alone
+}
+
+#[test]
+fn a_wire_that_rounds_gives_other_bits_but_the_same_on_every_world() {
+    let mut config = config("bf16", "muon");
+    let exact = same_bits(&config, 8, |step| [6, 3, 4, 11][step as usize % 4]);
+    config.collective.wire = Wire::Bf16;
+    let rounded = same_bits(&config, 8, |step| [6, 3, 4, 11][step as usize % 4]);
+    assert_eq!(exact[0], rounded[0], "the initial parameters");
+    assert_ne!(exact[1..], rounded[1..]);
+}
+
+#[test]
+fn a_fast_reduction_trains_alike_but_its_bits_depend_on_the_world() {
+    let mut config = config("fp32", "muon");
+    config.run.reduction = Reduction::Fast;
+    let (alone, losses, _) = run(&config, 1, 8, |_| 8);
+    let (halves, other_losses, _) = run(&config, 2, 8, |_| 8);
+    assert_eq!(alone[0], halves[0]);
+    assert_ne!(alone[1..], halves[1..]);
+    for (loss, other) in losses.iter().zip(&other_losses) {
+        assert!((loss - other).abs() < 1e-3 * loss, "{loss} {other}");
+    }
+    // Two runs on one world are equal, all the same.
+    assert_eq!(run(&config, 2, 8, |_| 8).0, halves);
 }
 
 #[test]
@@ -174,10 +204,9 @@ fn a_gradient_that_is_not_finite_is_refused_on_every_rank_before_anything_has_ch
             let (config, id) = (config.clone(), id.clone());
             std::thread::spawn(move || {
                 tch::set_num_threads(1);
-                let aborter = Aborter::new();
-                let collective = connect(Backend::Host, &id, rank, 2, Duration::from_secs(30), &aborter).unwrap();
+                let communication = communicate(&id, rank, 2);
                 let mut engine =
-                    Engine::new(&config, from_config(&config, VOCABULARY), collective, deal(4, 2)).unwrap();
+                    Engine::new(&config, from_config(&config, VOCABULARY), communication, deal(4, 2)).unwrap();
                 let before = engine.parameter_hash().unwrap();
                 // A learning rate that no float32 holds makes the first step's parameters infinite or NaN.
                 let plan = Plan {

@@ -1,12 +1,13 @@
-//! `cargo xtask setup|demo|test|bench`: everything a newcomer, a developer and the continuous integration type.
+//! `cargo xtask setup|demo|test|check-gpu|bench`: everything a newcomer, a developer and the continuous integration type.
 //!
 //! Plain Rust that is built before libtorch exists: [`setup`] fetches libtorch, [`demo`] shows a whole run,
-//! [`stages`] is what the continuous integration runs, [`repository`] are the rules about the files themselves, and
-//! [`bench`] measures. [`workspace`] knows where things are and [`process`] starts programs; each
+//! [`stages`] is what the continuous integration runs, [`repository`] are the rules about the files themselves,
+//! [`check_gpu`] looks at NVIDIA's libraries, and [`bench`] measures. [`workspace`] knows where things are and [`process`] starts programs; each
 //! failure is one [`failure::Failure`]: a sentence and an exit code.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod bench;
+mod check_gpu;
 mod demo;
 mod failure;
 mod metrics;
@@ -49,6 +50,8 @@ enum Chore {
         #[arg(value_enum)]
         stages: Vec<stages::Stage>,
     },
+    /// Check, without a GPU, what the GPU path believes of NVIDIA's libraries: fetches them (200 MB) into third_party.
+    CheckGpu,
     /// Measure.
     Bench {
         #[command(subcommand)]
@@ -62,6 +65,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Chore::Setup { root } => setup::setup(&workspace, root.as_deref()),
         Chore::Demo => demo::demo(&workspace),
         Chore::Test { stages } => stages::test(&workspace, &stages),
+        Chore::CheckGpu => check_gpu::check_gpu(&workspace),
         Chore::Bench { what } => bench::bench(&workspace, &what),
     }
 }

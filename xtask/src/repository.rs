@@ -10,7 +10,15 @@ use std::path::{Path, PathBuf};
 use crate::failure::{Failure, on_path};
 
 /// Crates whose business is memory that Rust cannot check.
-const UNSAFE_CRATES: &[&str] = &["trainer/nccl-host/", "trainer/autograd/", "trainer/kernels/"];
+const UNSAFE_CRATES: &[&str] = &[
+    "trainer/nccl-host/",
+    "trainer/nccl-rs/",
+    "trainer/nccl-double/",
+    "trainer/autograd/",
+    "trainer/device-recorder/",
+    "trainer/gpu-kernels/",
+    "trainer/kernels/",
+];
 
 /// What git ignores, and git itself.
 const SKIPPED: &[&str] = &[".git", "target", "third_party", "runs", "demo"];

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::thread;
 use std::time::Duration;
 
-use lockstep_collective::{Aborter, BufferId, Collective, LaneTree, ReduceLanes};
+use lockstep_collective::{Aborter, BufferId, Collective, LaneTree, ReduceLanes, Wire, round_to_bf16};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -31,6 +31,9 @@ pub struct Script {
     /// Bytes of another buffer, cut anywhere.
     bytes: Vec<(Range<usize>, u32)>,
     rounds: Vec<Round>,
+    wire: Wire,
+    /// Whether sums go by rank instead of by the lane tree.
+    by_rank: bool,
 }
 
 struct Round {
@@ -116,7 +119,80 @@ impl Script {
             pieces,
             bytes,
             rounds,
+            wire: if random.random_bool(0.3) {
+                Wire::Bf16
+            } else {
+                Wire::Float32
+            },
+            by_rank: random.random_bool(0.2),
         }
+    }
+
+    /// The order of the sums in a round.
+    fn tree(&self, round: usize) -> LaneTree {
+        let working = &self.rounds[round].working;
+        match self.by_rank {
+            true => LaneTree::by_rank(working, &self.rank_lanes),
+            false => LaneTree::new(working),
+        }
+    }
+
+    /// The sum that one rank gives away, as it gives it away.
+    fn partial(&self, round: usize, lanes: Range<u32>, place: usize) -> f32 {
+        let sum = match self.by_rank {
+            true => self.one_after_the_other(round, lanes.clone(), place),
+            false => self.node(round, lanes.clone(), place),
+        };
+        self.rounded(sum.unwrap(), self.is_whole(round, &lanes))
+    }
+
+    /// The whole sum.
+    fn whole(&self, round: usize, place: usize) -> f32 {
+        if !self.by_rank {
+            return self.node(round, 0..self.lanes, place).unwrap();
+        }
+        let partials: Vec<f32> = self
+            .ranks_with_work(round)
+            .map(|lanes| self.partial(round, lanes, place))
+            .collect();
+        let mut sum = partials[0];
+        for (number, partial) in partials.iter().enumerate().skip(1) {
+            sum = self.rounded(sum + partial, number + 1 == partials.len());
+        }
+        sum
+    }
+
+    /// Whether these lanes have all the work of a round: their sum is the whole one.
+    fn is_whole(&self, round: usize, lanes: &Range<u32>) -> bool {
+        let working = &self.rounds[round].working;
+        (0u32..)
+            .zip(working)
+            .all(|(lane, works)| !works || lanes.contains(&lane))
+    }
+
+    fn ranks_with_work(&self, round: usize) -> impl Iterator<Item = Range<u32>> + '_ {
+        let works = move |lane: u32| self.rounds[round].working[lane as usize];
+        self.rank_lanes
+            .iter()
+            .filter(move |lanes| (*lanes).clone().any(works))
+            .cloned()
+    }
+
+    fn one_after_the_other(&self, round: usize, lanes: Range<u32>, place: usize) -> Option<f32> {
+        let working = |lane: &u32| self.rounds[round].working[*lane as usize];
+        lanes
+            .filter(working)
+            .map(|lane| self.value(round, lane, place))
+            .reduce(|sum, value| sum + value)
+    }
+
+    /// As the wire rounds what is not the whole sum.
+    fn rounded(&self, sum: f32, is_whole: bool) -> f32 {
+        let mut values = [sum];
+        if self.wire == Wire::Bf16 && !is_whole {
+            round_to_bf16(&mut values);
+        }
+        values[0]
     }
 
     /// A word that depends on all its arguments.
@@ -139,7 +215,8 @@ impl Script {
     /// The definition of the lane tree.
     fn node(&self, round: usize, lanes: Range<u32>, place: usize) -> Option<f32> {
         if lanes.len() == 1 {
-            return self.rounds[round].working[lanes.start as usize].then(|| self.value(round, lanes.start, place));
+            let value = || self.rounded(self.value(round, lanes.start, place), self.is_whole(round, &lanes));
+            return self.rounds[round].working[lanes.start as usize].then(value);
         }
         let mut p = 1;
         while 2 * p < lanes.end - lanes.start {
@@ -150,7 +227,7 @@ impl Script {
             self.node(round, lanes.start..middle, place),
             self.node(round, middle..lanes.end, place),
         ) {
-            (Some(left), Some(right)) => Some(left + right),
+            (Some(left), Some(right)) => Some(self.rounded(left + right, self.is_whole(round, &lanes))),
             (left, right) => left.or(right),
         }
     }
@@ -227,13 +304,13 @@ impl<'a> Player<'a> {
 
     fn reduce(&mut self, round: usize) {
         let script = self.script;
-        let tree = LaneTree::new(&script.rounds[round].working);
+        let tree = script.tree(round);
         let mine = tree.maximal_subtrees(script.rank_lanes[self.collective.rank() as usize].clone());
         for (bucket, elements) in (0u32..).zip(&script.buckets) {
             for (lanes, buffer) in mine.iter().zip(&self.partials) {
                 let memory = self.collective.buffer_mut(*buffer).floats_mut(elements.clone());
                 for (value, place) in memory.iter_mut().zip(elements.clone()) {
-                    *value = script.node(round, lanes.clone(), place).unwrap();
+                    *value = script.partial(round, lanes.clone(), place);
                 }
             }
             self.delay();
@@ -250,7 +327,7 @@ impl<'a> Player<'a> {
         for (piece, owner) in script.pieces.iter().flatten() {
             for place in piece.clone() {
                 if *owner == rank {
-                    let whole = script.node(round, 0..script.lanes, place).unwrap();
+                    let whole = script.whole(round, place);
                     assert_eq!(
                         result[place].to_bits(),
                         whole.to_bits(),
@@ -258,7 +335,7 @@ impl<'a> Player<'a> {
                         script.seed
                     );
                 } else if let Some(lanes) = mine.first() {
-                    let own = script.node(round, lanes.clone(), place).unwrap();
+                    let own = script.partial(round, lanes.clone(), place);
                     assert_eq!(
                         result[place].to_bits(),
                         own.to_bits(),
@@ -278,6 +355,7 @@ impl<'a> Player<'a> {
             rank_lanes: &self.script.rank_lanes,
             tree,
             buffers: &self.partials,
+            wire: self.script.wire,
         };
         self.collective.reduce_lanes(&request).unwrap();
     }
@@ -309,7 +387,7 @@ impl<'a> Player<'a> {
             .iter()
             .enumerate()
         {
-            let whole = script.node(round, 0..script.lanes, place).unwrap();
+            let whole = script.whole(round, place);
             assert_eq!(
                 value.to_bits(),
                 whole.to_bits(),

@@ -1,8 +1,9 @@
 //! Which backend serves a world, and how its communicator comes about.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use nccl_host::{Aborter, CommunicatorId};
+use nccl_host::{Aborter, Communicator, CommunicatorId, Options, Root};
 
 use crate::Collective;
 use crate::error::CollectiveError;
@@ -14,7 +15,7 @@ use crate::solo::Solo;
 pub enum Backend {
     /// One rank, no communication.
     Solo,
-    /// Ranks on one machine, over shared memory.
+    /// Ranks on any hosts: over shared memory inside a host, over TCP between hosts.
     Host,
 }
 
@@ -28,8 +29,8 @@ impl Backend {
     }
 }
 
-/// A fresh communicator id for one generation, to be made by one rank and carried to all over an authenticated channel:
-/// it contains the secret.
+/// A fresh communicator id for one generation whose ranks all share this host, to be made by one rank and carried to all over
+/// an authenticated channel: it contains the secret.
 ///
 /// # Errors
 /// The system has no random numbers.
@@ -37,12 +38,58 @@ pub fn new_id(secret: &[u8; 32], generation: u64) -> Result<Vec<u8>, CollectiveE
     Ok(CommunicatorId::new(secret, generation)?.to_bytes())
 }
 
+/// What a rank brings to a meeting.
+#[derive(Default)]
+pub struct Meeting<'a> {
+    /// This rank.
+    pub rank: u32,
+    /// The number of ranks.
+    pub size: u32,
+    /// How long ranks may take to meet, counted from [`join`].
+    pub deadline: Duration,
+    /// How long a call waits for a rank that does nothing; for ever if not given.
+    pub stall: Option<Duration>,
+    /// What rank 0 made the id with, where ranks of several hosts meet: it listens there.
+    pub root: Option<Root>,
+    /// The address at which other hosts reach this one; needed where the id is a [`Root`]'s.
+    pub advertise: Option<IpAddr>,
+    /// Whether ranks of one host use TCP too: for tests and measurements.
+    pub only_tcp: bool,
+    /// Ends the wait here and every wait of the communicator.
+    pub aborter: Option<&'a Aborter>,
+}
+
 /// Joins the ranks that hold the same `id` into a communicator; returns when this rank is connected to every other one.
-/// `deadline` is counted from now. `aborter` ends the wait here and every wait of the communicator later.
 ///
 /// # Errors
 /// An id of another version; a rank outside the world; peers that do not come in time or cannot prove the id's secret;
 /// abort.
+pub fn join(backend: Backend, id: &[u8], meeting: Meeting<'_>) -> Result<Box<dyn Collective>, CollectiveError> {
+    let id = CommunicatorId::from_bytes(id)?;
+    let aborter = meeting.aborter.cloned().unwrap_or_default();
+    aborter.check()?;
+    let Meeting { rank, size, .. } = meeting;
+    match backend {
+        Backend::Solo if (rank, size) != (0, 1) => Err(CollectiveError::NotSolo { rank, size }),
+        Backend::Solo => Ok(Box::new(Solo::new(&aborter))),
+        Backend::Host => {
+            let options = Options {
+                root: meeting.root,
+                advertise: meeting.advertise,
+                only_tcp: meeting.only_tcp,
+                stall: meeting.stall,
+                aborter: Some(&aborter),
+            };
+            let communicator = Communicator::join(&id, rank, size, meeting.deadline, options)?;
+            Ok(Box::new(Host::new(communicator)))
+        }
+    }
+}
+
+/// As [`join`], for ranks that all share this host and wait for each other for ever.
+///
+/// # Errors
+/// As [`join`].
 pub fn connect(
     backend: Backend,
     id: &[u8],
@@ -51,11 +98,12 @@ pub fn connect(
     deadline: Duration,
     aborter: &Aborter,
 ) -> Result<Box<dyn Collective>, CollectiveError> {
-    let id = CommunicatorId::from_bytes(id)?;
-    aborter.check()?;
-    match backend {
-        Backend::Solo if (rank, size) != (0, 1) => Err(CollectiveError::NotSolo { rank, size }),
-        Backend::Solo => Ok(Box::new(Solo::new(aborter))),
-        Backend::Host => Ok(Box::new(Host::connect(&id, rank, size, deadline, aborter)?)),
-    }
+    let meeting = Meeting {
+        rank,
+        size,
+        deadline,
+        aborter: Some(aborter),
+        ..Meeting::default()
+    };
+    join(backend, id, meeting)
 }

@@ -48,7 +48,7 @@ impl CollectiveError {
     /// The peer (rank, pid) whose death this error reports, if that is what it is.
     pub fn lost_peer(&self) -> Option<(u32, u32)> {
         match self {
-            CollectiveError::Transport(nccl_host::Error::PeerLost { rank, pid }) => Some((*rank, *pid)),
+            CollectiveError::Transport(error) => error.lost_peer(),
             _ => None,
         }
     }

@@ -3,7 +3,8 @@
 //! Way of the data: a rank's partial sums lie in buffers that its peers can read ([`Collective::allocate`]); backward
 //! fills them and [`Collective::publish`]es bucket by bucket; [`Collective::reduce_lanes`] gives each owner the sum of
 //! the whole [`LaneTree`], bit-equal to one process adding all lanes; [`Collective::exchange_slots`] makes scalars known
-//! to all without adding them; [`Collective::all_gather_v`] spreads what owners have made of it.
+//! to all without adding them; [`Collective::all_gather_v`] spreads what owners have made of it. The [`communication`] thread
+//! makes these calls while the device thread computes; a [`Device`] orders the two.
 //!
 //! # Who may write when
 //! Peers read payload where it lies, without a copy, so a writer must know when they are done. Two kinds of calls:
@@ -28,7 +29,9 @@
 
 pub mod backend;
 mod checks;
+pub mod communication;
 mod connect;
+mod device;
 mod error;
 mod host;
 mod order;
@@ -36,15 +39,18 @@ mod reduce;
 mod solo;
 mod transfers;
 mod tree;
+mod wire;
 
 use std::ops::Range;
 
-pub use connect::{Backend, connect, new_id};
+pub use connect::{Backend, Meeting, connect, join, new_id};
+pub use device::{Device, HostDevice, Recorded, Stream};
 pub use error::CollectiveError;
-pub use nccl_host::{Aborter, HostMemory};
+pub use nccl_host::{Aborter, HostMemory, MemoryHold, Root};
 pub use order::Publisher;
 pub use transfers::{Transfer, Transfers};
 pub use tree::{Expression, LaneTree, TreeError};
+pub use wire::{Wire, round_to_bf16};
 
 /// A buffer of a communicator, the same on every rank. From [`Collective::allocate`] of the same communicator only:
 /// an id of another one panics or names another buffer.
@@ -94,6 +100,9 @@ pub struct ReduceLanes<'a> {
     /// Partial i of any rank (its i-th maximal subtree) lies in its `buffers[i]`, float32. As many as the rank with most
     /// partials has, at least one: `buffers[0]` of this rank takes the result.
     pub buffers: &'a [BufferId],
+    /// How partial sums are rounded; equal on all ranks. With [`Wire::Bf16`] the partials given are rounded already, but for
+    /// one that is the whole tree.
+    pub wire: Wire,
 }
 
 /// The collectives of one rank in one generation. Every rank makes the same calls in the same order; a difference is
@@ -171,6 +180,11 @@ pub trait Collective: Send {
 
     /// The aborter that was given to [`connect()`].
     fn aborter(&self) -> Aborter;
+
+    /// Whether every call must be made on the thread that connected.
+    fn is_bound_to_thread(&self) -> bool {
+        false
+    }
 
     /// How this rank reaches every rank, by rank; none for itself.
     fn transports(&self) -> Vec<Option<Transport>>;

@@ -9,6 +9,7 @@ use nccl_host::HostMemory;
 
 use crate::error::CollectiveError;
 use crate::tree::Expression;
+use crate::wire::Wire;
 use crate::{BufferId, ReduceLanes};
 
 /// Elements of one piece: 8 KiB an operand, so that two operands and the sum stay in a 32 KiB first cache.
@@ -22,6 +23,7 @@ pub struct Reduction<'a> {
     rank: u32,
     owners: &'a [(Range<usize>, u32)],
     result: BufferId,
+    wire: Wire,
 }
 
 /// A backend's memory, as the arithmetic sees it.
@@ -82,6 +84,7 @@ impl<'a> Reduction<'a> {
             rank,
             owners: request.owners,
             result,
+            wire: request.wire,
         })
     }
 
@@ -112,7 +115,7 @@ impl<'a> Reduction<'a> {
                 let (rank, buffer) = self.places[index];
                 memories.floats(rank, buffer, piece.clone())
             };
-            self.expression.evaluate(&part, sum, &mut scratch);
+            self.expression.evaluate(&part, sum, &mut scratch, self.wire);
             memories
                 .own_mut(self.result)
                 .floats_mut(piece.clone())

@@ -85,7 +85,7 @@ impl ReduceLanes<'_> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::{BufferId, LaneTree};
+    use crate::{BufferId, LaneTree, Wire};
     use proptest::prelude::*;
 
     proptest! {
@@ -114,7 +114,7 @@ mod tests {
                 .collect();
             let tree = LaneTree::new(&working);
             let buffers: Vec<BufferId> = (0..8).map(BufferId).collect();
-            let request = ReduceLanes { bucket: 0, owners: &owners, rank_lanes: &rank_lanes, tree: &tree, buffers: &buffers };
+            let request = ReduceLanes { bucket: 0, owners: &owners, rank_lanes: &rank_lanes, tree: &tree, buffers: &buffers, wire: Wire::Float32 };
             let all: Vec<Transfers> = (0..size).map(|rank| Transfers::of(&request, rank).unwrap()).collect();
             for (rank, own) in (0u32..).zip(&all) {
                 for (peer, others) in (0u32..).zip(&all) {

@@ -8,10 +8,14 @@
 
 use std::ops::Range;
 
+use crate::wire::{Wire, round_to_bf16};
+
 /// The tree over a run's lanes in one step: which lanes there are, and which have work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneTree {
     working: Vec<bool>,
+    /// The lanes of every rank, where sums go by rank instead.
+    by_rank: Option<Vec<Range<u32>>>,
 }
 
 /// Parts that do not make up the tree.
@@ -50,6 +54,16 @@ impl LaneTree {
     pub fn new(working: &[bool]) -> LaneTree {
         LaneTree {
             working: working.to_vec(),
+            by_rank: None,
+        }
+    }
+
+    /// Not the tree but what `reduction = "fast"` does: every rank adds its own lanes, one after the other, into one partial
+    /// sum, and these are added in the order of the ranks. Its bits depend on the deal of lanes.
+    pub fn by_rank(working: &[bool], rank_lanes: &[Range<u32>]) -> LaneTree {
+        LaneTree {
+            working: working.to_vec(),
+            by_rank: Some(rank_lanes.to_vec()),
         }
     }
 
@@ -57,6 +71,7 @@ impl LaneTree {
     pub fn full(lanes: u32) -> LaneTree {
         LaneTree {
             working: vec![true; lanes as usize],
+            by_rank: None,
         }
     }
 
@@ -82,7 +97,10 @@ impl LaneTree {
     /// bucket in its buffer i. Lanes beyond the tree's are ignored.
     pub fn maximal_subtrees(&self, lanes: Range<u32>) -> Vec<Range<u32>> {
         let mut found = Vec::new();
-        if self.lanes() > 0 {
+        if self.by_rank.is_some() {
+            let lanes = lanes.start..lanes.end.min(self.lanes());
+            found.extend(Some(lanes).filter(|lanes| lanes.start < lanes.end && self.has_work(lanes)));
+        } else if self.lanes() > 0 {
             self.collect(0..self.lanes(), &lanes, &mut found);
         }
         found
@@ -111,7 +129,10 @@ impl LaneTree {
             return Err(TreeError::NoWork);
         }
         let mut used = vec![false; parts.len()];
-        let expression = self.build(0..self.lanes(), parts, &mut used)?;
+        let expression = match &self.by_rank {
+            Some(ranks) => self.build_by_rank(ranks, parts, &mut used)?,
+            None => self.build(0..self.lanes(), parts, &mut used)?,
+        };
         match used.iter().position(|used| !used) {
             None => Ok(expression),
             Some(unused) => Err(TreeError::NotNeeded {
@@ -119,6 +140,28 @@ impl LaneTree {
                 end: parts[unused].end,
             }),
         }
+    }
+
+    /// ((rank 0 + rank 1) + rank 2) …, of the ranks that have work.
+    fn build_by_rank(
+        &self,
+        ranks: &[Range<u32>],
+        parts: &[Range<u32>],
+        used: &mut [bool],
+    ) -> Result<Expression, TreeError> {
+        let mut sum: Option<Expression> = None;
+        for lanes in ranks.iter().flat_map(|lanes| self.maximal_subtrees(lanes.clone())) {
+            let part = parts
+                .iter()
+                .position(|part| *part == lanes)
+                .ok_or(TreeError::Missing { lane: lanes.start })?;
+            used[part] = true;
+            sum = Some(match sum {
+                Some(left) => Expression::Sum(Box::new(left), Box::new(Expression::Part(part))),
+                None => Expression::Part(part),
+            });
+        }
+        sum.ok_or(TreeError::NoWork)
     }
 
     /// The expression of a node that has work.
@@ -142,6 +185,13 @@ impl LaneTree {
             (true, false) => self.build(left, parts, used),
             (_, _) => self.build(right, parts, used),
         }
+    }
+
+    /// Whether `lanes` hold all the work: their sum is the whole one.
+    pub fn is_whole(&self, lanes: &Range<u32>) -> bool {
+        (0u32..)
+            .zip(&self.working)
+            .all(|(lane, works)| !works || lanes.contains(&lane))
     }
 
     fn has_work(&self, node: &Range<u32>) -> bool {
@@ -168,24 +218,45 @@ impl Expression {
     }
 
     /// Writes the sum to `output`: `part(i)` gives the elements of part i that belong there, as many as `output` has.
-    /// `scratch` holds at least [`Expression::scratch_pieces`] times as many elements.
-    pub(crate) fn evaluate<'a>(&self, part: &impl Fn(usize) -> &'a [f32], output: &mut [f32], scratch: &mut [f32]) {
+    /// `scratch` holds at least [`Expression::scratch_pieces`] times as many elements. Sums inside are rounded as `wire` says,
+    /// the whole is not.
+    pub(crate) fn evaluate<'a>(
+        &self,
+        part: &impl Fn(usize) -> &'a [f32],
+        output: &mut [f32],
+        scratch: &mut [f32],
+        wire: Wire,
+    ) {
         match self {
             Expression::Part(index) => output.copy_from_slice(part(*index)),
             Expression::Sum(left, right) => match (&**left, &**right) {
                 (Expression::Part(left), Expression::Part(right)) => add_into(part(*left), part(*right), output),
                 // Either way round: a + b and b + a have the same bits (but for what a NaN carries).
                 (inner, Expression::Part(index)) | (Expression::Part(index), inner) => {
-                    inner.evaluate(part, output, scratch);
+                    inner.evaluate_inside(part, output, scratch, wire);
                     add(output, part(*index));
                 }
                 (left, right) => {
-                    left.evaluate(part, output, scratch);
+                    left.evaluate_inside(part, output, scratch, wire);
                     let (piece, rest) = scratch.split_at_mut(output.len());
-                    right.evaluate(part, piece, rest);
+                    right.evaluate_inside(part, piece, rest, wire);
                     add(output, piece);
                 }
             },
+        }
+    }
+
+    /// As [`Expression::evaluate`], for a sum inside another one.
+    fn evaluate_inside<'a>(
+        &self,
+        part: &impl Fn(usize) -> &'a [f32],
+        output: &mut [f32],
+        scratch: &mut [f32],
+        wire: Wire,
+    ) {
+        self.evaluate(part, output, scratch, wire);
+        if wire == Wire::Bf16 {
+            round_to_bf16(output);
         }
     }
 }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use lockstep_collective::{
-    Aborter, Backend, BufferId, Collective, CollectiveError, LaneTree, ReduceLanes, connect, new_id,
+    Aborter, Backend, BufferId, Collective, CollectiveError, LaneTree, ReduceLanes, Wire, connect, new_id,
 };
 use nccl_host::Error;
 
@@ -58,6 +58,7 @@ fn reduce(collective: &mut Box<dyn Collective>, bucket: u32, buffer: BufferId) -
         rank_lanes: &rank_lanes,
         tree: &tree,
         buffers: &[buffer],
+        wire: Wire::Float32,
     })
 }
 
@@ -318,6 +319,7 @@ fn arguments_that_do_not_fit_are_refused_before_anything_is_written_and_the_next
             rank_lanes: &[0..2],
             tree: &tree,
             buffers: &[buffer],
+            wire: Wire::Float32,
         };
         let refused = [
             collective.reduce_lanes(&ReduceLanes { bucket: 4, ..good }),

@@ -2,10 +2,11 @@
 //! process that adds and copies by the definition. Every rank checks all that it receives.
 #![allow(clippy::unwrap_used)]
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use lockstep_collective::{Backend, Collective, connect, new_id};
+use lockstep_collective::{Backend, Collective, Meeting, Root, Transport, connect, join as meet, new_id};
 use lockstep_collective_script::{PATIENCE, Player, Script, patient};
 use rand::Rng;
 
@@ -37,6 +38,64 @@ fn one_rank_gets_them_from_the_solo_backend_too() {
     let seeds: Vec<u64> = (first..).filter(|seed| Script::new(*seed).size == 1).take(12).collect();
     println!("seeds {seeds:?}");
     seeds.into_iter().for_each(|seed| play_as_threads(seed, Backend::Solo));
+}
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Joins rank `rank` of a world over TCP; `only_tcp` says whether ranks of this host use it among themselves.
+fn join_over_tcp(root: Option<Root>, id: &[u8], rank: u32, size: u32, only_tcp: bool) -> Box<dyn Collective> {
+    let aborter = patient();
+    let meeting = Meeting {
+        rank,
+        size,
+        deadline: PATIENCE,
+        root,
+        advertise: Some(LOOPBACK),
+        only_tcp,
+        aborter: Some(&aborter),
+        ..Meeting::default()
+    };
+    meet(Backend::Host, id, meeting).unwrap()
+}
+
+#[test]
+fn ranks_over_tcp_get_the_bits_of_one_process() {
+    let first: u64 = rand::rng().random_range(0..1 << 40);
+    println!("seeds {first} to {}", first + 39);
+    for seed in first..first + 40 {
+        let script = Script::new(seed);
+        let root = Root::open(&[3; 32], seed, LOOPBACK).unwrap();
+        let id = root.id().to_bytes();
+        let mut root = Some(root);
+        thread::scope(|scope| {
+            for rank in 0..script.size {
+                let (script, id, root) = (&script, &id, root.take());
+                scope.spawn(move || {
+                    let collective = join_over_tcp(root, id, rank, script.size, true);
+                    let tcp = |peer| (peer != rank).then_some(Transport::Tcp);
+                    assert_eq!(collective.transports(), (0..script.size).map(tcp).collect::<Vec<_>>());
+                    Player::new(script, collective).play();
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn ranks_of_one_host_that_could_use_tcp_share_memory() {
+    let root = Root::open(&[3; 32], 1, LOOPBACK).unwrap();
+    let id = root.id().to_bytes();
+    let mut root = Some(root);
+    thread::scope(|scope| {
+        for rank in 0..3 {
+            let (id, root) = (&id, root.take());
+            scope.spawn(move || {
+                let collective = join_over_tcp(root, id, rank, 3, false);
+                let shared = |peer| (peer != rank).then_some(Transport::SharedMemory);
+                assert_eq!(collective.transports(), (0..3).map(shared).collect::<Vec<_>>());
+            });
+        }
+    });
 }
 
 const ENVIRONMENT: &str = "LOCKSTEP_WORLDS_RANK";

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use lockstep_collective::{Aborter, BufferId, Collective, LaneTree, ReduceLanes};
+use lockstep_collective::{Aborter, BufferId, Collective, LaneTree, ReduceLanes, Wire};
 use lockstep_trainer::started::mpi_rank;
 use lockstep_trainer::train::Mpi as _;
 use lockstep_trainer_mpi::{Communicator, Library, Sizes};
@@ -165,6 +165,7 @@ fn reduce(collective: &mut Communicator, buffer: BufferId) {
         rank_lanes: &rank_lanes,
         tree: &tree,
         buffers: &[buffer],
+        wire: Wire::Float32,
     };
     collective.publish(0).unwrap();
     collective.reduce_lanes(&request).unwrap();

@@ -63,6 +63,18 @@ impl Mpi for Library {
         Ok(())
     }
 
+    fn place(&self) -> (u32, u32) {
+        let (mut rank, mut size) = (0, 1);
+        if is_started().is_ok_and(|started| started) {
+            // SAFETY: MPI is started. It does not fail for its own communicator, and then nothing would be written.
+            unsafe {
+                let _ = ffi::MPI_Comm_rank(ffi::RSMPI_COMM_WORLD, &mut rank);
+                let _ = ffi::MPI_Comm_size(ffi::RSMPI_COMM_WORLD, &mut size);
+            }
+        }
+        (rank.unsigned_abs(), size.unsigned_abs())
+    }
+
     fn connect(
         &self,
         rank: u32,
@@ -80,15 +92,19 @@ impl Mpi for Library {
     }
 
     fn finish(&self) -> Result<(), CollectiveError> {
-        let mut started = 0;
-        // SAFETY: allowed at any time.
-        check("MPI_Initialized", unsafe { ffi::MPI_Initialized(&mut started) }, None)?;
-        if started == 0 {
+        if !is_started()? {
             return Ok(());
         }
         // SAFETY: started, and finished once; communicators are gone.
         check("MPI_Finalize", unsafe { ffi::MPI_Finalize() }, None)
     }
+}
+
+fn is_started() -> Result<bool, CollectiveError> {
+    let mut started = 0;
+    // SAFETY: allowed at any time.
+    check("MPI_Initialized", unsafe { ffi::MPI_Initialized(&mut started) }, None)?;
+    Ok(started != 0)
 }
 
 /// What every process tells the others when they meet: its rank, the world's size, its process id, and its host.
@@ -107,10 +123,7 @@ impl Communicator {
         deadline: Duration,
         aborter: &Aborter,
     ) -> Result<Communicator, CollectiveError> {
-        let mut started = 0;
-        // SAFETY: allowed at any time.
-        check("MPI_Initialized", unsafe { ffi::MPI_Initialized(&mut started) }, None)?;
-        if started == 0 {
+        if !is_started()? {
             return Err(failed(
                 "MPI_Init_thread",
                 "this process was not started by mpirun; use `lockstep run CONFIG --backend mpi`, or `mpirun -n N lockstep-trainer-mpi train --coordinator URL`",

@@ -198,7 +198,7 @@ impl Communicator {
             .iter()
             .flat_map(|(range, owner)| [range.start as u64, range.end as u64, u64::from(*owner)]);
         let lanes = request.rank_lanes.iter().map(|lanes| u64::from(lanes.end));
-        let known = [self.requests, u64::from(request.bucket)];
+        let known = [self.requests, u64::from(request.bucket), request.wire as u64];
         self.requests = digest(known.into_iter().chain(lanes).chain(words));
         self.reductions += 1;
         let mine = self.header(Kind::ReduceLanes, u64::from(request.bucket));

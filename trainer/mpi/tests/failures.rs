@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::thread;
 use std::time::Duration;
 
-use lockstep_collective::{Aborter, BufferId, Collective, CollectiveError, LaneTree, ReduceLanes};
+use lockstep_collective::{Aborter, BufferId, Collective, CollectiveError, LaneTree, ReduceLanes, Wire};
 use lockstep_collective_script::{PATIENCE, patient};
 use lockstep_trainer::started::mpi_rank;
 use lockstep_trainer_mpi::{Communicator, Sizes};
@@ -27,6 +27,7 @@ fn reduce(collective: &mut Communicator, buffer: BufferId) -> Result<(), Collect
         rank_lanes: &rank_lanes,
         tree: &tree,
         buffers: &[buffer],
+        wire: Wire::Float32,
     })
 }
 
@@ -153,6 +154,7 @@ fn a_rank_with_other_arguments() {
                 rank_lanes: &[0..1, 1..2],
                 tree: &tree,
                 buffers: &[buffer],
+                wire: Wire::Float32,
             })?;
             collective.barrier()
         },

@@ -6,7 +6,7 @@ mod job;
 
 use std::ops::Range;
 
-use lockstep_collective::{Collective, LaneTree, ReduceLanes};
+use lockstep_collective::{Collective, LaneTree, ReduceLanes, Wire};
 use lockstep_collective_script::{Player, Script, patient};
 use lockstep_trainer::train::Mpi as _;
 use lockstep_trainer_mpi::{Library, Sizes};
@@ -102,6 +102,7 @@ fn a_rank_with_bfloat16() {
         rank_lanes: &[0..1, 1..2, 2..3],
         tree: &tree,
         buffers: &[buffer],
+        wire: Wire::Float32,
     };
     collective.publish(0).unwrap();
     collective.reduce_lanes(&request).unwrap();

@@ -1,20 +1,26 @@
-//! The communicator of one rank: buffers that peers can read, calls that wait for every rank, publishes.
+//! The communicator of one rank: buffers that peers can read, calls that wait for every rank, publishes, transfers.
 //!
 //! What a collective is made of: [`Communicator::enter`] waits until every rank is in the same call, then peers'
-//! mappings may be read. Leaving is without a word; the next call tells the peers that this rank has finished reading.
+//! mappings may be read. Leaving is without a word; the next call tells the peers that this rank has finished reading. What
+//! ranks of other hosts have passes as [`Transfer`]s, with the call or (for reductions) on its own.
 
 use std::hash::{DefaultHasher, Hasher};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use crate::abort::{Aborter, Bell};
+use crate::call::{Call, CallKind};
 use crate::control::{CONTROL_BYTES, Controls, Counter};
 use crate::error::Error;
-use crate::id::CommunicatorId;
+use crate::exchange::{self, Buffers, Ended, Into, Operation, Stopped, Transfer};
+use crate::id::{CommunicatorId, Root, listen};
 use crate::link::{Broken, End, Kind, Link, Patience, SLICE};
 use crate::memory::{HostMemory, PeerMemory};
-use crate::rendezvous::Rendezvous;
+use crate::peer::PeerView;
+use crate::rendezvous::{Peer, Rendezvous};
+use crate::tcp::TcpLink;
 
 /// The largest world: a rank holds a socket to each of the others.
 const MOST_RANKS: u32 = 512;
@@ -22,53 +28,39 @@ const MOST_RANKS: u32 = 512;
 /// How long a wait spins before it sleeps: longer would take the core from a rank that has work.
 const SPIN: Duration = Duration::from_micros(20);
 
-/// What a full collective is, so that ranks which disagree find out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallKind {
-    /// Making a buffer.
-    Allocate = 1,
-    /// Meeting.
-    Barrier = 2,
-    /// Ranges from their owners to all.
-    AllGather = 3,
-    /// Slots from their owners to all.
-    ExchangeSlots = 4,
-    /// One range from one rank to all.
-    Broadcast = 5,
-}
-
-/// A call, with a digest of the arguments that must be equal on all ranks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Call(u64);
-
-impl Call {
-    /// A call of this kind; the digest's lower 56 bits count.
-    pub fn new(kind: CallKind, digest: u64) -> Call {
-        Call((kind as u64) << 56 | digest & (u64::MAX >> 8))
-    }
-
-    /// In words, for an error.
-    fn describe(self) -> String {
-        use CallKind::*;
-        let kind = [Allocate, Barrier, AllGather, ExchangeSlots, Broadcast]
-            .into_iter()
-            .find(|kind| *kind as u64 == self.0 >> 56);
-        let name = match kind {
-            Some(Allocate) => "allocate",
-            Some(Barrier) => "barrier",
-            Some(AllGather) => "all_gather_v",
-            Some(ExchangeSlots) => "exchange_slots",
-            Some(Broadcast) => "broadcast",
-            None => "an unknown call",
-        };
-        format!("{name} (arguments {:014x})", self.0 & (u64::MAX >> 8))
-    }
-}
-
 /// One buffer: this rank's memory, and the peers' by rank (none for this rank itself).
 struct Buffer {
     own: HostMemory,
-    peers: Vec<Option<PeerMemory>>,
+    peers: Vec<Option<PeerView>>,
+}
+
+impl Buffers for Vec<Buffer> {
+    fn own(&self, buffer: usize) -> &HostMemory {
+        &self[buffer].own
+    }
+
+    fn destination(&mut self, buffer: usize, peer: u32, into: Into) -> &mut HostMemory {
+        let buffer = &mut self[buffer];
+        match (into, &mut buffer.peers[peer as usize]) {
+            (Into::Mirror, Some(PeerView::Mirror(mirror))) => mirror,
+            _ => &mut buffer.own,
+        }
+    }
+}
+
+/// How a rank joins a communicator.
+#[derive(Default)]
+pub struct Options<'a> {
+    /// What rank 0 listens at, where the id was made by [`Root::open`]: rank 0 alone brings it.
+    pub root: Option<Root>,
+    /// The address at which other hosts reach this one; needed where the id was made by [`Root::open`].
+    pub advertise: Option<IpAddr>,
+    /// Whether TCP is used also between ranks of one host: for tests and measurements.
+    pub only_tcp: bool,
+    /// How long a call waits for a peer that does nothing; for ever if not given.
+    pub stall: Option<Duration>,
+    /// Ends the wait here and every wait of the communicator.
+    pub aborter: Option<&'a Aborter>,
 }
 
 /// Tells the peers what is ready to be read; one thread at a time.
@@ -113,31 +105,54 @@ fn usable(aborter: &Aborter, spent: &OnceLock<Spent>) -> Result<(), Error> {
     }
 }
 
-/// One rank's place among ranks that share a machine. Dropping it closes and unmaps all that it has made.
+/// One rank's place among the others. Dropping it closes and unmaps all that it has made.
 pub struct Communicator {
     rank: u32,
     size: u32,
     controls: Arc<Controls>,
-    /// By rank; none for this rank itself.
+    /// By rank; none for this rank itself and for ranks elsewhere.
     links: Vec<Option<Link>>,
+    /// By rank; none for this rank itself and for ranks that share its memory.
+    remotes: Vec<Option<TcpLink>>,
     buffers: Vec<Buffer>,
     entered: u64,
+    /// Operations with ranks elsewhere.
+    operations: u64,
+    stall: Option<Duration>,
     aborter: Aborter,
     spent: Arc<OnceLock<Spent>>,
 }
 
 impl Communicator {
-    /// Meets the other ranks that hold the same id; `deadline` is counted from now.
+    /// Meets the other ranks that hold the same id, all on this host; `deadline` is counted from now.
     ///
     /// # Errors
-    /// A place outside the world; ranks that do not come in time or are lost meanwhile; a peer that cannot prove the
-    /// secret or expects another world; abort.
+    /// As [`Communicator::join`].
     pub fn connect(
         id: &CommunicatorId,
         rank: u32,
         size: u32,
         deadline: Duration,
         aborter: &Aborter,
+    ) -> Result<Communicator, Error> {
+        let options = Options {
+            aborter: Some(aborter),
+            ..Options::default()
+        };
+        Communicator::join(id, rank, size, deadline, options)
+    }
+
+    /// Meets the other ranks that hold the same id; `deadline` is counted from now.
+    ///
+    /// # Errors
+    /// A place outside the world; ranks that do not come in time or are lost meanwhile; a peer that cannot prove the
+    /// secret or expects another world; an address that is not this host's; abort.
+    pub fn join(
+        id: &CommunicatorId,
+        rank: u32,
+        size: u32,
+        deadline: Duration,
+        options: Options<'_>,
     ) -> Result<Communicator, Error> {
         if rank >= size || size > MOST_RANKS {
             return Err(Error::BadWorld {
@@ -146,23 +161,43 @@ impl Communicator {
                 most: MOST_RANKS,
             });
         }
+        let aborter = options.aborter.cloned().unwrap_or_default();
         aborter.check()?;
-        let (own, descriptor) = HostMemory::shared("control", CONTROL_BYTES)?;
         let started = Instant::now();
+        let (own, descriptor) = HostMemory::shared("control", CONTROL_BYTES)?;
+        let listener = match (id.root, options.root, options.advertise) {
+            (None, _, _) => None,
+            (Some(address), Some(root), _) if rank == 0 => Some((root.listener, address)),
+            (Some(_), _, Some(advertise)) if rank > 0 => Some(listen(advertise)?),
+            (Some(_), _, _) => {
+                return Err(Error::BadId {
+                    why: "it is for several hosts, and this rank has no address to be reached at".into(),
+                });
+            }
+        };
         let rendezvous = Rendezvous {
             id,
             rank,
             size,
             control: descriptor.as_fd(),
+            listener: listener
+                .as_ref()
+                .map(|(listener, address)| (listener.as_fd(), *address)),
+            only_tcp: options.only_tcp,
             started,
             deadline,
-            aborter,
+            aborter: &aborter,
         };
-        let (mut links, mut pages) = (Vec::new(), Vec::new());
+        let (mut links, mut pages, mut remotes) = (Vec::new(), Vec::new(), Vec::new());
         for peer in rendezvous.meet()? {
-            let (link, page) = peer.map(|peer| (peer.link, peer.control)).unzip();
+            let (link, page, remote) = match peer {
+                Some(Peer::Local(link, page)) => (Some(link), Some(page), None),
+                Some(Peer::Remote(link)) => (None, None, Some(*link)),
+                None => (None, None, None),
+            };
             links.push(link);
             pages.push(page);
+            remotes.push(remote);
         }
         let controls = Arc::new(Controls::new(rank, own, pages));
         let bell: Weak<Controls> = Arc::downgrade(&controls);
@@ -172,9 +207,12 @@ impl Communicator {
             size,
             controls,
             links,
+            remotes,
             buffers: Vec::new(),
             entered: 0,
-            aborter: aborter.clone(),
+            operations: 0,
+            stall: options.stall,
+            aborter,
             spent: Arc::default(),
         })
     }
@@ -189,7 +227,12 @@ impl Communicator {
         self.size
     }
 
-    /// The aborter that was given to [`Communicator::connect`].
+    /// Whether payload passes between this rank and a peer over TCP; else they share memory.
+    pub fn is_remote(&self, rank: u32) -> bool {
+        self.remotes.get(rank as usize).is_some_and(Option::is_some)
+    }
+
+    /// The aborter that was given to [`Communicator::join`].
     pub fn aborter(&self) -> &Aborter {
         &self.aborter
     }
@@ -211,6 +254,11 @@ impl Communicator {
 
     fn make_buffer(&mut self, name: &str, bytes: usize) -> Result<Buffer, Error> {
         let (own, descriptor) = HostMemory::shared(name, bytes)?;
+        let mut peers: Vec<Option<PeerView>> = Vec::new();
+        for remote in &self.remotes {
+            let mirror = remote.as_ref().map(|_| HostMemory::sparse(bytes).map(PeerView::Mirror));
+            peers.push(mirror.transpose()?);
+        }
         let aborter = self.aborter.clone();
         let patience = Patience {
             until: None,
@@ -223,7 +271,6 @@ impl Communicator {
             });
             sent.map_err(|broken| self.broken(rank, broken))?;
         }
-        let mut peers: Vec<Option<PeerMemory>> = (0..self.size).map(|_| None).collect();
         for rank in self.controls.peers() {
             let Some(link) = self.link(rank) else { continue };
             let pid = link.pid;
@@ -231,7 +278,8 @@ impl Communicator {
             let lost = frame.lost();
             match (frame.kind, frame.descriptor) {
                 (Kind::Buffer, Some(descriptor)) => {
-                    peers[rank as usize] = Some(PeerMemory::map(descriptor.as_fd(), bytes, rank)?);
+                    let memory = PeerMemory::map(descriptor.as_fd(), bytes, rank)?;
+                    peers[rank as usize] = Some(PeerView::Mapped(memory));
                 }
                 (Kind::Goodbye, _) => return Err(self.left(rank, pid, lost)),
                 (_, _) => {
@@ -260,12 +308,12 @@ impl Communicator {
     }
 
     /// A peer's memory of a buffer; none for this rank itself.
-    pub fn peer(&self, buffer: usize, rank: u32) -> Option<&PeerMemory> {
+    pub fn peer(&self, buffer: usize, rank: u32) -> Option<&PeerView> {
         self.buffers.get(buffer)?.peers.get(rank as usize)?.as_ref()
     }
 
     /// This rank's memory of a buffer to write, and all peers' to read.
-    pub fn own_mut_and_peers(&mut self, buffer: usize) -> Option<(&mut HostMemory, &[Option<PeerMemory>])> {
+    pub fn own_mut_and_peers(&mut self, buffer: usize) -> Option<(&mut HostMemory, &[Option<PeerView>])> {
         self.buffers
             .get_mut(buffer)
             .map(|buffer| (&mut buffer.own, buffer.peers.as_slice()))
@@ -277,14 +325,90 @@ impl Communicator {
     /// # Errors
     /// A rank that is in another call; a rank that is gone; abort.
     pub fn enter(&mut self, call: Call) -> Result<(), Error> {
+        self.enter_with(call, &[], &[])
+    }
+
+    /// As [`Communicator::enter`], and does transfers with ranks elsewhere: what a rank sends is read after it has entered.
+    ///
+    /// # Errors
+    /// As [`Communicator::enter`].
+    pub fn enter_with(&mut self, call: Call, sends: &[Transfer], receives: &[Transfer]) -> Result<(), Error> {
         self.usable()?;
         self.entered += 1;
         self.controls.note_call(self.entered, call.0);
         self.controls.signal(Counter::Entered, self.entered);
         let met = self
-            .wait(Counter::Entered, self.entered)
+            .transfer(call, true, sends, receives)
+            .and_then(|()| self.wait(Counter::Entered, self.entered, call))
             .and_then(|()| self.compare(call));
         self.keep_first_error(met)
+    }
+
+    /// Does transfers with ranks elsewhere, each of which does its own part of the same call. It waits for nobody else.
+    ///
+    /// # Errors
+    /// A rank that is in another call; a rank that is gone; abort.
+    pub fn exchange(&mut self, call: Call, sends: &[Transfer], receives: &[Transfer]) -> Result<(), Error> {
+        self.usable()?;
+        let done = self.transfer(call, false, sends, receives);
+        self.keep_first_error(done)
+    }
+
+    fn transfer(&mut self, call: Call, full: bool, sends: &[Transfer], receives: &[Transfer]) -> Result<(), Error> {
+        if self.remotes.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        self.operations += 1;
+        let operation = Operation {
+            number: self.operations,
+            call: call.0,
+            full,
+        };
+        let aborter = self.aborter.clone();
+        let started = Instant::now();
+        let patience = Patience {
+            until: self.stall.map(|stall| started + stall),
+            aborter: &aborter,
+        };
+        let (links, buffers) = (&mut self.remotes, &mut self.buffers);
+        exchange::run(operation, links, (sends, receives), buffers, patience, SPIN).map_err(|stopped| match stopped {
+            Stopped::Error(error) => error,
+            Stopped::Peer(rank, ended) => self.ended(rank, ended, call, started),
+        })
+    }
+
+    /// The error for a peer elsewhere.
+    fn ended(&self, rank: u32, ended: Ended, call: Call, started: Instant) -> Error {
+        let (pid, host) = match self.remotes.get(rank as usize).and_then(Option::as_ref) {
+            Some(link) => (link.pid, link.host.clone()),
+            None => (0, String::new()),
+        };
+        match ended {
+            Ended::Closed => Error::ConnectionLost { rank, pid, host },
+            Ended::Left(lost) => self.left(rank, pid, lost),
+            Ended::Elsewhere(theirs) => Error::Mismatch {
+                rank,
+                theirs: Call(theirs).describe(),
+                ours: call.describe(),
+            },
+            Ended::Silent => self.stalled(rank, call, started),
+            Ended::Refused(why) => Error::Refused { rank: Some(rank), why },
+        }
+    }
+
+    fn stalled(&self, rank: u32, call: Call, started: Instant) -> Error {
+        Error::Stalled {
+            rank,
+            pid: self.pid(rank),
+            call: call.name().to_owned(),
+            waited_ms: started.elapsed().as_millis() as u64,
+        }
+    }
+
+    /// The process of a peer.
+    fn pid(&self, rank: u32) -> u32 {
+        let remote = self.remotes.get(rank as usize).and_then(Option::as_ref);
+        remote.map_or_else(|| self.link(rank).map_or(0, |link| link.pid), |link| link.pid)
     }
 
     fn compare(&self, ours: Call) -> Result<(), Error> {
@@ -316,7 +440,7 @@ impl Communicator {
     /// A rank that is gone; abort.
     pub fn wait_published(&mut self, count: u64) -> Result<(), Error> {
         self.usable()?;
-        let met = self.wait(Counter::Published, count);
+        let met = self.wait(Counter::Published, count, Call::new(CallKind::Reduce, 0));
         self.keep_first_error(met)
     }
 
@@ -330,10 +454,7 @@ impl Communicator {
 
     fn keep_first_error<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
         if let Err(error) = &result {
-            let lost = match error {
-                Error::PeerLost { rank, .. } => Some(*rank),
-                _ => None,
-            };
+            let lost = error.lost_peer().map(|(rank, _)| rank);
             self.spent.get_or_init(|| Spent {
                 reason: error.to_string(),
                 lost,
@@ -343,7 +464,8 @@ impl Communicator {
     }
 
     /// Waits for the counters of all peers.
-    fn wait(&mut self, counter: Counter, value: u64) -> Result<(), Error> {
+    fn wait(&mut self, counter: Counter, value: u64, call: Call) -> Result<(), Error> {
+        let started = Instant::now();
         for rank in self.controls.peers() {
             if !self.spin(rank, counter, value)? {
                 while !self.controls.reached(rank, counter, value) {
@@ -351,6 +473,9 @@ impl Communicator {
                     self.aborter.check()?;
                     if !self.controls.reached(rank, counter, value) {
                         self.find_lost(counter, value)?;
+                        if self.stall.is_some_and(|stall| started.elapsed() >= stall) {
+                            return Err(self.stalled(rank, call, started));
+                        }
                     }
                 }
             }
@@ -398,9 +523,24 @@ impl Communicator {
 
     /// The error for a peer that closed its end: the root of the matter, where the peer named it.
     fn left(&self, rank: u32, pid: u32, lost: Option<u32>) -> Error {
-        match lost.and_then(|lost| Some((lost, self.link(lost)?.pid))) {
-            Some((rank, pid)) => Error::PeerLost { rank, pid },
+        match lost.filter(|lost| *lost != self.rank && *lost < self.size) {
+            Some(lost) => self.lost(lost),
             None => Error::PeerLeft { rank, pid },
+        }
+    }
+
+    /// The error for a peer that is gone without a word.
+    fn lost(&self, rank: u32) -> Error {
+        match self.remotes.get(rank as usize).and_then(Option::as_ref) {
+            Some(TcpLink { pid, host, .. }) => Error::ConnectionLost {
+                rank,
+                pid: *pid,
+                host: host.clone(),
+            },
+            None => Error::PeerLost {
+                rank,
+                pid: self.pid(rank),
+            },
         }
     }
 
@@ -426,6 +566,9 @@ impl Drop for Communicator {
     fn drop(&mut self) {
         let lost = self.spent.get().and_then(|spent| spent.lost);
         for link in self.links.iter().flatten() {
+            link.say_goodbye(lost);
+        }
+        for link in self.remotes.iter_mut().flatten() {
             link.say_goodbye(lost);
         }
     }

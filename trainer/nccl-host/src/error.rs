@@ -12,6 +12,42 @@ pub enum Error {
         /// Its process, as this rank's kernel named it.
         pid: u32,
     },
+    /// The connection to a peer broke while this rank needed it.
+    #[error(
+        "the connection to rank {rank} (pid {pid} on {host}) broke in the middle of the generation: its process ended, or the network between the hosts was cut"
+    )]
+    ConnectionLost {
+        /// The rank at the other end.
+        rank: u32,
+        /// Its process, as it had named itself.
+        pid: u32,
+        /// Its host, as it had named itself.
+        host: String,
+    },
+    /// A peer did not come in the time that a call may wait.
+    #[error(
+        "rank {rank} (pid {pid}) did not come to {call} in {waited_ms} ms: it is stopped, or slower than collective.deadline_seconds allows"
+    )]
+    Stalled {
+        /// The rank that did not come.
+        rank: u32,
+        /// Its process.
+        pid: u32,
+        /// What this rank waited in.
+        call: String,
+        /// How long.
+        waited_ms: u64,
+    },
+    /// This host has no such address to listen at.
+    #[error(
+        "cannot listen at {address} for the other ranks: {source}. Give the address at which other hosts reach this one with --advertise"
+    )]
+    Listen {
+        /// The address.
+        address: std::net::IpAddr,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
     /// A peer left on its own account (it was aborted, or it had finished) while this rank still needed it.
     #[error("rank {rank} (pid {pid}) left the communicator while this rank was waiting for it")]
     PeerLeft {
@@ -101,6 +137,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// The peer (rank, pid) whose loss this error reports, if that is what it is.
+    pub fn lost_peer(&self) -> Option<(u32, u32)> {
+        match self {
+            Error::PeerLost { rank, pid } | Error::ConnectionLost { rank, pid, .. } => Some((*rank, *pid)),
+            _ => None,
+        }
+    }
+
     /// A system call's failure.
     pub(crate) fn system(call: &'static str, source: rustix::io::Errno) -> Error {
         Error::System {

@@ -1,21 +1,33 @@
-//! Communicators over the memory of one machine.
+//! Communicators over host memory: shared memory inside a host, TCP between hosts.
 //!
-//! A rank writes only its own memory: it makes sealed memfds and passes their descriptors to its peers, who map them
-//! read-only. Way of the data: [`CommunicatorId`] (made by one rank, carried by the coordinator) → peers meet at abstract
-//! unix sockets and prove the id's secret to each other → descriptors pass → signals are counters in shared pages, and
-//! payload is read straight from the peer's mapping. What is computed from it is the business of `lockstep-collective`.
+//! A rank writes only its own memory: it makes sealed memfds and passes their descriptors to the peers of its host, who map
+//! them read-only. Way of the data: [`CommunicatorId`] (made by one rank, carried by the coordinator) → ranks meet
+//! (`rendezvous`), prove the id's secret to each other (`handshake`), and learn how to reach each other (`place`).
+//! Inside a host descriptors pass (`link`), signals are counters in shared pages (`control`), and payload is read straight
+//! from the peer's mapping (`memory`). Between hosts payload passes over authenticated connections (`tcp`), all of an
+//! operation at once (`exchange`), into mirrors of the peers' memory. What is computed from it is the business of
+//! `lockstep-collective`.
 
 mod abort;
+mod call;
 mod communicator;
 mod control;
 mod error;
+mod exchange;
+mod handshake;
 mod id;
 mod link;
 mod memory;
+mod peer;
+mod place;
 mod rendezvous;
+mod tcp;
 
 pub use abort::Aborter;
-pub use communicator::{Call, CallKind, Communicator, Signal};
+pub use call::{Call, CallKind};
+pub use communicator::{Communicator, Options, Signal};
 pub use error::Error;
-pub use id::CommunicatorId;
+pub use exchange::{Into, Transfer};
+pub use id::{CommunicatorId, Root};
 pub use memory::{HostMemory, MemoryHold, PeerMemory};
+pub use peer::PeerView;

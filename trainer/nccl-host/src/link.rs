@@ -19,7 +19,7 @@ use crate::abort::Aborter;
 use crate::error::Error;
 
 /// No frame is longer.
-const LONGEST: usize = 128;
+pub(crate) const LONGEST: usize = 128;
 
 /// How long a wait sleeps before it looks at abort and at its peers again.
 pub(crate) const SLICE: Duration = Duration::from_millis(10);
@@ -44,7 +44,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn from_byte(byte: u8) -> Option<Kind> {
+    pub(crate) fn from_byte(byte: u8) -> Option<Kind> {
         use Kind::*;
         [Hello, Challenge, Proof, Refusal, Control, Buffer, Goodbye]
             .into_iter()
@@ -81,7 +81,7 @@ impl Broken {
         move |source| Broken::Error(Error::system(call, source))
     }
 
-    fn malformed(why: &str) -> Broken {
+    pub(crate) fn malformed(why: &str) -> Broken {
         Broken::Error(Error::Refused {
             rank: None,
             why: why.into(),

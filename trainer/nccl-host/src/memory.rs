@@ -155,6 +155,21 @@ impl HostMemory {
         Ok(HostMemory { mapping, len: bytes })
     }
 
+    /// As [`HostMemory::anonymous`], for memory of which only parts will ever be touched: small pages, so that the rest costs
+    /// nothing.
+    pub(crate) fn sparse(bytes: usize) -> Result<HostMemory, Error> {
+        let memory = HostMemory::anonymous(bytes)?;
+        // SAFETY: advice on a mapping that was just made. Advice may be refused; that costs memory only.
+        let _ = unsafe {
+            rustix::mm::madvise(
+                memory.mapping.start.as_ptr().cast(),
+                memory.mapping.mapped,
+                Advice::LinuxNoHugepage,
+            )
+        };
+        Ok(memory)
+    }
+
     /// Memory that peers can map: the descriptor is sealed, and is not needed here once it was passed on.
     pub(crate) fn shared(name: &str, bytes: usize) -> Result<(HostMemory, OwnedFd), Error> {
         let mapped = pages(bytes)?;
@@ -231,6 +246,12 @@ impl HostMemory {
     #[track_caller]
     pub fn floats_mut(&mut self, range: Range<usize>) -> &mut [f32] {
         self.view_mut(range)
+    }
+
+    /// The 64-bit words `range`. Panics, like indexing, when they are not inside.
+    #[track_caller]
+    pub fn words(&self, range: Range<usize>) -> &[u64] {
+        self.mapping.view(self.len, range)
     }
 
     /// The 64-bit words `range`, to write. Panics, like indexing, when they are not inside.

@@ -1,10 +1,10 @@
-//! How ranks meet: every rank listens at an abstract socket whose name follows from the id's nonce, and connects to all
-//! lower ranks.
+//! How ranks meet.
 //!
-//! Hello (rank, nonce) → Challenge (nonce, proof) → Proof → the two control pages' descriptors. A proof is the keyed
-//! BLAKE3 of both ranks, size, generation and both nonces under the id's secret, with a label for its direction, so it
-//! can be neither replayed nor reflected. Until a connection has proved itself it costs its listener at most
-//! `HANDSHAKE`, and cannot end the listener's wait.
+//! Where the id names an address of rank 0, every rank first tells rank 0 where it is (a [`Card`]), and gets all cards. Then
+//! each rank connects to all lower ranks: at an abstract unix socket, named by the id's nonce, to those in its own place, who
+//! exchange the descriptors of their control pages; over TCP to the others. An id without an address is for ranks that all
+//! share one place, and needs no cards. Until a connection has proved itself (see `handshake`) it costs its listener at
+//! most [`HANDSHAKE`], and cannot end the listener's wait.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -16,9 +16,12 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use crate::abort::Aborter;
 use crate::control::CONTROL_BYTES;
 use crate::error::Error;
-use crate::id::{CommunicatorId, random};
+use crate::handshake::{Failure, Introduction, Purpose, refused, refused_by};
+use crate::id::CommunicatorId;
 use crate::link::{Broken, Frame, Kind, Link, Patience, poll_for};
 use crate::memory::PeerMemory;
+use crate::place::Card;
+use crate::tcp::{Stream, TcpLink, TcpSocket};
 
 /// The longest that one connection may keep a listener from the next.
 const HANDSHAKE: Duration = Duration::from_secs(2);
@@ -26,10 +29,12 @@ const HANDSHAKE: Duration = Duration::from_secs(2);
 /// Between two tries to connect to a rank that does not listen yet.
 const RETRY: Duration = Duration::from_millis(2);
 
-/// A peer that has proved itself, with its control page.
-pub(crate) struct Peer {
-    pub(crate) link: Link,
-    pub(crate) control: PeerMemory,
+/// A peer that has proved itself.
+pub(crate) enum Peer {
+    /// It shares this rank's memory: the socket, and the peer's control page.
+    Local(Link, PeerMemory),
+    /// It is reached over TCP.
+    Remote(Box<TcpLink>),
 }
 
 /// One rank on its way to meet the others.
@@ -39,55 +44,60 @@ pub(crate) struct Rendezvous<'a> {
     pub(crate) size: u32,
     /// This rank's control page, for the peers.
     pub(crate) control: BorrowedFd<'a>,
+    /// Where this rank listens for ranks of other hosts, and the address that leads there.
+    pub(crate) listener: Option<(BorrowedFd<'a>, std::net::SocketAddr)>,
+    /// Whether TCP is used also between ranks in one place.
+    pub(crate) only_tcp: bool,
     pub(crate) started: Instant,
     pub(crate) deadline: Duration,
     pub(crate) aborter: &'a Aborter,
 }
 
-/// Why a handshake came to nothing.
-enum Failure {
-    /// Not this connection; the next may do.
-    Connection(String),
-    /// The whole meeting has failed.
-    Meeting(Error),
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Failure {
-        Failure::Meeting(error)
-    }
-}
-
-impl From<Broken> for Failure {
-    fn from(broken: Broken) -> Failure {
-        match broken {
-            Broken::Closed => Failure::Connection("it was closed during the handshake".into()),
-            Broken::Late => Failure::Connection("it was silent during the handshake".into()),
-            Broken::Error(Error::Refused { why, .. }) => Failure::Connection(why),
-            Broken::Error(error) => Failure::Meeting(error),
-        }
-    }
-}
-
 impl Rendezvous<'_> {
     /// Meets every other rank. By rank; none for this rank itself.
     pub(crate) fn meet(&self) -> Result<Vec<Option<Peer>>, Error> {
-        let listener = self.listen()?;
+        let local = self.listen()?;
         let mut peers: Vec<Option<Peer>> = (0..self.size).map(|_| None).collect();
+        let cards = match self.listener {
+            Some((listener, address)) => Some(self.cards(Card::of(self.rank, address)?, listener)?),
+            None => None,
+        };
         for rank in 0..self.rank {
-            let peer = self.reach(rank, &mut peers)?;
+            let peer = self.reach(rank, cards.as_deref(), &mut peers)?;
             peers[rank as usize] = Some(peer);
         }
         let mut refused = None;
-        while let Some(missing) = self.missing(&peers) {
-            match self.accept(&listener, &mut peers) {
-                Ok(()) => {}
+        while peers
+            .iter()
+            .enumerate()
+            .any(|(rank, peer)| rank > self.rank as usize && peer.is_none())
+        {
+            let missing = |rank: u32| peers[rank as usize].is_none();
+            let taken = match self.next(&local, &missing) {
+                Ok(Some(Incoming::Local(link))) => self.take_local(link, &peers).map(Some),
+                Ok(Some(Incoming::Remote(socket))) => self.take_remote(socket, &peers, cards.as_deref()).map(Some),
+                Ok(None) => Ok(None),
+                Err(failure) => Err(failure),
+            };
+            match taken {
+                Ok(Some((rank, peer))) => peers[rank as usize] = Some(peer),
+                Ok(None) => lost(&mut peers)?,
                 Err(Failure::Connection(why)) => refused = Some(why),
-                Err(Failure::Meeting(Error::Deadline { .. })) => return Err(self.late(missing, refused)),
+                Err(Failure::Meeting(Error::Deadline { .. })) => {
+                    return Err(self.late(&missing, refused));
+                }
                 Err(Failure::Meeting(error)) => return Err(error),
             }
         }
         Ok(peers)
+    }
+
+    fn introduction(&self) -> Introduction<'_> {
+        Introduction {
+            id: self.id,
+            rank: self.rank,
+            size: self.size,
+        }
     }
 
     fn patience(&self) -> Patience<'_> {
@@ -97,25 +107,126 @@ impl Rendezvous<'_> {
         }
     }
 
-    /// Who of the higher ranks has not come, in words.
-    fn missing(&self, peers: &[Option<Peer>]) -> Option<String> {
-        let missing: Vec<String> = (self.rank + 1..self.size)
-            .filter(|rank| peers[*rank as usize].is_none())
-            .map(|rank| rank.to_string())
-            .collect();
-        match missing.len() {
-            0 => None,
-            1 => Some(format!("rank {}", missing[0])),
-            _ => Some(format!("ranks {}", missing.join(", "))),
+    /// Patience with a connection that has not proved itself.
+    fn short_patience(&self) -> Patience<'_> {
+        Patience {
+            until: Some((self.started + self.deadline).min(Instant::now() + HANDSHAKE)),
+            aborter: self.aborter,
         }
     }
 
-    fn late(&self, missing: String, refused: Option<String>) -> Error {
-        let waited_ms = self.started.elapsed().as_millis() as u64;
+    /// Exchanges cards through rank 0. By rank.
+    fn cards(&self, own: Card, listener: BorrowedFd<'_>) -> Result<Vec<Card>, Error> {
+        if self.rank > 0 {
+            return self.ask_for_cards(&own);
+        }
+        let mut cards: Vec<Option<(Card, Option<TcpLink>)>> = (0..self.size).map(|_| None).collect();
+        cards[0] = Some((own, None));
+        let mut refused = None;
+        while cards.iter().any(Option::is_none) {
+            let missing = |rank: u32| cards[rank as usize].is_none();
+            let taken = match self.accept(&[listener], &missing) {
+                Ok(Some(socket)) => self.take_card(socket, &missing).map(Some),
+                Ok(None) => Ok(None),
+                Err(failure) => Err(failure),
+            };
+            match taken {
+                Ok(Some((card, link))) => {
+                    let place = card.rank as usize;
+                    cards[place] = Some((card, Some(link)));
+                }
+                Ok(None) => {}
+                Err(Failure::Connection(why)) => refused = Some(why),
+                Err(Failure::Meeting(Error::Deadline { .. })) => return Err(self.late(&missing, refused)),
+                Err(Failure::Meeting(error)) => return Err(error),
+            }
+            for (card, link) in cards.iter().flatten() {
+                if let Some(link) = link
+                    && link.is_closed()?
+                {
+                    return Err(connection_lost(card.rank, link));
+                }
+            }
+        }
+        let (cards, links): (Vec<Card>, Vec<Option<TcpLink>>) = cards.into_iter().flatten().unzip();
+        for (rank, link) in (0u32..).zip(links) {
+            let Some(mut link) = link else { continue };
+            for card in &cards {
+                link.send(Stream::Card, &card.to_bytes(), self.patience())
+                    .map_err(|broken| self.with_peer(rank, &link, broken))?;
+            }
+        }
+        Ok(cards)
+    }
+
+    /// Rank 0's part for one other rank.
+    fn take_card(&self, socket: OwnedFd, missing: &impl Fn(u32) -> bool) -> Result<(Card, TcpLink), Failure> {
+        let socket = tcp(socket)?;
+        let expects = |rank, purpose| {
+            (rank < self.size && missing(rank) && purpose == Purpose::Card as u8).then_some(Purpose::Card)
+        };
+        let patience = self.short_patience();
+        let (rank, parties) = self.introduction().answer(&socket, expects, patience)?;
+        let mut link = socket.into_link(self.introduction().keys(&parties), 0, String::new());
+        let card = Card::from_bytes(&link.receive(Stream::Card, patience)?)
+            .filter(|card| card.rank == rank)
+            .ok_or_else(|| Failure::Connection(format!("rank {rank} sent a card that is not its own")))?;
+        link.pid = card.pid;
+        link.host.clone_from(&card.host);
+        Ok((card, link))
+    }
+
+    /// Every other rank's part.
+    fn ask_for_cards(&self, own: &Card) -> Result<Vec<Card>, Error> {
+        let Some(root) = self.id.root else {
+            return Err(Error::BadId {
+                why: "it names no address of rank 0, and this rank was told to use TCP".into(),
+            });
+        };
+        let mut link = self.reach_over_tcp(0, root, Purpose::Card, None, &mut [])?;
+        let patience = self.patience();
+        link.send(Stream::Card, &own.to_bytes(), patience)
+            .map_err(|broken| self.with_peer(0, &link, broken))?;
+        let mut cards = Vec::new();
+        for rank in 0..self.size {
+            let bytes = link
+                .receive(Stream::Card, patience)
+                .map_err(|broken| self.with_peer(0, &link, broken))?;
+            cards.push(
+                Card::from_bytes(&bytes)
+                    .filter(|card| card.rank == rank)
+                    .ok_or(Error::Refused {
+                        rank: Some(0),
+                        why: "it sent a list of ranks that is none".into(),
+                    })?,
+            );
+        }
+        Ok(cards)
+    }
+
+    /// The error for a connection to a known peer that failed while ranks met.
+    fn with_peer(&self, rank: u32, link: &TcpLink, broken: Broken) -> Error {
+        match broken {
+            Broken::Closed => connection_lost(rank, link),
+            Broken::Late => self.late(&|other| other == rank || other > self.rank, None),
+            Broken::Error(Error::Refused { why, .. }) => Error::Refused { rank: Some(rank), why },
+            Broken::Error(error) => error,
+        }
+    }
+
+    /// The error at the deadline; `missing`: who of the others has not come.
+    fn late(&self, missing: &dyn Fn(u32) -> bool, refused: Option<String>) -> Error {
+        let names: Vec<String> = (0..self.size)
+            .filter(|rank| *rank != self.rank && missing(*rank))
+            .map(|rank| rank.to_string())
+            .collect();
         Error::Deadline {
             rank: self.rank,
-            missing,
-            waited_ms,
+            missing: match names.as_slice() {
+                [one] => format!("rank {one}"),
+                _ => format!("ranks {}", names.join(", ")),
+            },
+            waited_ms: self.started.elapsed().as_millis() as u64,
             refused,
         }
     }
@@ -148,202 +259,181 @@ impl Rendezvous<'_> {
     }
 
     /// Connects to a lower rank, as soon as it listens.
-    fn reach(&self, rank: u32, peers: &mut [Option<Peer>]) -> Result<Peer, Error> {
+    fn reach(&self, rank: u32, cards: Option<&[Card]>, peers: &mut [Option<Peer>]) -> Result<Peer, Error> {
+        let Some(cards) = cards else {
+            return self.reach_locally(rank, peers);
+        };
+        let (own, theirs) = (&cards[self.rank as usize], &cards[rank as usize]);
+        if self.only_tcp || own.place != theirs.place {
+            let link = self.reach_over_tcp(rank, theirs.address, Purpose::Remote, Some(theirs), peers)?;
+            return Ok(Peer::Remote(Box::new(link)));
+        }
+        self.reach_locally(rank, peers)
+    }
+
+    fn reach_locally(&self, rank: u32, peers: &mut [Option<Peer>]) -> Result<Peer, Error> {
         let address = self.address(rank)?;
-        let mut refused = None;
-        loop {
+        self.persist(rank, peers, || {
             let socket = self.socket()?;
             match rustix::net::connect(&socket, &address) {
-                Ok(()) => match self.greet(Link::new(socket)?, rank) {
-                    Ok(peer) => return Ok(peer),
-                    Err(Failure::Connection(why)) => refused = Some(why),
-                    Err(Failure::Meeting(error)) => return Err(error),
-                },
+                Ok(()) => self.greet_locally(Link::new(socket)?, rank).map(Some),
                 // Nobody listens yet, or too many wait to be heard.
-                Err(Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR) => {}
-                Err(source) => return Err(Error::system("connect", source)),
+                Err(Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR) => Ok(None),
+                Err(source) => Err(Failure::Meeting(Error::system("connect", source))),
+            }
+        })
+    }
+
+    /// The connecting side, and the exchange of control pages.
+    fn greet_locally(&self, link: Link, rank: u32) -> Result<Peer, Failure> {
+        let patience = self.patience();
+        self.introduction().greet(&link, rank, Purpose::Local, patience)?;
+        let answer = link.receive(patience)?;
+        if answer.kind == Kind::Refusal {
+            return Err(refused_by(rank, &answer));
+        }
+        let control = control_page(answer, rank)?;
+        link.send(Kind::Control, &[], Some(self.control), patience)?;
+        Ok(Peer::Local(link, control))
+    }
+
+    fn reach_over_tcp(
+        &self,
+        rank: u32,
+        address: std::net::SocketAddr,
+        purpose: Purpose,
+        card: Option<&Card>,
+        peers: &mut [Option<Peer>],
+    ) -> Result<TcpLink, Error> {
+        let (pid, host) = card.map_or((0, address.to_string()), |card| (card.pid, card.host.clone()));
+        self.persist(rank, peers, || {
+            let Ok(socket) = TcpSocket::connect(address) else {
+                return Ok(None);
+            };
+            // Whether the connection comes about shows at the first frame.
+            let parties = self.introduction().greet(&socket, rank, purpose, self.patience())?;
+            let mut link = socket.into_link(self.introduction().keys(&parties), pid, host.clone());
+            if purpose == Purpose::Remote {
+                // The other end says that it has taken this rank in, or closes.
+                let welcome = link.receive(Stream::Enter, self.patience())?;
+                if !welcome.is_empty() {
+                    return Err(refused(rank, "it did not take this rank in"));
+                }
+            }
+            Ok(Some(link))
+        })
+    }
+
+    /// Tries again, until it works, fails for good, or the time is over.
+    fn persist<T>(
+        &self,
+        rank: u32,
+        peers: &mut [Option<Peer>],
+        mut attempt: impl FnMut() -> Result<Option<T>, Failure>,
+    ) -> Result<T, Error> {
+        let mut refused = None;
+        loop {
+            match attempt() {
+                Ok(Some(peer)) => return Ok(peer),
+                Ok(None) => {}
+                Err(Failure::Connection(why)) => refused = Some(why),
+                Err(Failure::Meeting(error)) => return Err(error),
             }
             lost(peers)?;
             match self.patience().slice() {
                 Ok(slice) => std::thread::sleep(slice.min(RETRY)),
                 Err(Broken::Error(error)) => return Err(error),
-                Err(_) => return Err(self.late(format!("rank {rank}"), refused)),
+                Err(_) => return Err(self.late(&|other| other == rank, refused)),
             }
         }
     }
 
-    /// The connecting side of the handshake.
-    fn greet(&self, link: Link, rank: u32) -> Result<Peer, Failure> {
-        let refused = |why: &str| {
-            Failure::Meeting(Error::Refused {
-                rank: Some(rank),
-                why: why.into(),
-            })
+    /// The next connection, from this place or over TCP.
+    fn next(&self, local: &OwnedFd, missing: &impl Fn(u32) -> bool) -> Result<Option<Incoming>, Failure> {
+        let remote = self.listener.map(|(listener, _)| listener);
+        let listeners: Vec<BorrowedFd<'_>> = std::iter::once(local.as_fd()).chain(remote).collect();
+        let Some(socket) = self.accept(&listeners, missing)? else {
+            return Ok(None);
         };
-        let patience = self.patience();
-        let nonce: [u8; 32] = random()?;
-        let mut hello = Vec::new();
-        hello.extend_from_slice(&self.rank.to_le_bytes());
-        hello.extend_from_slice(&self.size.to_le_bytes());
-        hello.extend_from_slice(&self.id.generation.to_le_bytes());
-        hello.extend_from_slice(&nonce);
-        link.send(Kind::Hello, &hello, None, patience)?;
-        let answer = link.receive(patience)?;
-        let (theirs, proof) = match (answer.kind, answer.payload.split_first_chunk::<32>()) {
-            (Kind::Challenge, Some((theirs, proof))) => (theirs, proof),
-            (Kind::Refusal, _) => return Err(refused(&format!("it said: {}", sentence(&answer.payload)))),
-            _ => return Err(refused("it answered the greeting with something else than a challenge")),
-        };
-        let parties = Parties {
-            listening: rank,
-            connecting: self.rank,
-            connecting_nonce: &nonce,
-            listening_nonce: theirs,
-        };
-        if !self.proves(proof, "listening", &parties) {
-            // A courtesy to a peer that was configured wrongly; it may be gone already.
-            let _ = link.send(Kind::Refusal, b"the proof of the secret was wrong", None, patience);
-            return Err(refused(
-                "it could not prove that it knows the secret of this generation",
-            ));
+        let domain = rustix::net::sockopt::socket_domain(&socket)
+            .map_err(|source| Failure::Meeting(Error::system("getsockopt(SO_DOMAIN)", source)))?;
+        if domain != AddressFamily::UNIX {
+            return Ok(Some(Incoming::Remote(socket)));
         }
-        link.send(
-            Kind::Proof,
-            self.proof("connecting", &parties).as_bytes(),
-            None,
-            patience,
-        )?;
-        let answer = link.receive(patience)?;
-        if answer.kind == Kind::Refusal {
-            return Err(refused(&format!("it said: {}", sentence(&answer.payload))));
-        }
-        let control = control_page(answer, rank)?;
-        link.send(Kind::Control, &[], Some(self.control), patience)?;
-        Ok(Peer { link, control })
-    }
-
-    /// Takes one connection of a higher rank.
-    fn accept(&self, listener: &OwnedFd, peers: &mut [Option<Peer>]) -> Result<(), Failure> {
-        let socket = loop {
-            match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(socket) => break socket,
-                Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
-                Err(source) => return Err(Failure::Meeting(Error::system("accept", source))),
-            }
-            lost(peers)?;
-            let slice = match self.patience().slice() {
-                Ok(slice) => slice,
-                Err(Broken::Error(error)) => return Err(Failure::Meeting(error)),
-                Err(_) => return Err(Failure::Meeting(self.late(String::new(), None))),
-            };
-            poll_for(&mut [PollFd::new(listener, PollFlags::IN)], slice)?;
-        };
         let link = Link::new(socket).map_err(|error| match error {
             Error::Refused { why, .. } => Failure::Connection(why),
             error => Failure::Meeting(error),
         })?;
-        let limit = (self.started + self.deadline).min(Instant::now() + HANDSHAKE);
-        let patience = Patience {
-            until: Some(limit),
-            aborter: self.aborter,
-        };
-        let refuse = |why: String| {
-            // The sentence is a courtesy to a peer; it may be gone already.
-            let _ = link.send(Kind::Refusal, why.as_bytes(), None, patience);
-            Failure::Connection(why)
-        };
+        Ok(Some(Incoming::Local(link)))
+    }
 
-        let hello = link.receive(patience)?;
-        let Some((rank, size, generation, nonce)) = read_hello(&hello) else {
-            return Err(refuse("its greeting was not one of ours".into()));
+    /// The next connection of any of the listeners; none when a slice went by without one.
+    fn accept(&self, listeners: &[BorrowedFd<'_>], missing: &impl Fn(u32) -> bool) -> Result<Option<OwnedFd>, Failure> {
+        let slice = match self.patience().slice() {
+            Ok(slice) => slice,
+            Err(Broken::Error(error)) => return Err(Failure::Meeting(error)),
+            Err(_) => return Err(Failure::Meeting(self.late(missing, None))),
         };
-        if size != self.size {
-            return Err(refuse(format!(
-                "rank {rank} expects {size} ranks, rank {} {}",
-                self.rank, self.size
-            )));
+        let mut polled: Vec<PollFd<'_>> = listeners
+            .iter()
+            .map(|listener| PollFd::new(listener, PollFlags::IN))
+            .collect();
+        poll_for(&mut polled, slice)?;
+        for listener in listeners {
+            match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(socket) => return Ok(Some(socket)),
+                Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
+                Err(source) => return Err(Failure::Meeting(Error::system("accept", source))),
+            }
         }
-        if generation != self.id.generation {
-            return Err(refuse(format!(
-                "rank {rank} is of generation {generation}, not {}",
-                self.id.generation
-            )));
-        }
-        if rank <= self.rank || rank >= size || peers[rank as usize].is_some() {
-            return Err(refuse(format!("rank {} does not wait for a rank {rank}", self.rank)));
-        }
-        let own: [u8; 32] = random()?;
-        let parties = Parties {
-            listening: self.rank,
-            connecting: rank,
-            connecting_nonce: &nonce,
-            listening_nonce: &own,
-        };
-        let challenge = [own.as_slice(), self.proof("listening", &parties).as_bytes()].concat();
-        link.send(Kind::Challenge, &challenge, None, patience)?;
-        let answer = link.receive(patience)?;
-        if answer.kind == Kind::Refusal {
-            return Err(Failure::Connection(format!(
-                "rank {rank} said: {}",
-                sentence(&answer.payload)
-            )));
-        }
-        if answer.kind != Kind::Proof || !self.proves(&answer.payload, "connecting", &parties) {
-            return Err(refuse(format!(
-                "rank {rank} could not prove that it knows the secret of this generation"
-            )));
-        }
+        Ok(None)
+    }
+
+    /// Whether `rank` may come now.
+    fn expects(&self, rank: u32, peers: &[Option<Peer>]) -> bool {
+        self.rank < rank && rank < self.size && peers[rank as usize].is_none()
+    }
+
+    /// Takes one connection of a higher rank in this place.
+    fn take_local(&self, link: Link, peers: &[Option<Peer>]) -> Result<(u32, Peer), Failure> {
+        let patience = self.short_patience();
+        let expects =
+            |rank, purpose| (self.expects(rank, peers) && purpose == Purpose::Local as u8).then_some(Purpose::Local);
+        let (rank, _) = self.introduction().answer(&link, expects, patience)?;
         link.send(Kind::Control, &[], Some(self.control), patience)?;
         let control = control_page(link.receive(patience)?, rank)?;
-        peers[rank as usize] = Some(Peer { link, control });
-        Ok(())
+        Ok((rank, Peer::Local(link, control)))
     }
 
-    fn proof(&self, direction: &str, parties: &Parties<'_>) -> blake3::Hash {
-        let mut hasher = blake3::Hasher::new_keyed(&self.id.secret);
-        hasher
-            .update(b"lockstep nccl-host 1 proof ")
-            .update(direction.as_bytes());
-        hasher
-            .update(&self.id.nonce)
-            .update(&self.id.generation.to_le_bytes())
-            .update(&self.size.to_le_bytes());
-        hasher
-            .update(&parties.listening.to_le_bytes())
-            .update(&parties.connecting.to_le_bytes());
-        hasher.update(parties.connecting_nonce).update(parties.listening_nonce);
-        hasher.finalize()
-    }
-
-    /// Compared in constant time.
-    fn proves(&self, proof: &[u8], direction: &str, parties: &Parties<'_>) -> bool {
-        <[u8; 32]>::try_from(proof).is_ok_and(|proof| self.proof(direction, parties) == proof)
+    /// Takes one connection of a higher rank elsewhere.
+    fn take_remote(
+        &self,
+        socket: OwnedFd,
+        peers: &[Option<Peer>],
+        cards: Option<&[Card]>,
+    ) -> Result<(u32, Peer), Failure> {
+        let socket = tcp(socket)?;
+        let patience = self.short_patience();
+        let expects =
+            |rank, purpose| (self.expects(rank, peers) && purpose == Purpose::Remote as u8).then_some(Purpose::Remote);
+        let (rank, parties) = self.introduction().answer(&socket, expects, patience)?;
+        let card = cards.and_then(|cards| cards.get(rank as usize));
+        let (pid, host) = card.map_or((0, String::new()), |card| (card.pid, card.host.clone()));
+        let mut link = socket.into_link(self.introduction().keys(&parties), pid, host);
+        link.send(Stream::Enter, &[], patience)?;
+        Ok((rank, Peer::Remote(Box::new(link))))
     }
 }
 
-/// What a proof is about.
-struct Parties<'a> {
-    listening: u32,
-    connecting: u32,
-    connecting_nonce: &'a [u8; 32],
-    listening_nonce: &'a [u8; 32],
+/// A connection that has not proved itself.
+enum Incoming {
+    Local(Link),
+    Remote(OwnedFd),
 }
 
-/// Rank, size, generation and nonce of a greeting.
-fn read_hello(frame: &Frame) -> Option<(u32, u32, u64, [u8; 32])> {
-    let (rank, rest) = frame.payload.split_first_chunk::<4>()?;
-    let (size, rest) = rest.split_first_chunk::<4>()?;
-    let (generation, nonce) = rest.split_first_chunk::<8>()?;
-    let nonce = <[u8; 32]>::try_from(nonce).ok()?;
-    let whole = frame.kind == Kind::Hello;
-    whole.then(|| {
-        (
-            u32::from_le_bytes(*rank),
-            u32::from_le_bytes(*size),
-            u64::from_le_bytes(*generation),
-            nonce,
-        )
-    })
+/// Takes an accepted TCP socket.
+fn tcp(socket: OwnedFd) -> Result<TcpSocket, Failure> {
+    TcpSocket::accepted(socket).map_err(|source| Failure::Connection(format!("its socket cannot be used: {source}")))
 }
 
 /// Maps the control page that a frame brings.
@@ -357,23 +447,24 @@ fn control_page(frame: Frame, rank: u32) -> Result<PeerMemory, Error> {
     }
 }
 
-/// A peer's sentence, made safe to print.
-fn sentence(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes)
-        .chars()
-        .filter(|character| !character.is_control())
-        .collect()
+fn connection_lost(rank: u32, link: &TcpLink) -> Error {
+    Error::ConnectionLost {
+        rank,
+        pid: link.pid,
+        host: link.host.clone(),
+    }
 }
 
 /// A peer that had come and is gone ends the meeting: an ordinary failed generation.
 fn lost(peers: &mut [Option<Peer>]) -> Result<(), Error> {
     for (rank, peer) in (0u32..).zip(peers) {
-        let Some(peer) = peer else { continue };
-        if peer.link.end()?.is_some() {
-            return Err(Error::PeerLost {
-                rank,
-                pid: peer.link.pid,
-            });
+        let error = match peer {
+            Some(Peer::Local(link, _)) => link.end()?.map(|_| Error::PeerLost { rank, pid: link.pid }),
+            Some(Peer::Remote(link)) => link.is_closed()?.then(|| connection_lost(rank, link)),
+            None => None,
+        };
+        if let Some(error) = error {
+            return Err(error);
         }
     }
     Ok(())

@@ -2,16 +2,19 @@
 //!
 //! A hook says that a tensor's gradient is complete; a bucket whose tensors are all complete is *full*. Buckets close in
 //! index order on every rank, never in order of readiness: closing adds the rank's own lanes together where the program
-//! leaves that for the end, and publishes. After backward [`Filling::flush`] closes what hooks did not.
+//! leaves that for the end, and hands the bucket to the communication thread. After backward [`Filling::flush`] closes what
+//! hooks did not.
 
 use std::ops::Range;
 
 use lockstep_autograd::FlatBuffer;
+use lockstep_collective::communication::Ready;
+use lockstep_collective::round_to_bf16;
 use lockstep_kernels::pointwise;
 
 use crate::error::TrainerError;
 use crate::sharding::layout::Layout;
-use crate::step::{SharedCollective, locked};
+use crate::sharding::program::Action;
 
 /// The buckets of one rank in one step.
 pub struct Filling {
@@ -19,24 +22,24 @@ pub struct Filling {
     tensors: Vec<usize>,
     bucket_of: Vec<usize>,
     gradients: Vec<FlatBuffer>,
-    collective: SharedCollective,
+    buckets: Ready,
     armed: bool,
     complete: Vec<bool>,
     waiting: Vec<usize>,
     next: usize,
-    closing: Vec<(usize, usize)>,
+    closing: Vec<Action>,
     failure: Option<TrainerError>,
 }
 
 impl Filling {
     /// The buckets of a layout over gradient buffers.
-    pub fn new(layout: &Layout, gradients: Vec<FlatBuffer>, collective: SharedCollective) -> Filling {
+    pub fn new(layout: &Layout, gradients: Vec<FlatBuffer>, buckets: Ready) -> Filling {
         Filling {
             elements: layout.buckets.iter().map(|b| b.elements.clone()).collect(),
             tensors: layout.buckets.iter().map(|b| b.tensors.len()).collect(),
             bucket_of: layout.places.iter().map(|p| p.bucket).collect(),
             gradients,
-            collective,
+            buckets,
             armed: false,
             complete: vec![false; layout.places.len()],
             waiting: Vec::new(),
@@ -46,8 +49,8 @@ impl Filling {
         }
     }
 
-    /// Starts a step; `closing` are the additions (into, from) between buffers that each bucket still needs.
-    pub fn begin(&mut self, closing: Vec<(usize, usize)>) {
+    /// Starts a step; `closing` is what each bucket still needs once its last gradient is there.
+    pub fn begin(&mut self, closing: Vec<Action>) {
         self.armed = false;
         self.complete.fill(false);
         self.waiting = self.tensors.clone();
@@ -88,11 +91,25 @@ impl Filling {
 
     fn close(&mut self, bucket: usize) -> Result<(), TrainerError> {
         let elements = self.elements[bucket].clone();
-        for &(into, from) in &self.closing {
-            let from = self.gradients[from].clone();
-            let into = self.gradients[into].slice_mut::<f32>(elements.start * 4, elements.len())?;
+        for action in &self.closing {
+            close(&mut self.gradients, action, &elements)?;
+        }
+        Ok(self.buckets.bucket(bucket as u32)?)
+    }
+}
+
+/// Does an addition or a rounding of a lane program on some elements.
+pub fn close(gradients: &mut [FlatBuffer], action: &Action, elements: &Range<usize>) -> Result<(), TrainerError> {
+    match *action {
+        Action::Add { into, from } => {
+            let from = gradients[from].clone();
+            let into = gradients[into].slice_mut::<f32>(elements.start * 4, elements.len())?;
             pointwise::add::<f32>(into, from.slice(elements.start * 4, elements.len())?);
         }
-        Ok(locked(&self.collective).publish(bucket as u32)?)
+        Action::Round { buffer } => {
+            round_to_bf16(gradients[buffer].slice_mut::<f32>(elements.start * 4, elements.len())?);
+        }
+        Action::Run { .. } => {}
     }
+    Ok(())
 }

@@ -1,63 +1,75 @@
-//! The gates: after a step each layer's working copies are gathered when the next forward first needs them.
+//! The gates: after a step each layer's working copies are gathered before the next forward first needs them.
 //!
-//! Layers are opened in order on every rank, each by one all-gather; a gather overwrites working copies, so it runs only
-//! after this rank's last use of them in backward (the step is over), and an owner writes its next ones only after the
-//! slot exchange of the next step, which every rank enters after it has copied.
+//! Layers are gathered in forward order on every rank, by the communication thread, and a gate opens when its layer is there.
+//! A gather overwrites working copies, so it begins only after this rank's last use of them in backward (the step is over),
+//! and an owner writes its next ones only after the slot exchange of the next step, which every rank enters after it has
+//! copied.
 
-use lockstep_collective::{BufferId, GatherRange};
+use lockstep_collective::GatherRange;
+use lockstep_collective::communication::Communication;
 
 use crate::error::TrainerError;
-use crate::model::Model;
+use crate::model::{Gate, Model};
 use crate::sharding::layout::Layout;
 use crate::sharding::owners::OwnerMap;
-use crate::step::{SharedCollective, locked};
 
-/// The gathers of all layers.
-pub struct Gathers {
-    ranges: Vec<Vec<GatherRange>>,
-    next: usize,
-    collective: SharedCollective,
-    working: BufferId,
+/// By layer: the bytes of its working copies with their owners.
+pub fn ranges(model: &dyn Model, layout: &Layout, owners: &OwnerMap) -> Vec<Vec<GatherRange>> {
+    let mut ranges: Vec<Vec<GatherRange>> = vec![Vec::new(); model.layers()];
+    for piece in &owners.pieces {
+        let bytes = Layout::working_bytes_of(&layout.places[piece.tensor], &piece.elements);
+        ranges[model.inventory()[piece.tensor].layer].push((bytes, piece.owner));
+    }
+    ranges
 }
 
-impl Gathers {
-    /// Gates for the layers of a model, all open.
-    pub fn new(
-        model: &dyn Model,
-        layout: &Layout,
-        owners: &OwnerMap,
-        collective: SharedCollective,
-        working: BufferId,
-    ) -> Gathers {
-        let mut ranges: Vec<Vec<GatherRange>> = vec![Vec::new(); model.layers()];
-        for piece in &owners.pieces {
-            let bytes = Layout::working_bytes_of(&layout.places[piece.tensor], &piece.elements);
-            ranges[model.inventory()[piece.tensor].layer].push((bytes, piece.owner));
-        }
-        Gathers {
-            next: ranges.len(),
-            ranges,
-            collective,
-            working,
-        }
+/// Which layers' gathers were waited for.
+pub struct Gates {
+    layers: usize,
+    open: usize,
+}
+
+impl Gates {
+    /// Gates for `layers` layers, all open.
+    pub fn new(layers: usize) -> Gates {
+        Gates { layers, open: layers }
     }
 
     /// Owners have applied a step: every gate is closed until its layer is gathered.
-    pub fn close_all(&mut self) {
-        self.next = 0;
-    }
-
-    /// Gathers every layer up to and with `layer` that is still closed.
-    pub fn open_through(&mut self, layer: usize) -> Result<(), TrainerError> {
-        while self.next <= layer && self.next < self.ranges.len() {
-            locked(&self.collective).all_gather_v(self.working, &self.ranges[self.next])?;
-            self.next += 1;
-        }
+    pub fn close_all(&mut self, communication: &mut Communication) -> Result<(), TrainerError> {
+        communication.gather()?;
+        self.open = 0;
         Ok(())
     }
 
-    /// Gathers every layer that is still closed.
+    /// The gates, for a forward pass.
+    pub fn with<'a>(&'a mut self, communication: &'a mut Communication) -> WaitingGate<'a> {
+        WaitingGate {
+            gates: self,
+            communication,
+        }
+    }
+}
+
+/// Waits at gates that are still closed.
+pub struct WaitingGate<'a> {
+    gates: &'a mut Gates,
+    communication: &'a mut Communication,
+}
+
+impl WaitingGate<'_> {
+    /// Waits for every layer.
     pub fn open_all(&mut self) -> Result<(), TrainerError> {
-        self.open_through(self.ranges.len().saturating_sub(1))
+        self.open(self.gates.layers.saturating_sub(1))
+    }
+}
+
+impl Gate for WaitingGate<'_> {
+    fn open(&mut self, layer: usize) -> Result<(), TrainerError> {
+        while self.gates.open <= layer && self.gates.open < self.gates.layers {
+            self.communication.wait_gathered(self.gates.open)?;
+            self.gates.open += 1;
+        }
+        Ok(())
     }
 }

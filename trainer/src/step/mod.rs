@@ -1,14 +1,15 @@
 //! A step on one rank: from a plan and its micro-batches to new parameters and a report.
 //!
 //! - this file: [`Engine`], the order of a step's phases
-//! - [`filling`]: buckets fill by gradient-ready hooks, close in index order, and are published
+//! - [`filling`]: buckets fill by gradient-ready hooks, close in index order, and are handed to the communication thread
 //! - [`gathering`]: the gates, behind which the next forward waits for a layer's gather
 //! - [`owned`]: what this rank owns, and the passes over it
 //! - [`slots`]: the slots of the first exchange, and the verdict on the step
 //! - [`updating`]: from accepted gradients to new parameters
 //! - [`update_slots`]: the slots of what was prepared and applied
 //!
-//! Data flows: lanes run into gradient buffers → buckets are published → the owner finishes the lane tree →
+//! Data flows: lanes run into gradient buffers → the communication thread reduces complete buckets: the owner finishes the
+//! lane tree →
 //! slots 1 (loss, tokens, ‖g‖², non-finite counts, directive) → accepted, clipped or refused → moments and polar factors
 //! → slots 2 (counts, dual norms, inner products) → step sizes → application → slots 3 (block hashes, Σ update²) → gathers
 //! at the gates. Where steps depend on no sum over all tensors, each bucket is prepared and applied in one go, and slots 2
@@ -23,14 +24,14 @@ mod updating;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lockstep_autograd::{FlatBuffer, on_gradient_ready, run_backward};
-use lockstep_collective::{BufferId, Collective, LaneTree, ReduceLanes};
-use lockstep_config::{Precision, RunConfig};
+use lockstep_collective::communication::{Communication, Program, Shares};
+use lockstep_collective::{BufferId, LaneTree, MemoryHold, Transport, Wire};
+use lockstep_config::{Precision, Reduction, RunConfig};
 use lockstep_data::{MicroBatch, ValidationSet, lane_micro_batches};
 use lockstep_inventory::{Treatment, treatments};
-use lockstep_kernels::pointwise;
 use lockstep_kernels::real::bf16;
 use lockstep_optim::decision::{LossModel, ModelState};
 use lockstep_optim::products::Products;
@@ -40,23 +41,15 @@ use lockstep_proto::domain::{Plan, Validation};
 use crate::error::TrainerError;
 use crate::model::initial::values;
 use crate::model::weights::Weights;
-use crate::model::{Batch, Gate, Model};
+use crate::model::{Batch, Model, OpenGate};
 use crate::sharding::layout::Layout;
 use crate::sharding::owners::OwnerMap;
 use crate::sharding::program::{Action, LaneProgram};
-use crate::step::filling::Filling;
-use crate::step::gathering::Gathers;
+use crate::step::filling::{Filling, close};
+use crate::step::gathering::Gates;
 use crate::step::owned::Owned;
 use crate::step::slots::{Lane, Slots, Verdict};
 use crate::step::update_slots::UpdateSlots;
-
-/// The communicator, shared by the device thread and the hooks that it runs.
-pub type SharedCollective = Arc<Mutex<Box<dyn Collective>>>;
-
-/// Locks the communicator. A poisoned lock means that a hook panicked while it held it: the communicator is still whole.
-pub fn locked(collective: &SharedCollective) -> MutexGuard<'_, Box<dyn Collective>> {
-    collective.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
 
 /// What a step leaves.
 #[derive(Clone, Debug)]
@@ -95,13 +88,15 @@ pub struct Engine {
     layout: Layout,
     rank: u32,
     rank_lanes: Vec<Range<u32>>,
+    reduction: Reduction,
+    wire: Wire,
     weights: Weights,
-    collective: SharedCollective,
+    communication: Communication,
     gradients: Vec<FlatBuffer>,
     gradient_ids: Vec<BufferId>,
     working: FlatBuffer,
     filling: Arc<Mutex<Filling>>,
-    gathers: Gathers,
+    gates: Gates,
     owned: Owned,
     slots: Slots,
     update_slots: UpdateSlots,
@@ -112,35 +107,36 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Allocates the buffers of this rank in `collective`, draws the initial values and closes no gate. `rank_lanes` are
+    /// Allocates the buffers of this rank in `communication`, draws the initial values and closes no gate. `rank_lanes` are
     /// the lanes of every rank.
     pub fn new(
         config: &RunConfig,
         model: Box<dyn Model>,
-        mut collective: Box<dyn Collective>,
+        mut communication: Communication,
         rank_lanes: Vec<Range<u32>>,
     ) -> Result<Engine, TrainerError> {
-        let rank = collective.rank();
+        let rank = communication.rank();
         let bf16 = config.run.precision == Precision::Bf16;
         let head_width = i64::from(config.model.width / config.model.heads);
         let treatments = treatments(&config.optimizer, model.inventory(), Some(head_width))
             .map_err(|error| TrainerError::Refused(error.to_string()))?;
         let layout = Layout::new(model.inventory(), &treatments, bf16);
-        let owners = OwnerMap::new(&treatments, &layout, collective.size());
+        let owners = OwnerMap::new(&treatments, &layout, communication.size());
         let lanes = config.run.lanes;
-        let buffers = rank_lanes
-            .iter()
-            .map(|r| LaneProgram::most_buffers(lanes, r.clone()))
-            .max()
-            .unwrap_or(1);
-        let mut gradient_ids = Vec::new();
+        let most = |lanes_of_rank: &Range<u32>| match config.run.reduction {
+            Reduction::Invariant => LaneProgram::most_buffers(lanes, lanes_of_rank.clone()),
+            Reduction::Fast => 1,
+        };
+        let buffers = rank_lanes.iter().map(most).max().unwrap_or(1);
+        let over = |hold: MemoryHold| FlatBuffer::new(Arc::new(hold));
+        let (mut gradient_ids, mut gradients) = (Vec::new(), Vec::new());
         for index in 0..buffers {
-            gradient_ids.push(collective.allocate(&format!("gradients {index}"), layout.gradient_elements * 4)?);
+            let (id, hold) = communication.allocate(&format!("gradients {index}"), layout.gradient_elements * 4)?;
+            gradient_ids.push(id);
+            gradients.push(over(hold));
         }
-        let working_id = collective.allocate("working copies", layout.working_bytes)?;
-        let over = |id: &BufferId| FlatBuffer::new(Arc::new(collective.buffer(*id).hold()));
-        let gradients: Vec<FlatBuffer> = gradient_ids.iter().map(over).collect();
-        let mut working = over(&working_id);
+        let (working_id, hold) = communication.allocate("working copies", layout.working_bytes)?;
+        let mut working = over(hold);
         let mut owned = Owned::new(Optimizer::new(&config.optimizer), owners, rank);
         for (index, spec) in model.inventory().iter().enumerate() {
             let initial = values(spec, config.run.seed);
@@ -163,12 +159,24 @@ impl Engine {
             &working,
             &gradients,
         )?;
-        let collective: SharedCollective = Arc::new(Mutex::new(collective));
-        let filling = Arc::new(Mutex::new(Filling::new(
-            &layout,
-            gradients.clone(),
-            Arc::clone(&collective),
-        )));
+        let wire = match config.collective.wire {
+            lockstep_config::Wire::Fp32 => Wire::Float32,
+            lockstep_config::Wire::Bf16 => Wire::Bf16,
+        };
+        communication.set_program(Program {
+            wire,
+            rank_lanes: rank_lanes.clone(),
+            partials: gradient_ids.clone(),
+            owners: layout
+                .buckets
+                .iter()
+                .map(|b| owned.map().owners_in(&b.elements))
+                .collect(),
+            working: Some(working_id),
+            layers: gathering::ranges(&*model, &layout, owned.map()),
+        });
+        let filling = Filling::new(&layout, gradients.clone(), communication.ready());
+        let filling = Arc::new(Mutex::new(filling));
         for tensor in 0..model.inventory().len() {
             let filling = Arc::clone(&filling);
             on_gradient_ready(weights.leaf(tensor), move || {
@@ -180,19 +188,21 @@ impl Engine {
         }
         let slots = Slots::new(&layout, owned.map(), &rank_lanes, lanes);
         let update_slots = UpdateSlots::new(&layout, owned.map(), owned.optimizer());
-        let gathers = Gathers::new(&*model, &layout, owned.map(), Arc::clone(&collective), working_id);
+        let gates = Gates::new(model.layers());
         Ok(Engine {
             model,
             layout,
             rank,
             rank_lanes,
+            reduction: config.run.reduction,
+            wire,
             weights,
-            collective,
+            communication,
             gradients,
             gradient_ids,
             working,
             filling,
-            gathers,
+            gates,
             owned,
             slots,
             update_slots,
@@ -205,8 +215,14 @@ impl Engine {
     /// The hash of the parameters as they are.
     pub fn parameter_hash(&mut self) -> Result<[u8; 32], TrainerError> {
         self.update_slots.record_hashes(&self.owned.hashes());
-        self.update_slots.exchange_applied(&self.collective)?;
+        self.update_slots.exchange_applied(&mut self.communication)?;
         Ok(self.update_slots.applied().0)
+    }
+
+    /// How this rank reaches each rank, by rank; empty for itself.
+    pub fn transports(&self) -> Vec<String> {
+        let name = |transport: &Option<Transport>| transport.map_or("", Transport::name).to_owned();
+        self.communication.transports().iter().map(name).collect()
     }
 
     /// Bytes of the masters and the optimiser state of this rank.
@@ -219,7 +235,7 @@ impl Engine {
         let mut table = vec![0; self.rank_lanes.len()];
         let owners: Vec<u32> = (0..self.rank_lanes.len() as u32).collect();
         table[self.rank as usize] = directive;
-        locked(&self.collective).exchange_slots(&mut table, &owners)?;
+        self.communication.exchange_slots(&mut table, &owners)?;
         Ok(table.into_iter().max().unwrap_or(0))
     }
 
@@ -246,35 +262,44 @@ impl Engine {
         let working: Vec<bool> = (0..lanes)
             .map(|l| !lane_micro_batches(l, lanes, plan.micro_batches).is_empty())
             .collect();
-        let program = LaneProgram::new(&working, self.rank_lanes[self.rank as usize].clone());
+        let hosted = self.rank_lanes[self.rank as usize].clone();
+        let (program, tree) = match self.reduction {
+            Reduction::Invariant => (LaneProgram::new(&working, hosted, self.wire), LaneTree::new(&working)),
+            Reduction::Fast => (
+                LaneProgram::fast(&working, hosted, self.wire),
+                LaneTree::by_rank(&working, &self.rank_lanes),
+            ),
+        };
+        self.communication.begin_step(tree);
         self.slots.begin();
         self.fill().begin(program.closing.clone());
         let last = program.actions.iter().rposition(|a| matches!(a, Action::Run { .. }));
         for (index, action) in program.actions.iter().enumerate() {
             match *action {
-                Action::Run { lane, buffer } => {
+                Action::Run { lane, buffer, adds } => {
                     let count = lane_micro_batches(lane, lanes, plan.micro_batches).len();
-                    let sums = self.run_lane(buffer, count, last == Some(index), next, &mut clock)?;
+                    let sums = self.run_lane((buffer, adds), count, last == Some(index), next, &mut clock)?;
                     self.slots.record_lane(lane, sums);
                 }
-                Action::Add { into, from } => {
-                    let from = self.gradients[from].clone();
-                    let elements = self.layout.gradient_elements;
-                    let into = self.gradients[into].slice_mut::<f32>(0, elements)?;
-                    pointwise::add::<f32>(into, from.slice(0, elements)?);
+                Action::Add { .. } | Action::Round { .. } => {
+                    close(&mut self.gradients, action, &(0..self.layout.gradient_elements))?;
                     clock.lap("lanes_ms");
                 }
             }
         }
-        self.gathers.open_all()?;
+        self.gates.with(&mut self.communication).open_all()?;
         self.fill().flush()?;
         clock.lap("backward_ms");
-        self.reduce(&LaneTree::new(&working))?;
+        for bucket in 0..self.layout.buckets.len() as u32 {
+            self.communication.wait_reduced(bucket)?;
+        }
         clock.lap("reduce_ms");
         self.slots
             .record_gradients(&self.owned.square_sums(&self.gradients[0])?);
         clock.lap("norms_ms");
-        let first = self.slots.exchange_step(&self.collective, self.rank, directive)?;
+        let first = self
+            .slots
+            .exchange_step(&mut self.communication, self.rank, directive)?;
         clock.lap("slots_ms");
         let clip_norm = self.owned.optimizer().keys().clip_norm;
         let scale = match first.verdict(&self.layout, self.model.inventory(), clip_norm, plan) {
@@ -286,7 +311,8 @@ impl Engine {
             false => self.update_by_bucket(plan, scale, &mut clock)?,
         };
         let (parameter_hash, update_norm) = self.update_slots.applied();
-        self.gathers.close_all();
+        clock.hidden(self.communication.take_shares());
+        self.gates.close_all(&mut self.communication)?;
         Ok(StepOutcome {
             loss: first.loss,
             tokens: first.tokens,
@@ -311,18 +337,19 @@ impl Engine {
     /// Runs the `count` micro-batches of a lane into a gradient buffer.
     fn run_lane(
         &mut self,
-        buffer: usize,
+        (buffer, adds): (usize, bool),
         count: usize,
         is_last_lane: bool,
         next: &mut dyn FnMut() -> Result<MicroBatch, TrainerError>,
         clock: &mut Clock,
     ) -> Result<Lane, TrainerError> {
-        self.weights.begin_lane(buffer)?;
+        self.weights.begin_lane(buffer, adds)?;
         let mut sums = Lane::default();
         for index in 0..count {
             let batch = next()?;
             clock.lap("data_ms");
-            let loss = self.model.loss(&self.weights, view(&batch), &mut self.gathers)?;
+            let mut gate = self.gates.with(&mut self.communication);
+            let loss = self.model.loss(&self.weights, view(&batch), &mut gate)?;
             sums.loss += loss.f_double_value(&[])?;
             sums.tokens += batch.counted;
             clock.lap("forward_ms");
@@ -345,24 +372,9 @@ impl Engine {
         Ok(sums)
     }
 
-    /// The owner's part: finishes the lane tree over its ranges, bucket by bucket.
-    fn reduce(&mut self, tree: &LaneTree) -> Result<(), TrainerError> {
-        let mut collective = locked(&self.collective);
-        for (index, bucket) in self.layout.buckets.iter().enumerate() {
-            collective.reduce_lanes(&ReduceLanes {
-                bucket: index as u32,
-                owners: &self.owned.map().owners_in(&bucket.elements),
-                rank_lanes: &self.rank_lanes,
-                tree,
-                buffers: &self.gradient_ids,
-            })?;
-        }
-        Ok(())
-    }
-
     /// Mean loss over the whole validation set, by fixed micro-batches dealt to lanes and added in their order.
     pub fn validate(&mut self, set: &ValidationSet) -> Result<Validation, TrainerError> {
-        self.gathers.open_all()?;
+        self.gates.with(&mut self.communication).open_all()?;
         let (count, lanes) = (set.count(), self.slots.lanes());
         let mut table = vec![0u64; 2 * count as usize];
         let mut owners = vec![0u32; 2 * count as usize];
@@ -374,13 +386,13 @@ impl Engine {
                     let batch = set.micro_batch(index)?;
                     let loss = self
                         .weights
-                        .without_recording(|| self.model.loss(&self.weights, view(&batch), &mut self.gathers))?;
+                        .without_recording(|| self.model.loss(&self.weights, view(&batch), &mut OpenGate))?;
                     table[at] = loss.f_double_value(&[])?.to_bits();
                     table[at + 1] = batch.counted;
                 }
             }
         }
-        locked(&self.collective).exchange_slots(&mut table, &owners)?;
+        self.communication.exchange_slots(&mut table, &owners)?;
         let (mut loss, mut tokens) = (0.0, 0);
         for pair in table.chunks_exact(2) {
             loss += f64::from_bits(pair[0]);
@@ -398,7 +410,7 @@ impl Engine {
         &mut self,
         mut take: impl FnMut(&str, &[i64], &[f32]) -> Result<(), TrainerError>,
     ) -> Result<(), TrainerError> {
-        locked(&self.collective).barrier()?;
+        self.communication.barrier()?;
         self.owned.write_masters(&mut self.gradients[0])?;
         let ranges: Vec<_> = self
             .owned
@@ -407,19 +419,19 @@ impl Engine {
             .iter()
             .map(|p| (p.elements.start * 4..p.elements.end * 4, p.owner))
             .collect();
-        locked(&self.collective).all_gather_v(self.gradient_ids[0], &ranges)?;
+        self.communication.all_gather_v(self.gradient_ids[0], &ranges)?;
         for (spec, place) in self.model.inventory().iter().zip(&self.layout.places) {
             let values = self.gradients[0].slice::<f32>(place.gradient.start * 4, spec.elements())?;
             take(&spec.name, &spec.shape, values)?;
         }
         // Nobody writes into these buffers again before all have read.
-        locked(&self.collective).barrier()?;
+        self.communication.barrier()?;
         Ok(())
     }
 
     /// Waits at every gate, so that all working copies are those of the last step.
     pub fn settle(&mut self) -> Result<(), TrainerError> {
-        self.gathers.open_all()
+        self.gates.with(&mut self.communication).open_all()
     }
 }
 
@@ -446,19 +458,32 @@ impl Clock {
         }
     }
 
+    /// What went on beside this thread: the gathers of the step before and the reductions of this one, less what this thread
+    /// waited for. The waits at gates count as forward; they are told apart here.
+    fn hidden(&mut self, shares: Shares) {
+        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        self.add("gather_wait_ms", ms(shares.gather_waits));
+        self.add(
+            "hidden_reduce_ms",
+            ms(shares.reducing.saturating_sub(shares.reduce_waits)),
+        );
+        self.add(
+            "hidden_gather_ms",
+            ms(shares.gathering.saturating_sub(shares.gather_waits)),
+        );
+    }
+
     fn lap(&mut self, phase: &str) {
         let now = Instant::now();
         let ms = (now - self.last).as_secs_f64() * 1e3;
         self.last = now;
+        self.add(phase, ms);
+    }
+
+    fn add(&mut self, phase: &str, ms: f64) {
         match self.phases.iter_mut().find(|(name, _)| name == phase) {
             Some((_, total)) => *total += ms,
             None => self.phases.push((phase.to_owned(), ms)),
         }
-    }
-}
-
-impl Gate for Gathers {
-    fn open(&mut self, layer: usize) -> Result<(), TrainerError> {
-        self.open_through(layer)
     }
 }

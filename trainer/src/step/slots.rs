@@ -10,7 +10,7 @@ use crate::error::TrainerError;
 use crate::sharding::layout::Layout;
 use crate::sharding::owners::OwnerMap;
 use crate::step::owned::OfBlock;
-use crate::step::{SharedCollective, locked};
+use lockstep_collective::communication::Communication;
 use lockstep_inventory::TensorSpec;
 
 /// What a lane adds up.
@@ -163,13 +163,13 @@ impl Slots {
     /// Exchanges the table and reads it.
     pub fn exchange_step(
         &mut self,
-        collective: &SharedCollective,
+        communication: &mut Communication,
         rank: u32,
         directive: u64,
     ) -> Result<StepTotals, TrainerError> {
         let lanes = self.lanes as usize;
         self.words[2 * lanes + rank as usize] = directive;
-        locked(collective).exchange_slots(&mut self.words, &self.owners)?;
+        communication.exchange_slots(&mut self.words, &self.owners)?;
         let words = &self.words;
         let loss: f64 = words[..lanes].iter().map(|w| f64::from_bits(*w)).sum();
         let tokens: u64 = words[lanes..2 * lanes].iter().sum();

@@ -18,7 +18,7 @@ use crate::error::TrainerError;
 use crate::sharding::layout::Layout;
 use crate::sharding::owners::OwnerMap;
 use crate::step::owned::{OfBlock, PreparedPiece, Probe};
-use crate::step::{SharedCollective, locked};
+use lockstep_collective::communication::Communication;
 
 /// Where each section lies.
 #[derive(Clone, Debug)]
@@ -145,23 +145,23 @@ impl UpdateSlots {
     }
 
     /// Slots 2, on their own.
-    pub fn exchange_prepared(&mut self, collective: &SharedCollective) -> Result<(), TrainerError> {
-        self.exchange(collective, 0..self.sections.hashes.start)
+    pub fn exchange_prepared(&mut self, communication: &mut Communication) -> Result<(), TrainerError> {
+        self.exchange(communication, 0..self.sections.hashes.start)
     }
 
     /// Slots 3, on their own.
-    pub fn exchange_applied(&mut self, collective: &SharedCollective) -> Result<(), TrainerError> {
-        self.exchange(collective, self.sections.hashes.start..self.words.len())
+    pub fn exchange_applied(&mut self, communication: &mut Communication) -> Result<(), TrainerError> {
+        self.exchange(communication, self.sections.hashes.start..self.words.len())
     }
 
     /// Both in one exchange.
-    pub fn exchange_all(&mut self, collective: &SharedCollective) -> Result<(), TrainerError> {
-        self.exchange(collective, 0..self.words.len())
+    pub fn exchange_all(&mut self, communication: &mut Communication) -> Result<(), TrainerError> {
+        self.exchange(communication, 0..self.words.len())
     }
 
-    fn exchange(&mut self, collective: &SharedCollective, range: Range<usize>) -> Result<(), TrainerError> {
+    fn exchange(&mut self, communication: &mut Communication, range: Range<usize>) -> Result<(), TrainerError> {
         let owners = &self.owners[range.clone()];
-        Ok(locked(collective).exchange_slots(&mut self.words[range], owners)?)
+        Ok(communication.exchange_slots(&mut self.words[range], owners)?)
     }
 
     /// Reads the prepared part, after its exchange: proves that every planned polar factor was made once and is finite, and
@@ -234,10 +234,11 @@ impl UpdateSlots {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
     use std::time::Duration;
 
-    use lockstep_collective::{Aborter, Backend, connect, new_id};
+    use lockstep_collective::communication::Overlap;
+    use lockstep_collective::{Aborter, Backend, HostDevice, connect, new_id};
     use lockstep_config::{OptimizerSection, Precision};
     use lockstep_inventory::{Initial, Role, treatments};
     use lockstep_optim::results::{BlockSums, Prepared};
@@ -267,8 +268,9 @@ mod tests {
         let probe = slots.begin(1);
         slots.record_prepared(pieces);
         let id = new_id(&[1; 32], 1).unwrap();
-        let solo = connect(Backend::Solo, &id, 0, 1, Duration::from_secs(1), &Aborter::new()).unwrap();
-        slots.exchange_prepared(&Arc::new(Mutex::new(solo))).unwrap();
+        let connect = move || connect(Backend::Solo, &id, 0, 1, Duration::from_secs(1), &Aborter::new());
+        let mut solo = Communication::start(Arc::new(HostDevice), Overlap::None, connect).unwrap();
+        slots.exchange_prepared(&mut solo).unwrap();
         slots.prepared(&inventory, probe)
     }
 

@@ -30,7 +30,7 @@ impl Engine {
         self.update_slots
             .record_prepared(&self.owned.prepare(taken, &self.working, probe)?);
         clock.lap("polar_ms");
-        self.update_slots.exchange_prepared(&self.collective)?;
+        self.update_slots.exchange_prepared(&mut self.communication)?;
         let totals = self.update_slots.prepared(self.model.inventory(), probe)?;
         clock.lap("slots_ms");
         let optimizer = self.owned.optimizer();
@@ -55,7 +55,7 @@ impl Engine {
         let applied = self.owned.apply(taken, &mut self.working, &decision.steps)?;
         self.update_slots.record_applied(&applied);
         clock.lap("apply_ms");
-        self.update_slots.exchange_applied(&self.collective)?;
+        self.update_slots.exchange_applied(&mut self.communication)?;
         clock.lap("slots_ms");
         Ok((decision, totals))
     }
@@ -85,7 +85,7 @@ impl Engine {
                 clock.lap(phase);
             }
         }
-        self.update_slots.exchange_all(&self.collective)?;
+        self.update_slots.exchange_all(&mut self.communication)?;
         let totals = self.update_slots.prepared(self.model.inventory(), probe)?;
         clock.lap("slots_ms");
         Ok((decision, totals))

@@ -5,6 +5,7 @@
 //! `third_party/.download` and checks their hashes, [`unpack`] takes what a build needs out of them into
 //! `third_party/.libtorch.partial`, and the folder is renamed when its stamp is written. So an interruption at any
 //! moment leaves either no `libtorch` or a whole one, and what was downloaded whole is not downloaded again.
+//! Other chores that fetch wheels go the same way with a [`Selection`] of their own.
 
 mod chosen;
 mod stamp;
@@ -13,7 +14,7 @@ mod unpack;
 mod wheels;
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::fs::{FlockOperation, flock, statvfs};
@@ -21,8 +22,7 @@ use rustix::fs::{FlockOperation, flock, statvfs};
 use crate::failure::{Failure, on_path};
 use crate::workspace::Workspace;
 
-/// Room for the unpacked files, beside the wheels themselves.
-const UNPACKED_BYTES: u64 = 600 << 20;
+pub(crate) use wheels::{Selection, Wheel};
 
 /// Makes the workspace ready to build, and says what was done. `root` puts libtorch elsewhere than `third_party`.
 pub(crate) fn setup(workspace: &Workspace, root: Option<&Path>) -> Result<(), Failure> {
@@ -45,67 +45,66 @@ pub(crate) fn setup(workspace: &Workspace, root: Option<&Path>) -> Result<(), Fa
         );
         return Ok(());
     }
-    install(&third_party)
+    install(&wheels::LIBTORCH, &third_party).map(|_| ())
 }
 
-/// Puts libtorch into `third_party/libtorch` unless it is there.
-fn install(third_party: &Path) -> Result<(), Failure> {
-    let libtorch = third_party.join("libtorch");
+/// Puts what is selected into its folder under `third_party`, unless it is there, and gives the folder.
+pub(crate) fn install(selection: &Selection, third_party: &Path) -> Result<PathBuf, Failure> {
+    let Selection {
+        chore, title, folder, ..
+    } = selection;
+    let place = third_party.join(folder);
     let lock_path = third_party.join(".lock");
     let lock = File::create(&lock_path).map_err(on_path("create", &lock_path))?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         println!(
-            "setup: another setup is at work in {}; waiting for it",
+            "{chore}: another setup is at work in {}; waiting for it",
             third_party.display()
         );
         flock(&lock, FlockOperation::LockExclusive)
             .map_err(|error| Failure::work(format!("cannot lock {}: {error}", lock_path.display())))?;
     }
 
-    match stamp::state(&libtorch) {
+    match stamp::state(selection, &place) {
         stamp::State::Complete => {
-            println!(
-                "setup: libtorch {} is in place at {}: nothing to do",
-                wheels::TORCH,
-                libtorch.display()
-            );
-            return Ok(());
+            println!("{chore}: {title} is in place at {}: nothing to do", place.display());
+            return Ok(place);
         }
         stamp::State::Absent => {}
-        stamp::State::Unfinished(reason) => println!("setup: {} is made anew: {reason}", libtorch.display()),
+        stamp::State::Unfinished(reason) => println!("{chore}: {} is made anew: {reason}", place.display()),
     }
 
     let started = Instant::now();
     let downloads = third_party.join(".download");
     fs::create_dir_all(&downloads).map_err(on_path("create", &downloads))?;
-    let missing = wheels::missing(&downloads)?;
-    check_space(third_party, wheels::download_bytes(&missing) + UNPACKED_BYTES)?;
-    wheels::download(&missing, &downloads)?;
+    let missing = wheels::missing(selection, &downloads)?;
+    let needed = wheels::download_bytes(&missing) + selection.unpacked_bytes;
+    check_space(chore, third_party, needed)?;
+    wheels::download(selection, &missing, &downloads)?;
 
-    let partial = third_party.join(".libtorch.partial");
+    let partial = third_party.join(format!(".{folder}.partial"));
     remove_folder(&partial)?;
-    for wheel in wheels::WHEELS {
-        let file = wheels::verified(wheel, &downloads)?;
-        unpack::unpack(&file, &partial)?;
+    for wheel in selection.wheels {
+        let file = wheels::verified(chore, wheel, &downloads)?;
+        unpack::unpack(selection, &file, &partial)?;
     }
-    unpack::link_libtorch(&partial)?;
-    stamp::write(&partial)?;
+    (selection.finish)(&partial)?;
+    stamp::write(selection, &partial)?;
 
-    let old = third_party.join(".libtorch.old");
+    let old = third_party.join(format!(".{folder}.old"));
     remove_folder(&old)?;
-    if libtorch.symlink_metadata().is_ok() {
-        fs::rename(&libtorch, &old).map_err(on_path("move away", &libtorch))?;
+    if place.symlink_metadata().is_ok() {
+        fs::rename(&place, &old).map_err(on_path("move away", &place))?;
     }
-    fs::rename(&partial, &libtorch).map_err(on_path("rename", &partial))?;
+    fs::rename(&partial, &place).map_err(on_path("rename", &partial))?;
     remove_folder(&old)?;
     remove_folder(&downloads)?;
     println!(
-        "setup: libtorch {} is ready at {} ({:.0} s)",
-        wheels::TORCH,
-        libtorch.display(),
+        "{chore}: {title} is ready at {} ({:.0} s)",
+        place.display(),
         started.elapsed().as_secs_f64()
     );
-    Ok(())
+    Ok(place)
 }
 
 fn remove_folder(path: &Path) -> Result<(), Failure> {
@@ -115,22 +114,22 @@ fn remove_folder(path: &Path) -> Result<(), Failure> {
     }
 }
 
-fn check_space(folder: &Path, needed: u64) -> Result<(), Failure> {
+fn check_space(chore: &str, folder: &Path, needed: u64) -> Result<(), Failure> {
     let system = statvfs(folder).map_err(|error| {
         Failure::work(format!(
             "the free space of {} cannot be read: {error}",
             folder.display()
         ))
     })?;
-    enough_space(folder, system.f_bavail.saturating_mul(system.f_frsize), needed)
+    enough_space(chore, folder, system.f_bavail.saturating_mul(system.f_frsize), needed)
 }
 
-fn enough_space(folder: &Path, free: u64, needed: u64) -> Result<(), Failure> {
+fn enough_space(chore: &str, folder: &Path, free: u64, needed: u64) -> Result<(), Failure> {
     if free >= needed {
         return Ok(());
     }
     Err(Failure::input(format!(
-        "setup needs {} MiB of free disk space under {} and there are {} MiB; free some space and run `cargo xtask setup` again",
+        "{chore} needs {} MiB of free disk space under {} and there are {} MiB; free some space and run `cargo xtask {chore}` again",
         needed >> 20,
         folder.display(),
         free >> 20
@@ -144,8 +143,10 @@ mod tests {
     #[test]
     fn too_small_a_disk_is_refused_before_anything_is_fetched() {
         let folder = Path::new("third_party");
-        assert!(enough_space(folder, 10 << 20, 10 << 20).is_ok());
-        let sentence = enough_space(folder, 9 << 20, 10 << 20).unwrap_err().to_string();
+        assert!(enough_space("setup", folder, 10 << 20, 10 << 20).is_ok());
+        let sentence = enough_space("setup", folder, 9 << 20, 10 << 20)
+            .unwrap_err()
+            .to_string();
         assert!(sentence.contains("10 MiB") && sentence.contains("9 MiB") && sentence.contains("third_party"));
     }
 
@@ -154,7 +155,7 @@ mod tests {
         let third_party = tempfile::tempdir().unwrap();
         let libtorch = third_party.path().join("libtorch");
         stamp::tests::make_complete(&libtorch);
-        install(third_party.path()).unwrap();
+        install(&wheels::LIBTORCH, third_party.path()).unwrap();
         assert!(!third_party.path().join(".download").exists(), "nothing was fetched");
     }
 }

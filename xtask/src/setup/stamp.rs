@@ -1,4 +1,4 @@
-//! The stamp: `libtorch/setup.json` says which wheels a folder was made of and how long its libraries are. It is
+//! The stamp: `setup.json` in a folder, such as `libtorch`, says which wheels a folder was made of and how long its libraries are. It is
 //! written last, so a folder without it, or one that does not agree with it, is not complete.
 
 use std::fs::{self, File};
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::wheels::{LIBRARIES, WHEELS};
+use super::wheels::Selection;
 use crate::failure::{Failure, on_path};
 
 const FILE: &str = "setup.json";
@@ -33,7 +33,7 @@ struct Library {
     bytes: u64,
 }
 
-/// What is known about a folder for libtorch.
+/// What is known about the folder of a selection.
 #[derive(Debug, PartialEq)]
 pub(crate) enum State {
     /// Nothing is there.
@@ -44,12 +44,12 @@ pub(crate) enum State {
     Unfinished(String),
 }
 
-/// Looks at `libtorch` and changes nothing.
-pub(crate) fn state(libtorch: &Path) -> State {
-    if libtorch.symlink_metadata().is_err() {
+/// Looks at `folder` and changes nothing.
+pub(crate) fn state(selection: &Selection, folder: &Path) -> State {
+    if folder.symlink_metadata().is_err() {
         return State::Absent;
     }
-    let Ok(text) = fs::read_to_string(libtorch.join(FILE)) else {
+    let Ok(text) = fs::read_to_string(folder.join(FILE)) else {
         return State::Unfinished(format!("it has no {FILE}, so it was not finished"));
     };
     let Ok(stamp) = serde_json::from_str::<Stamp>(&text) else {
@@ -61,11 +61,11 @@ pub(crate) fn state(libtorch: &Path) -> State {
             stamp.version
         ));
     }
-    if stamp.wheels != pins() {
+    if stamp.wheels != pins(selection) {
         return State::Unfinished("it was made of other wheels than those that are pinned now".into());
     }
     for library in &stamp.libraries {
-        let length = fs::metadata(libtorch.join(&library.path))
+        let length = fs::metadata(folder.join(&library.path))
             .map(|metadata| metadata.len())
             .ok();
         if length != Some(library.bytes) {
@@ -76,10 +76,10 @@ pub(crate) fn state(libtorch: &Path) -> State {
 }
 
 /// Declares the folder whole, after its libraries have reached the disk.
-pub(crate) fn write(libtorch: &Path) -> Result<(), Failure> {
+pub(crate) fn write(selection: &Selection, folder: &Path) -> Result<(), Failure> {
     let mut libraries = Vec::new();
-    for path in LIBRARIES {
-        let full = libtorch.join(path);
+    for path in selection.essential {
+        let full = folder.join(path);
         let file = File::open(&full).map_err(on_path("read", &full))?;
         file.sync_all().map_err(on_path("write", &full))?;
         let bytes = file.metadata().map_err(on_path("read", &full))?.len();
@@ -90,10 +90,10 @@ pub(crate) fn write(libtorch: &Path) -> Result<(), Failure> {
     }
     let stamp = Stamp {
         version: VERSION,
-        wheels: pins(),
+        wheels: pins(selection),
         libraries,
     };
-    let path = libtorch.join(FILE);
+    let path = folder.join(FILE);
     let text = serde_json::to_string_pretty(&stamp)
         .map_err(|error| Failure::work(format!("{} cannot be written: {error}", path.display())))?;
     let mut file = File::create(&path).map_err(on_path("create", &path))?;
@@ -102,8 +102,9 @@ pub(crate) fn write(libtorch: &Path) -> Result<(), Failure> {
         .map_err(on_path("write", &path))
 }
 
-fn pins() -> Vec<Pin> {
-    WHEELS
+fn pins(selection: &Selection) -> Vec<Pin> {
+    selection
+        .wheels
         .iter()
         .map(|wheel| Pin {
             name: wheel.name.into(),
@@ -115,27 +116,28 @@ fn pins() -> Vec<Pin> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::super::wheels::LIBTORCH;
     use super::*;
 
     /// A folder that looks complete to [`state`].
     pub(crate) fn make_complete(libtorch: &Path) {
-        for path in LIBRARIES {
+        for path in LIBTORCH.essential {
             let full = libtorch.join(path);
             fs::create_dir_all(full.parent().unwrap()).unwrap();
             fs::write(full, path).unwrap();
         }
-        write(libtorch).unwrap();
+        write(&LIBTORCH, libtorch).unwrap();
     }
 
     #[test]
     fn a_folder_is_complete_only_with_a_stamp_that_agrees() {
         let folder = tempfile::tempdir().unwrap();
         let libtorch = folder.path().join("libtorch");
-        assert_eq!(state(&libtorch), State::Absent);
+        assert_eq!(state(&LIBTORCH, &libtorch), State::Absent);
         make_complete(&libtorch);
-        assert_eq!(state(&libtorch), State::Complete);
+        assert_eq!(state(&LIBTORCH, &libtorch), State::Complete);
         fs::remove_file(libtorch.join(FILE)).unwrap();
-        assert!(matches!(state(&libtorch), State::Unfinished(reason) if reason.contains("not finished")));
+        assert!(matches!(state(&LIBTORCH, &libtorch), State::Unfinished(reason) if reason.contains("not finished")));
     }
 
     #[test]
@@ -143,7 +145,9 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         make_complete(folder.path());
         fs::write(folder.path().join("torch/lib/libtorch_cpu.so"), "torn").unwrap();
-        assert!(matches!(state(folder.path()), State::Unfinished(reason) if reason.contains("libtorch_cpu.so")));
+        assert!(
+            matches!(state(&LIBTORCH, folder.path()), State::Unfinished(reason) if reason.contains("libtorch_cpu.so"))
+        );
     }
 
     #[test]
@@ -152,11 +156,19 @@ pub(crate) mod tests {
         make_complete(folder.path());
         let path = folder.path().join(FILE);
         let good = fs::read_to_string(&path).unwrap();
-        fs::write(&path, good.replace(WHEELS[0].sha256, WHEELS[1].sha256)).unwrap();
-        assert!(matches!(state(folder.path()), State::Unfinished(reason) if reason.contains("other wheels")));
+        fs::write(
+            &path,
+            good.replace(LIBTORCH.wheels[0].sha256, LIBTORCH.wheels[1].sha256),
+        )
+        .unwrap();
+        assert!(
+            matches!(state(&LIBTORCH, folder.path()), State::Unfinished(reason) if reason.contains("other wheels"))
+        );
         fs::write(&path, good.replace("\"version\": 1", "\"version\": 99")).unwrap();
-        assert!(matches!(state(folder.path()), State::Unfinished(reason) if reason.contains("99")));
+        assert!(matches!(state(&LIBTORCH, folder.path()), State::Unfinished(reason) if reason.contains("99")));
         fs::write(&path, &good[..good.len() / 2]).unwrap();
-        assert!(matches!(state(folder.path()), State::Unfinished(reason) if reason.contains("cannot be read")));
+        assert!(
+            matches!(state(&LIBTORCH, folder.path()), State::Unfinished(reason) if reason.contains("cannot be read"))
+        );
     }
 }

@@ -63,7 +63,7 @@ fn compiles(folder: &Path) -> Result<bool, Failure> {
 }
 
 /// Makes sure of `python3 -m pip`.
-pub(crate) fn check_pip() -> Result<(), Failure> {
+pub(crate) fn check_pip(chore: &str) -> Result<(), Failure> {
     if has_pip() {
         return Ok(());
     }
@@ -74,7 +74,7 @@ pub(crate) fn check_pip() -> Result<(), Failure> {
         }
     }
     Err(Failure::input(format!(
-        "`python3 -m pip` is needed to fetch libtorch and does not work here; run `{}` and then `cargo xtask setup` again, or set LIBTORCH to a libtorch of your own",
+        "`python3 -m pip` is needed to fetch what `cargo xtask {chore}` needs and does not work here; run `{}` and then the same command again (a LIBTORCH of your own spares you the setup's)",
         install_command("python3-pip")
     )))
 }

@@ -1,4 +1,4 @@
-//! Taking out of a wheel what a CPU build needs; the rest of libtorch's wheel is three times as large.
+//! Taking out of a wheel what a chore needs; the rest of libtorch's wheel is three times as large.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, IsTerminal, Write};
@@ -7,35 +7,36 @@ use std::path::Path;
 
 use zip::ZipArchive;
 
-use super::wheels::LIBRARIES;
+use super::wheels::Selection;
 use crate::failure::{Failure, on_path};
 
-/// Headers, the libraries that are named, and the licences that come with them.
-fn wanted(name: &str) -> bool {
+/// What the selection takes, and the licences that come with it.
+fn wanted(selection: &Selection, name: &str) -> bool {
     let licence = name
         .split_once(".dist-info/")
         .is_some_and(|(_, rest)| rest.to_ascii_lowercase().contains("licen"));
-    licence || name.starts_with("torch/include/") || LIBRARIES.contains(&name)
+    licence || (selection.wanted)(name)
 }
 
 /// Unpacks the wanted files of `wheel` into `folder`, with a line of progress.
-pub(crate) fn unpack(wheel: &Path, folder: &Path) -> Result<(), Failure> {
+pub(crate) fn unpack(selection: &Selection, wheel: &Path, folder: &Path) -> Result<(), Failure> {
     let broken = |error: zip::result::ZipError| match error {
         zip::result::ZipError::Io(error) => on_path("unpack", wheel)(error),
         other => Failure::work(format!(
-            "{} cannot be unpacked: {other}; remove it and run `cargo xtask setup` again",
-            wheel.display()
+            "{} cannot be unpacked: {other}; remove it and run `cargo xtask {}` again",
+            wheel.display(),
+            selection.chore
         )),
     };
     let file = File::open(wheel).map_err(on_path("read", wheel))?;
     let mut archive = ZipArchive::new(BufReader::with_capacity(1 << 20, file)).map_err(broken)?;
     let names: Vec<String> = archive
         .file_names()
-        .filter(|name| wanted(name))
+        .filter(|name| wanted(selection, name))
         .map(str::to_owned)
         .collect();
     let shown = wheel.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    println!("setup: unpacking {} files of {shown}", names.len());
+    println!("{}: unpacking {} files of {shown}", selection.chore, names.len());
     let live = io::stdout().is_terminal();
     for (done, name) in names.iter().enumerate() {
         let mut entry = archive.by_name(name).map_err(broken)?;
@@ -75,6 +76,7 @@ pub(crate) fn link_libtorch(folder: &Path) -> Result<(), Failure> {
 mod tests {
     use zip::write::SimpleFileOptions;
 
+    use super::super::wheels::LIBTORCH;
     use super::*;
 
     #[test]
@@ -101,7 +103,7 @@ mod tests {
         archive.finish().unwrap();
 
         let folder = place.path().join("a/b/partial");
-        unpack(&wheel, &folder).unwrap();
+        unpack(&LIBTORCH, &wheel, &folder).unwrap();
         for name in inside {
             assert_eq!(fs::read_to_string(folder.join(name)).unwrap(), name);
         }
@@ -120,7 +122,9 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let wheel = place.path().join("torch-2.13.0-x.whl");
         fs::write(&wheel, b"PK\x03\x04 and then nothing").unwrap();
-        let sentence = unpack(&wheel, &place.path().join("partial")).unwrap_err().to_string();
+        let sentence = unpack(&LIBTORCH, &wheel, &place.path().join("partial"))
+            .unwrap_err()
+            .to_string();
         assert!(
             sentence.contains("cannot be unpacked") && sentence.contains("cargo xtask setup"),
             "{sentence}"

@@ -21,13 +21,45 @@ pub(crate) const TORCH: &str = "2.13.0";
 pub(crate) struct Wheel {
     pub(crate) name: &'static str,
     pub(crate) version: &'static str,
-    platform: &'static str,
+    pub(crate) platform: &'static str,
     pub(crate) sha256: &'static str,
-    bytes: u64,
+    pub(crate) bytes: u64,
 }
 
+/// What one chore fetches, and the folder that it makes of it.
+#[derive(Debug)]
+pub(crate) struct Selection {
+    /// The chore, as it is typed.
+    pub(crate) chore: &'static str,
+    /// What is in the folder, for the lines that a person reads.
+    pub(crate) title: &'static str,
+    /// The folder's name under `third_party`.
+    pub(crate) folder: &'static str,
+    pub(crate) wheels: &'static [Wheel],
+    /// Which files of the wheels are taken, beside their licences.
+    pub(crate) wanted: fn(&str) -> bool,
+    /// Those that must be there, whole.
+    pub(crate) essential: &'static [&'static str],
+    /// Room for the unpacked files, beside the wheels themselves.
+    pub(crate) unpacked_bytes: u64,
+    /// What is left to do when the files are there.
+    pub(crate) finish: fn(&Path) -> Result<(), Failure>,
+}
+
+/// What every build needs.
+pub(crate) const LIBTORCH: Selection = Selection {
+    chore: "setup",
+    title: "libtorch 2.13.0",
+    folder: "libtorch",
+    wheels: WHEELS,
+    wanted: |name| name.starts_with("torch/include/") || LIBRARIES.contains(&name),
+    essential: LIBRARIES,
+    unpacked_bytes: 600 << 20,
+    finish: super::unpack::link_libtorch,
+};
+
 /// All that a CPU build needs: `libtorch_cpu.so` asks for the CUDA runtime and CUPTI even where there is no GPU.
-pub(crate) const WHEELS: &[Wheel] = &[
+const WHEELS: &[Wheel] = &[
     Wheel {
         name: "torch",
         version: TORCH,
@@ -52,7 +84,7 @@ pub(crate) const WHEELS: &[Wheel] = &[
 ];
 
 /// The libraries that a build and a run need, in the places where libtorch's own run paths look for them.
-pub(crate) const LIBRARIES: &[&str] = &[
+const LIBRARIES: &[&str] = &[
     "torch/lib/libc10.so",
     "torch/lib/libgomp.so.1",
     "torch/lib/libtorch_cpu.so",
@@ -81,9 +113,9 @@ impl Wheel {
 }
 
 /// The wheels that are not in `folder` yet.
-pub(crate) fn missing(folder: &Path) -> Result<Vec<&'static Wheel>, Failure> {
+pub(crate) fn missing(selection: &Selection, folder: &Path) -> Result<Vec<&'static Wheel>, Failure> {
     let mut missing = Vec::new();
-    for wheel in WHEELS {
+    for wheel in selection.wheels {
         if wheel.find(folder)?.is_none() {
             missing.push(wheel);
         }
@@ -98,17 +130,18 @@ pub(crate) fn download_bytes(wheels: &[&Wheel]) -> u64 {
     all + largest
 }
 
-/// Fetches `wheels` into `folder`.
-pub(crate) fn download(wheels: &[&Wheel], folder: &Path) -> Result<(), Failure> {
+/// Fetches `wheels`, some of the selection's, into `folder`.
+pub(crate) fn download(selection: &Selection, wheels: &[&Wheel], folder: &Path) -> Result<(), Failure> {
     if wheels.is_empty() {
         return Ok(());
     }
-    tools::check_pip()?;
+    tools::check_pip(selection.chore)?;
     let parts = folder.join("parts");
     super::remove_folder(&parts)?;
     for wheel in wheels {
         println!(
-            "setup: downloading {} {} ({} MiB)",
+            "{}: downloading {} {} ({} MiB)",
+            selection.chore,
             wheel.name,
             wheel.version,
             wheel.bytes.div_ceil(1 << 20)
@@ -156,6 +189,7 @@ pub(crate) fn download(wheels: &[&Wheel], folder: &Path) -> Result<(), Failure> 
             .map_err(|error| Failure::work(format!("`python3 -m pip` could not be started: {error}")))?;
         if !output.status.success() {
             return Err(Failure::work(why_pip_failed(
+                selection.chore,
                 wheel,
                 folder,
                 &String::from_utf8_lossy(&output.stderr),
@@ -163,8 +197,8 @@ pub(crate) fn download(wheels: &[&Wheel], folder: &Path) -> Result<(), Failure> 
         }
         let part = wheel.find(&parts)?.ok_or_else(|| {
             Failure::work(format!(
-                "pip said that it had fetched {} {} and left no such file; run `cargo xtask setup` again",
-                wheel.name, wheel.version
+                "pip said that it had fetched {} {} and left no such file; run `cargo xtask {}` again",
+                wheel.name, wheel.version, selection.chore
             ))
         })?;
         let whole = folder.join(part.file_name().unwrap_or_default());
@@ -174,12 +208,12 @@ pub(crate) fn download(wheels: &[&Wheel], folder: &Path) -> Result<(), Failure> 
     Ok(())
 }
 
-fn why_pip_failed(wheel: &Wheel, folder: &Path, stderr: &str) -> String {
+fn why_pip_failed(chore: &str, wheel: &Wheel, folder: &Path, stderr: &str) -> String {
     let has = |words: &[&str]| words.iter().any(|word| stderr.contains(word));
     let named = format!("{} {}", wheel.name, wheel.version);
     if has(&["No space left on device", "Disk quota exceeded"]) {
         return format!(
-            "the disk is full while {named} is downloaded; free some space and run `cargo xtask setup` again"
+            "the disk is full while {named} is downloaded; free some space and run `cargo xtask {chore}` again"
         );
     }
     if has(&[
@@ -195,9 +229,14 @@ fn why_pip_failed(wheel: &Wheel, folder: &Path, stderr: &str) -> String {
         "from versions: none",
     ]) {
         return format!(
-            "{named} could not be fetched: the package index does not answer or does not have it; check the network and the proxy, then run `cargo xtask setup` again (or put the wheel for {} into {}, or set LIBTORCH to a libtorch {TORCH} of your own)",
+            "{named} could not be fetched: the package index does not answer or does not have it; check the network and the proxy, then run `cargo xtask {chore}` again (or put the wheel for {} into {}{})",
             wheel.platform,
-            folder.display()
+            folder.display(),
+            if chore == LIBTORCH.chore {
+                format!(", or set LIBTORCH to a libtorch {TORCH} of your own")
+            } else {
+                String::new()
+            }
         );
     }
     let last = stderr
@@ -206,14 +245,14 @@ fn why_pip_failed(wheel: &Wheel, folder: &Path, stderr: &str) -> String {
         .find(|line| !line.trim().is_empty())
         .unwrap_or("it gave no reason")
         .trim();
-    format!("pip could not fetch {named} ({last}); mend that and run `cargo xtask setup` again")
+    format!("pip could not fetch {named} ({last}); mend that and run `cargo xtask {chore}` again")
 }
 
 /// The file of `wheel` in `folder`, once its hash is known to be the pinned one. A file with another hash is removed.
-pub(crate) fn verified(wheel: &Wheel, folder: &Path) -> Result<PathBuf, Failure> {
+pub(crate) fn verified(chore: &str, wheel: &Wheel, folder: &Path) -> Result<PathBuf, Failure> {
     let file = wheel.find(folder)?.ok_or_else(|| {
         Failure::work(format!(
-            "{} {} has vanished from {}; run `cargo xtask setup` again",
+            "{} {} has vanished from {}; run `cargo xtask {chore}` again",
             wheel.name,
             wheel.version,
             folder.display()
@@ -225,7 +264,7 @@ pub(crate) fn verified(wheel: &Wheel, folder: &Path) -> Result<PathBuf, Failure>
     }
     fs::remove_file(&file).map_err(on_path("remove", &file))?;
     Err(Failure::work(format!(
-        "the download {} has the SHA-256 {found} where {} is pinned, so it is damaged or not the published file; it was removed: run `cargo xtask setup` again, and if this repeats ask who runs your mirror or proxy",
+        "the download {} has the SHA-256 {found} where {} is pinned, so it is damaged or not the published file; it was removed: run `cargo xtask {chore}` again, and if this repeats ask who runs your mirror or proxy",
         file.file_name().unwrap_or_default().to_string_lossy(),
         wheel.sha256
     )))
@@ -256,7 +295,7 @@ mod tests {
             .path()
             .join("nvidia_cuda_cupti-13.0.85-py3-none-manylinux_2_25_x86_64.whl");
         fs::write(&file, "abc").unwrap();
-        let sentence = verified(wheel, folder.path()).unwrap_err().to_string();
+        let sentence = verified("setup", wheel, folder.path()).unwrap_err().to_string();
         // The published SHA-256 of "abc".
         assert!(
             sentence.contains("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
@@ -277,22 +316,26 @@ mod tests {
             bytes: 3,
         };
         fs::write(folder.path().join("a_b-1-py3-none-any.whl"), "abc").unwrap();
-        assert!(verified(&wheel, folder.path()).is_ok());
+        assert!(verified("setup", &wheel, folder.path()).is_ok());
     }
 
     #[test]
     fn only_what_is_missing_is_fetched() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(missing(folder.path()).unwrap().len(), WHEELS.len());
+        assert_eq!(missing(&LIBTORCH, folder.path()).unwrap().len(), WHEELS.len());
         fs::write(
             folder.path().join("torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl"),
             "",
         )
         .unwrap();
-        let names: Vec<_> = missing(folder.path()).unwrap().iter().map(|wheel| wheel.name).collect();
+        let names: Vec<_> = missing(&LIBTORCH, folder.path())
+            .unwrap()
+            .iter()
+            .map(|wheel| wheel.name)
+            .collect();
         assert_eq!(names, ["nvidia-cuda-cupti", "nvidia-cuda-runtime"]);
         assert_eq!(
-            download_bytes(&missing(folder.path()).unwrap()),
+            download_bytes(&missing(&LIBTORCH, folder.path()).unwrap()),
             2 * WHEELS[1].bytes + WHEELS[2].bytes
         );
         assert_eq!(download_bytes(&[]), 0);
@@ -301,7 +344,7 @@ mod tests {
     #[test]
     fn what_pip_says_becomes_one_sentence_with_what_to_do() {
         let folder = Path::new("third_party/.download");
-        let sentence = |stderr: &str| why_pip_failed(&WHEELS[0], folder, stderr);
+        let sentence = |stderr: &str| why_pip_failed("setup", &WHEELS[0], folder, stderr);
         let network = sentence(
             "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError'\n\
              ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from versions: none)\n",

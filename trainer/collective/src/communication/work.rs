@@ -1,0 +1,72 @@
+//! One task of the communication thread, from its mark to the next.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::queue::{Done, Task};
+use super::{Shared, locked};
+use crate::ReduceLanes;
+use crate::device::Stream;
+use crate::error::CollectiveError;
+
+/// Does tasks until the queue is closed.
+pub(super) fn serve(shared: &Shared) {
+    while let Some(task) = shared.queue.next() {
+        shared.queue.finish(run(shared, task));
+    }
+}
+
+/// Does the next task, if there is one, and says whether there was.
+pub(super) fn one(shared: &Shared) -> Result<bool, CollectiveError> {
+    let Some(task) = shared.queue.try_next() else {
+        return Ok(false);
+    };
+    match run(shared, task) {
+        Ok(done) => {
+            shared.queue.finish(Ok(done));
+            Ok(true)
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+fn run(shared: &Shared, task: Task) -> Result<Done, CollectiveError> {
+    match task {
+        Task::Reduce { bucket, tree, ready } => {
+            let program = Arc::clone(&locked(&shared.program));
+            let owners = program.owners.get(bucket as usize).ok_or_else(|| {
+                CollectiveError::misuse("reduce_lanes", format!("bucket {bucket} is not in the program"))
+            })?;
+            shared.device.wait(Stream::Communication, &ready)?;
+            let began = Instant::now();
+            locked(&shared.collective).reduce_lanes(&ReduceLanes {
+                bucket,
+                owners,
+                rank_lanes: &program.rank_lanes,
+                tree: &tree,
+                buffers: &program.partials,
+                wire: program.wire,
+            })?;
+            let done = shared.device.record(Stream::Communication)?;
+            Ok(Done::Reduced(bucket, done, began.elapsed()))
+        }
+        Task::Gather { layer, used } => {
+            let program = Arc::clone(&locked(&shared.program));
+            let (Some(working), Some(ranges)) = (program.working, program.layers.get(layer)) else {
+                return Err(CollectiveError::misuse(
+                    "all_gather_v",
+                    format!("layer {layer} is not in the program"),
+                ));
+            };
+            shared.device.wait(Stream::Communication, &used)?;
+            let began = Instant::now();
+            locked(&shared.collective).all_gather_v(working, ranges)?;
+            let done = shared.device.record(Stream::Communication)?;
+            Ok(Done::Gathered(done, began.elapsed()))
+        }
+        Task::Call(call) => {
+            call(locked(&shared.collective).as_mut());
+            Ok(Done::Called)
+        }
+    }
+}
