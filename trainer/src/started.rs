@@ -18,6 +18,8 @@ const PARENT: &str = "LOCKSTEP_PARENT_PID";
 const LAUNCHER: &str = "LOCKSTEP_LAUNCHER_PID";
 /// The folder in which every process of an MPI job keeps a log of its own.
 const LOGS: &str = "LOCKSTEP_LOGS";
+/// A folder of the launcher's, with mpirun's files in it: the launcher removes it if it can.
+const SCRATCH: &str = "LOCKSTEP_SCRATCH";
 /// What MPIs say: Open MPI, anything that speaks PMIx, MPICH and its kin.
 const RANKS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"];
 
@@ -77,6 +79,10 @@ fn watch(launcher: &str) -> Result<(), TrainerError> {
             // Readable when it has ended; a signal to this process may interrupt the wait.
             while poll(&mut [PollFd::new(&process, PollFlags::IN)], None) == Err(rustix::io::Errno::INTR) {}
             eprintln!("lockstep-trainer: the launcher has ended, and so does this rank");
+            if let Some(scratch) = std::env::var_os(SCRATCH) {
+                // Every rank tries, and one is the first.
+                let _ = std::fs::remove_dir_all(scratch);
+            }
             std::process::exit(1);
         })
         .map(drop)

@@ -10,12 +10,12 @@ const START: Duration = Duration::ZERO;
 const LATER: Duration = Duration::from_secs(100);
 
 fn two() -> Supervisor {
-    Supervisor::new([(0, 100), (1, 101)])
+    Supervisor::new([(Process::Rank(0), 100), (Process::Rank(1), 101)])
 }
 
 fn exited(rank: u32, exit: Exit) -> Input {
     Input::Exited(Exited {
-        rank,
+        process: Process::Rank(rank),
         pid: 100 + rank,
         exit,
     })
@@ -105,7 +105,7 @@ fn a_killed_trainer_is_told_at_once_and_named_with_rank_and_pid() {
         supervisor.verdict(START),
         Some(Verdict::Failed {
             reason: reason.to_owned(),
-            rank: Some(1)
+            process: Some(Process::Rank(1))
         })
     );
 }
@@ -117,7 +117,10 @@ fn the_culprit_is_the_one_killed_even_where_its_victim_is_seen_first() {
     supervisor.on(exited(1, Exit::Signal(9)), START);
     assert!(matches!(
         supervisor.verdict(LATER),
-        Some(Verdict::Failed { rank: Some(1), .. })
+        Some(Verdict::Failed {
+            process: Some(Process::Rank(1)),
+            ..
+        })
     ));
 }
 
@@ -130,7 +133,11 @@ fn the_culprit_is_the_one_that_the_coordinator_names() {
         failed("rank 1 (pid 101, trainer-1 on here) failed: the loss is not finite"),
         START,
     );
-    let Some(Verdict::Failed { reason, rank: Some(1) }) = supervisor.verdict(START) else {
+    let Some(Verdict::Failed {
+        reason,
+        process: Some(Process::Rank(1)),
+    }) = supervisor.verdict(START)
+    else {
         panic!()
     };
     assert!(
