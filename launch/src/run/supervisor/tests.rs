@@ -155,10 +155,14 @@ fn those_that_outlive_a_failure_are_killed_after_a_while() {
     assert_eq!(supervisor.on(Input::Clock, LATER), [], "once");
     assert_eq!(supervisor.verdict(LATER), None);
     supervisor.on(exited(0, Exit::Signal(9)), LATER);
-    let Some(Verdict::Failed { rank, .. }) = supervisor.verdict(LATER) else {
+    let Some(Verdict::Failed { process, .. }) = supervisor.verdict(LATER) else {
         panic!()
     };
-    assert_eq!(rank, Some(1), "what was killed afterwards is not to blame");
+    assert_eq!(
+        process,
+        Some(Process::Rank(1)),
+        "what was killed afterwards is not to blame"
+    );
 }
 
 #[test]
@@ -209,7 +213,7 @@ proptest! {
     /// good one is given only to a run that the coordinator ended well.
     #[test]
     fn there_is_always_an_end(inputs in proptest::collection::vec((any_input(), 0..2000u64), 0..20)) {
-        let mut supervisor = Supervisor::new((0..3).map(|rank| (rank, 100 + rank)));
+        let mut supervisor = Supervisor::new((0..3).map(|rank| (Process::Rank(rank), 100 + rank)));
         let mut left: Vec<u32> = vec![0, 1, 2];
         let mut now = START;
         let mut first_end = None;
@@ -217,8 +221,8 @@ proptest! {
         for (input, later) in inputs {
             now += Duration::from_millis(later);
             match &input {
-                Input::Exited(exited) if !left.contains(&exited.rank) => continue,
-                Input::Exited(exited) => left.retain(|rank| *rank != exited.rank),
+                Input::Exited(exited) if !left.contains(&(exited.pid - 100)) => continue,
+                Input::Exited(exited) => left.retain(|rank| *rank != exited.pid - 100),
                 Input::Ended(end) => { first_end.get_or_insert(end.outcome.clone()); }
                 _ => {}
             }
