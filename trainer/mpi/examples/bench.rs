@@ -79,7 +79,7 @@ fn measure(words: &[usize]) {
         ("MPI_Allgather", 1),
         ("exchange_slots of 8 bytes", 200),
         ("barrier", 200),
-        ("MPI_Barrier", 200),
+        ("MPI_Barrier", 20),
     ]
     .map(|(name, calls)| Subject {
         name,
