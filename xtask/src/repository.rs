@@ -18,6 +18,7 @@ const UNSAFE_CRATES: &[&str] = &[
     "trainer/device-recorder/",
     "trainer/gpu-kernels/",
     "trainer/kernels/",
+    "trainer/mpi/",
 ];
 
 /// What git ignores, and git itself.
