@@ -98,6 +98,7 @@ enum Bench {
 
 /// The whole program; `mpi` where the binary has it.
 pub fn main(mpi: Option<&'static dyn Mpi>) -> ExitCode {
+    lockstep_autograd::cuda::open_libraries(); // before anything asks libtorch about CUDA; callers later get the answer
     let version = match mpi {
         Some(mpi) => format!("{} ({})", env!("CARGO_PKG_VERSION"), mpi.version()),
         None => env!("CARGO_PKG_VERSION").to_owned(),

@@ -3,6 +3,7 @@
 //! - [`model`]: what is trained
 //! - [`sharding`]: where every number lies and who owns it (pure)
 //! - [`step`]: one step on one rank
+//! - [`device`]: what a step uses where the device is not the host
 //! - [`train`]: the life of a trainer: session, generation, plans, reports, final files
 //! - [`weights_file`]: final weights with tokenizer and config beside them
 //! - [`generate`], [`inspect`], [`bench`]: the other commands
@@ -14,6 +15,7 @@
 
 pub mod bench;
 pub mod cli;
+pub mod device;
 pub mod error;
 pub mod fingerprint;
 pub mod generate;

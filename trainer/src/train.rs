@@ -13,7 +13,8 @@ use lockstep_collective::{Aborter, Backend, Collective, CollectiveError, HostDev
 use lockstep_config::{Device, HostTransport, RunConfig};
 use lockstep_data::{Dataset, Loader, Order, ValidationSet, micro_batch_samples};
 use lockstep_proto::domain::{
-    Directive, DirectiveKind, Generation, JoinInfo, Orthogonality, Outcome, Plan, StepMetrics, StepReport, Validation,
+    Directive, DirectiveKind, Generation, JoinInfo, Orthogonality, Outcome, Plan, Ready, StepMetrics, StepReport,
+    Validation,
 };
 use lockstep_session::{Session, SessionOptions};
 
@@ -183,7 +184,11 @@ impl Trainer {
         let lanes = generation.members.iter().map(|m| m.lanes.clone()).collect();
         let model = from_config(&config, dataset.vocab());
         let mut engine = Engine::new(&config, model, communication, lanes)?;
-        session.ready(engine.parameter_hash()?)?;
+        let transports = engine.transports();
+        session.ready(Ready {
+            hash: engine.parameter_hash()?,
+            transports,
+        })?;
         let loader = Loader::start(Arc::clone(&dataset), order, sequence, AHEAD)?;
         Ok(Trainer {
             config,

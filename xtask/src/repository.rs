@@ -16,6 +16,8 @@ const UNSAFE_CRATES: &[&str] = &[
     "trainer/nccl-double/",
     "trainer/accelerator-double/",
     "trainer/autograd/",
+    "trainer/device-recorder/",
+    "trainer/gpu-kernels/",
     "trainer/kernels/",
 ];
 

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_autograd::{FlatBuffer, on_gradient_ready, run_backward};
 use lockstep_collective::communication::{Communication, Program, Shares};
-use lockstep_collective::{BufferId, LaneTree, MemoryHold, Wire};
+use lockstep_collective::{BufferId, LaneTree, MemoryHold, Transport, Wire};
 use lockstep_config::{Precision, Reduction, RunConfig};
 use lockstep_data::{MicroBatch, ValidationSet, lane_micro_batches};
 use lockstep_inventory::{Treatment, treatments};
@@ -217,6 +217,12 @@ impl Engine {
         self.update_slots.record_hashes(&self.owned.hashes());
         self.update_slots.exchange_applied(&mut self.communication)?;
         Ok(self.update_slots.applied().0)
+    }
+
+    /// How this rank reaches each rank, by rank; empty for itself.
+    pub fn transports(&self) -> Vec<String> {
+        let name = |transport: &Option<Transport>| transport.map_or("", Transport::name).to_owned();
+        self.communication.transports().iter().map(name).collect()
     }
 
     /// Bytes of the masters and the optimiser state of this rank.
