@@ -8,11 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use accelerator_double::{HostAccelerator, double, nccl};
-use lockstep_collective::communication::{Communication, Overlap, Program};
+
 use lockstep_collective::{
-    Accelerator, Backend, Collective, CollectiveError, LaneTree, Meeting, Stream, Transport, Wire, join, new_nccl_id,
+    Accelerator, Backend, Collective, CollectiveError, Meeting, Stream, Transport, join, new_nccl_id,
 };
-use lockstep_collective_script::{PATIENCE, Payload, Player, Script, patient};
+use lockstep_collective_script::{PATIENCE, Player, Script, patient};
 use nccl_rs::UniqueId;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
