@@ -34,7 +34,13 @@ pub trait Mpi: Sync {
     /// The library and its version, for `--version` and the log.
     fn version(&self) -> String;
 
-    /// This process's rank among those that MPI started together, and their number.
+    /// Starts MPI, once a process and before anything else of it; nothing happens where no MPI has started this process.
+    ///
+    /// # Errors
+    /// MPI fails, or it cannot be called from more than one thread.
+    fn start(&self) -> Result<(), CollectiveError>;
+
+    /// This process's rank among those that MPI started together, and their number; 0 of 1 where there is none.
     fn place(&self) -> (u32, u32);
 
     /// Joins the processes that MPI started together, as ranks of a generation. Called on the thread that will make the
@@ -49,6 +55,12 @@ pub trait Mpi: Sync {
         deadline: Duration,
         aborter: &Aborter,
     ) -> Result<Box<dyn Collective>, CollectiveError>;
+
+    /// Ends MPI, when every rank has trained to the end: it waits for all of them. Not after a failure.
+    ///
+    /// # Errors
+    /// MPI fails.
+    fn finish(&self) -> Result<(), CollectiveError>;
 }
 
 /// What a trainer is told when it is started.
