@@ -5,13 +5,18 @@
 //! definition of the lane tree.
 #![allow(clippy::unwrap_used)] // A player's failure is a test's failure.
 
+mod payload;
+
 use std::ops::Range;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use lockstep_collective::{Aborter, BufferId, Collective, LaneTree, ReduceLanes, Wire, round_to_bf16};
+use lockstep_collective::{Aborter, Accelerator, BufferId, Collective, LaneTree, ReduceLanes, Wire, round_to_bf16};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+
+pub use payload::Payload;
 
 /// How long a script may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -248,6 +253,7 @@ pub fn patient() -> Aborter {
 pub struct Player<'a> {
     script: &'a Script,
     collective: Box<dyn Collective>,
+    payload: Payload,
     delays: StdRng,
     partials: Vec<BufferId>,
     parameters: BufferId,
@@ -256,7 +262,16 @@ pub struct Player<'a> {
 
 impl<'a> Player<'a> {
     /// A player on a communicator of [`Script::size`] ranks.
-    pub fn new(script: &'a Script, mut collective: Box<dyn Collective>) -> Player<'a> {
+    pub fn new(script: &'a Script, collective: Box<dyn Collective>) -> Player<'a> {
+        Player::with_payload(script, collective, Payload::on_host())
+    }
+
+    /// As [`Player::new`], where buffers lie on `device`.
+    pub fn on_device(script: &'a Script, collective: Box<dyn Collective>, device: Arc<dyn Accelerator>) -> Player<'a> {
+        Player::with_payload(script, collective, Payload::on_device(device))
+    }
+
+    fn with_payload(script: &'a Script, mut collective: Box<dyn Collective>, payload: Payload) -> Player<'a> {
         assert_eq!(collective.size(), script.size, "the script is for another world");
         let rank = collective.rank();
         let tree = LaneTree::full(script.lanes);
@@ -275,6 +290,7 @@ impl<'a> Player<'a> {
         Player {
             script,
             collective,
+            payload,
             delays,
             partials,
             parameters,
@@ -308,10 +324,12 @@ impl<'a> Player<'a> {
         let mine = tree.maximal_subtrees(script.rank_lanes[self.collective.rank() as usize].clone());
         for (bucket, elements) in (0u32..).zip(&script.buckets) {
             for (lanes, buffer) in mine.iter().zip(&self.partials) {
-                let memory = self.collective.buffer_mut(*buffer).floats_mut(elements.clone());
-                for (value, place) in memory.iter_mut().zip(elements.clone()) {
-                    *value = script.partial(round, lanes.clone(), place);
-                }
+                let values: Vec<f32> = elements
+                    .clone()
+                    .map(|place| script.partial(round, lanes.clone(), place))
+                    .collect();
+                self.payload
+                    .write_floats(self.collective.as_mut(), *buffer, elements.start, &values);
             }
             self.delay();
             self.collective.publish(bucket).unwrap();
@@ -323,7 +341,9 @@ impl<'a> Player<'a> {
             (0..script.buckets.len() as u32).for_each(|bucket| self.reduce_bucket(bucket, &tree));
         }
         let rank = self.collective.rank();
-        let result = self.collective.buffer(self.partials[0]).floats(0..script.elements);
+        let result = self
+            .payload
+            .read_floats(self.collective.as_ref(), self.partials[0], 0..script.elements);
         for (piece, owner) in script.pieces.iter().flatten() {
             for place in piece.clone() {
                 if *owner == rank {
@@ -357,7 +377,9 @@ impl<'a> Player<'a> {
             buffers: &self.partials,
             wire: self.script.wire,
         };
+        self.payload.before();
         self.collective.reduce_lanes(&request).unwrap();
+        self.payload.after();
     }
 
     /// Owners copy their sums into the parameters; then everybody has everything.
@@ -365,11 +387,11 @@ impl<'a> Player<'a> {
         let script = self.script;
         let rank = self.collective.rank();
         for (piece, _) in script.pieces.iter().flatten().filter(|piece| piece.1 == rank) {
-            let sums = self.collective.buffer(self.partials[0]).floats(piece.clone()).to_vec();
-            self.collective
-                .buffer_mut(self.parameters)
-                .floats_mut(piece.clone())
-                .copy_from_slice(&sums);
+            let sums = self
+                .payload
+                .read_floats(self.collective.as_ref(), self.partials[0], piece.clone());
+            self.payload
+                .write_floats(self.collective.as_mut(), self.parameters, piece.start, &sums);
         }
         let in_bytes = |piece: &Range<usize>| 4 * piece.start..4 * piece.end;
         let ranges: Vec<_> = script
@@ -379,14 +401,13 @@ impl<'a> Player<'a> {
             .map(|(piece, owner)| (in_bytes(piece), *owner))
             .collect();
         self.delay();
+        self.payload.before();
         self.collective.all_gather_v(self.parameters, &ranges).unwrap();
-        for (place, value) in self
-            .collective
-            .buffer(self.parameters)
-            .floats(0..script.elements)
-            .iter()
-            .enumerate()
-        {
+        self.payload.after();
+        let gathered = self
+            .payload
+            .read_floats(self.collective.as_ref(), self.parameters, 0..script.elements);
+        for (place, value) in gathered.iter().enumerate() {
             let whole = script.whole(round, place);
             assert_eq!(
                 value.to_bits(),
@@ -401,19 +422,20 @@ impl<'a> Player<'a> {
         let script = self.script;
         let Round { root, broadcast, .. } = &script.rounds[round];
         let rank = self.collective.rank();
-        let memory = self.collective.buffer_mut(self.bytes).bytes_mut(broadcast.clone());
-        for (byte, place) in memory.iter_mut().zip(broadcast.clone()) {
-            *byte = script.word(2, round, rank, place) as u8;
-        }
+        let own: Vec<u8> = broadcast
+            .clone()
+            .map(|place| script.word(2, round, rank, place) as u8)
+            .collect();
+        self.payload
+            .write(self.collective.as_mut(), self.bytes, broadcast.start, &own);
         self.delay();
+        self.payload.before();
         self.collective.broadcast(self.bytes, broadcast.clone(), *root).unwrap();
-        for (byte, place) in self
-            .collective
-            .buffer(self.bytes)
-            .bytes(broadcast.clone())
-            .iter()
-            .zip(broadcast.clone())
-        {
+        self.payload.after();
+        let received = self
+            .payload
+            .read(self.collective.as_ref(), self.bytes, broadcast.clone());
+        for (byte, place) in received.iter().zip(broadcast.clone()) {
             assert_eq!(
                 *byte,
                 script.word(2, round, *root, place) as u8,
@@ -429,21 +451,20 @@ impl<'a> Player<'a> {
         let script = self.script;
         let rank = self.collective.rank();
         for (piece, _) in script.bytes.iter().filter(|piece| piece.1 == rank) {
-            let memory = self.collective.buffer_mut(self.bytes).bytes_mut(piece.clone());
-            for (byte, place) in memory.iter_mut().zip(piece.clone()) {
-                *byte = script.word(3, round, rank, place) as u8;
-            }
+            let own: Vec<u8> = piece
+                .clone()
+                .map(|place| script.word(3, round, rank, place) as u8)
+                .collect();
+            self.payload
+                .write(self.collective.as_mut(), self.bytes, piece.start, &own);
         }
         self.delay();
+        self.payload.before();
         self.collective.all_gather_v(self.bytes, &script.bytes).unwrap();
+        self.payload.after();
         for (piece, owner) in &script.bytes {
-            for (byte, place) in self
-                .collective
-                .buffer(self.bytes)
-                .bytes(piece.clone())
-                .iter()
-                .zip(piece.clone())
-            {
+            let received = self.payload.read(self.collective.as_ref(), self.bytes, piece.clone());
+            for (byte, place) in received.iter().zip(piece.clone()) {
                 assert_eq!(
                     *byte,
                     script.word(3, round, *owner, place) as u8,
