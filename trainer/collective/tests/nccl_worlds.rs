@@ -75,7 +75,9 @@ fn play(seed: u64, size: u32) {
             .collect();
         let played: Vec<bool> = ranks.into_iter().map(|rank| rank.join().is_ok()).collect();
         ended.store(true, Ordering::Relaxed);
-        held.map(|held| held.join().unwrap());
+        if let Some(held) = held {
+            held.join().unwrap();
+        }
         assert!(played.iter().all(|well| *well), "seed {seed} with {size} ranks");
     });
     let offences: u32 = devices.iter().map(|device| device.offences()).sum();

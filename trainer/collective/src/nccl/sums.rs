@@ -165,8 +165,8 @@ mod tests {
             let may_spoil = |part: usize| places[part].0 != owner && !bf16;
             let steps = Steps::of(&expression, wire, &place, &may_spoil);
             let mut memory: HashMap<String, f32> = HashMap::new();
-            for part in 0..parts.len() {
-                memory.insert(format!("{:?}", place(part)), inputs[part][0]);
+            for (part, input) in inputs.iter().enumerate() {
+                memory.insert(format!("{:?}", place(part)), input[0]);
             }
             for step in &steps.list {
                 let mut sum = [memory[&format!("{:?}", step.left)] + memory[&format!("{:?}", step.right)]];
