@@ -1,16 +1,53 @@
 //! Ranks as threads over the double, each with a device of its own.
 #![allow(dead_code, clippy::unwrap_used)] // each test program takes what it needs
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use accelerator_double::{HostAccelerator, double, nccl};
-use lockstep_collective::{Aborter, Accelerator, Backend, Collective, CollectiveError, Meeting, join, new_nccl_id};
+use lockstep_collective::{
+    Aborter, Accelerator, Backend, BufferId, Collective, CollectiveError, LaneTree, Meeting, ReduceLanes, Wire, join,
+    new_nccl_id,
+};
 use nccl_rs::UniqueId;
 
 /// Longer than anything here takes; only a test that fails waits so long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long ranks wait for one that hangs: long beside what anything else here takes. So worlds wait at the same time.
+pub(crate) const STALL: Duration = Duration::from_secs(2);
+
+/// Runs `play` for each case, all at once.
+pub(crate) fn all_at_once<T: Copy + Send>(cases: impl IntoIterator<Item = T>, play: impl Fn(T) + Sync) {
+    thread::scope(|scope| {
+        for case in cases {
+            let play = &play;
+            scope.spawn(move || play(case));
+        }
+    });
+}
+
+/// A reduction of one lane a rank; element r of `elements` is owned by rank r.
+pub(crate) fn reduce(
+    collective: &mut dyn Collective,
+    buffer: BufferId,
+    elements: &[Range<usize>],
+) -> Result<(), CollectiveError> {
+    let size = collective.size();
+    let rank_lanes: Vec<Range<u32>> = (0..size).map(|rank| rank..rank + 1).collect();
+    let owners: Vec<_> = elements.iter().cloned().zip(0..).collect();
+    collective.publish(0)?;
+    collective.reduce_lanes(&ReduceLanes {
+        bucket: 0,
+        owners: &owners,
+        rank_lanes: &rank_lanes,
+        tree: &LaneTree::full(size),
+        buffers: &[buffer],
+        wire: Wire::Float32,
+    })
+}
 
 /// One world's id, in both of its forms.
 pub(crate) struct World {
