@@ -44,7 +44,7 @@ pub trait Mpi: Sync {
     fn place(&self) -> (u32, u32);
 
     /// Joins the processes that MPI started together, as ranks of a generation. Called on the thread that will make the
-    /// calls.
+    /// calls. They meet within `deadline`, and a call waits for a rank that does nothing for `stall`, or for ever.
     ///
     /// # Errors
     /// MPI started another number of processes, or it fails.
@@ -53,6 +53,7 @@ pub trait Mpi: Sync {
         rank: u32,
         size: u32,
         deadline: Duration,
+        stall: Option<Duration>,
         aborter: &Aborter,
     ) -> Result<Box<dyn Collective>, CollectiveError>;
 
@@ -354,7 +355,7 @@ fn communicate(
     let stall = Duration::from_secs_f64(config.collective.deadline_seconds);
     let connect = move || {
         if let ("mpi", Some(mpi)) = (backend, mpi) {
-            return mpi.connect(rank, size, PATIENCE, &aborter);
+            return mpi.connect(rank, size, PATIENCE, Some(stall), &aborter);
         }
         let meeting = Meeting {
             rank,

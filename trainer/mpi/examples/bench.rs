@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use lockstep_collective::{Aborter, BufferId, Collective, LaneTree, ReduceLanes, Wire};
 use lockstep_trainer::started::mpi_rank;
 use lockstep_trainer::train::Mpi as _;
-use lockstep_trainer_mpi::{Communicator, Library, Sizes};
+use lockstep_trainer_mpi::{Communicator, Library, Options};
 use mpi::ffi;
 use serde_json::json;
 
@@ -52,16 +52,17 @@ struct Subject {
 
 fn measure(words: &[usize]) {
     let word = |index: usize, usual: usize| words.get(index).copied().unwrap_or(usual);
-    let usual = Sizes::default();
-    let sizes = Sizes {
+    let usual = Options::default();
+    let options = Options {
         chunk_bytes: word(1, usual.chunk_bytes >> 10) << 10,
         chunks_ahead: word(2, usual.chunks_ahead),
         gather_bytes: word(3, usual.gather_bytes >> 10) << 10,
         halves_when_near: word(4, 0) > 0,
+        ..usual
     };
     Library.start().unwrap();
     let rank = mpi_rank().unwrap();
-    let mut collective = Communicator::connect(rank, RANKS, sizes, Duration::from_secs(20), &Aborter::new()).unwrap();
+    let mut collective = Communicator::connect(rank, RANKS, options, Duration::from_secs(20), &Aborter::new()).unwrap();
     let gradients = collective.allocate("gradients", BYTES).unwrap();
     let halves = collective.allocate("bf16 gradients", BYTES).unwrap();
     let parameters = collective.allocate("parameters", BYTES).unwrap();
@@ -111,15 +112,15 @@ fn measure(words: &[usize]) {
         }
     }
     if rank == 0 {
-        print(rounds, &sizes, &mut subjects);
+        print(rounds, &options, &mut subjects);
     }
     drop(collective);
     Library.finish().unwrap();
 }
 
-fn print(rounds: usize, sizes: &Sizes, subjects: &mut [Subject]) {
+fn print(rounds: usize, options: &Options, subjects: &mut [Subject]) {
     println!(
-        "{RANKS} ranks, {rounds} rounds, {} MiB; {sizes:?}; {}",
+        "{RANKS} ranks, {rounds} rounds, {} MiB; {options:?}; {}",
         BYTES >> 20,
         Library.version()
     );

@@ -47,8 +47,9 @@ impl Call {
         .find(|kind| *kind as u64 == self.0 >> 56)
     }
 
-    fn describe(self) -> String {
-        let name = match self.kind() {
+    /// Its name, as callers know it.
+    pub(crate) fn name(self) -> &'static str {
+        match self.kind() {
             Some(Kind::Allocate) => "allocate",
             Some(Kind::Barrier) => "barrier",
             Some(Kind::AllGather) => "all_gather_v",
@@ -56,8 +57,11 @@ impl Call {
             Some(Kind::Broadcast) => "broadcast",
             Some(Kind::ReduceLanes) => "reduce_lanes",
             Some(Kind::Failed) | None => "an unknown call",
-        };
-        format!("{name} (arguments {:014x})", self.0 & DIGEST)
+        }
+    }
+
+    fn describe(self) -> String {
+        format!("{} (arguments {:014x})", self.name(), self.0 & DIGEST)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The communicator: MPI's processes as the ranks of a generation, and the calls of [`Collective`].
 
 use std::ops::Range;
+use std::time::Duration;
 
 use lockstep_collective::backend::{Reduction, SharedOrder, check_broadcast, check_gather, check_slots};
 use lockstep_collective::{
@@ -14,9 +15,9 @@ use crate::reduce::Arena;
 use crate::requests::{Group, Requests, Tag};
 use crate::wait::Wait;
 
-/// How payload is cut; found by measurement, see the benchmark.
+/// How payload is cut (found by measurement, see the benchmark), and how long a rank waits.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes {
+pub struct Options {
     /// Bytes of one message of a reduction; a multiple of 4.
     pub chunk_bytes: usize,
     /// Chunks that an owner receives ahead, and messages that a rank sends ahead to each owner.
@@ -26,15 +27,18 @@ pub struct Sizes {
     /// Whether partials of bfloat16 values travel by halves within a host too. Between hosts they always do; within one,
     /// where the receiver copies from the sender's memory, packing costs more than it saves.
     pub halves_when_near: bool,
+    /// How long a call waits for a rank that does nothing; for ever if not given.
+    pub stall: Option<Duration>,
 }
 
-impl Default for Sizes {
-    fn default() -> Sizes {
-        Sizes {
+impl Default for Options {
+    fn default() -> Options {
+        Options {
             chunk_bytes: 256 << 10,
             chunks_ahead: 3,
             gather_bytes: 4 << 20,
             halves_when_near: false,
+            stall: None,
         }
     }
 }
@@ -56,7 +60,7 @@ pub struct Communicator {
     pub(crate) ranks: Vec<Peer>,
     pub(crate) arena: Arena,
     pub(crate) inbox: Inbox,
-    pub(crate) sizes: Sizes,
+    pub(crate) options: Options,
     pub(crate) order: SharedOrder,
     pub(crate) aborter: Aborter,
     /// What this rank tells: a header, and values.
@@ -79,7 +83,7 @@ impl Communicator {
         group: Group,
         rank: u32,
         ranks: Vec<Peer>,
-        sizes: Sizes,
+        options: Options,
         aborter: &Aborter,
     ) -> Result<Communicator, CollectiveError> {
         let size = ranks.len() as u32;
@@ -90,7 +94,7 @@ impl Communicator {
             size,
             ranks,
             arena: Arena::new(rank),
-            sizes,
+            options,
             order: SharedOrder::default(),
             aborter: aborter.clone(),
             outgoing: HostMemory::anonymous((HEADER + INLINE) * size_of::<u64>())?,
@@ -133,10 +137,12 @@ impl Communicator {
         }
     }
 
-    /// Between two tests that found nothing: passes the time, and looks around if it has become long.
-    pub(crate) fn pass(&mut self, wait: &mut Wait, mine: &Header) -> Result<(), CollectiveError> {
+    /// Between two tests that found nothing: passes the time, and looks around if it has become long. `missing` is a rank
+    /// that is waited for.
+    pub(crate) fn pass(&mut self, wait: &mut Wait, mine: &Header, missing: Option<u32>) -> Result<(), CollectiveError> {
         self.aborter.check()?;
         if wait.pause() {
+            self.has_patience(wait, mine, missing)?;
             self.inbox.look()?;
             for peer in self.peers() {
                 let Some(theirs) = self.inbox.header(peer) else {
@@ -151,6 +157,22 @@ impl Communicator {
             }
         }
         Ok(())
+    }
+
+    /// # Errors
+    /// The wait has been longer than it may.
+    fn has_patience(&self, wait: &Wait, mine: &Header, missing: Option<u32>) -> Result<(), CollectiveError> {
+        let waited = wait.waited();
+        match (self.options.stall, missing) {
+            (Some(stall), Some(rank)) if waited >= stall => Err(Error::Stalled {
+                rank,
+                pid: self.ranks[rank as usize].pid,
+                call: mine.call.name().to_owned(),
+                waited_ms: waited.as_millis() as u64,
+            }
+            .into()),
+            _ => Ok(()),
+        }
     }
 
     /// What every full collective does first: tells all ranks of the call, with `values`, and hears of theirs. Behind it
@@ -195,7 +217,10 @@ impl Communicator {
                 return Ok(mine);
             }
             self.aborter.check()?;
-            wait.pause();
+            if wait.pause() {
+                let missing = self.peers().find(|peer| !heard[*peer as usize]);
+                self.has_patience(&wait, &mine, missing)?;
+            }
         }
     }
 

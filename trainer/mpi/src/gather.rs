@@ -42,7 +42,7 @@ impl Communicator {
             .map(|owner| {
                 let pieces = joined(ranges, owner)
                     .into_iter()
-                    .flat_map(|range| cut(range, self.sizes.gather_bytes));
+                    .flat_map(|range| cut(range, self.options.gather_bytes));
                 pieces
                     .map(|piece| (memory.bytes_mut(piece.clone()).as_mut_ptr(), piece.len()))
                     .collect()
@@ -159,7 +159,7 @@ impl Communicator {
                 free.push(done.place);
             }
             match free.is_empty() {
-                true => self.pass(&mut wait, mine)?,
+                true => self.pass(&mut wait, mine, requests.waits_for())?,
                 false => wait.progress(),
             }
         }
@@ -200,7 +200,12 @@ impl Communicator {
                 if done != 0 {
                     break;
                 }
-                self.pass(&mut wait, mine)?;
+                let missing = if root == self.rank {
+                    self.peers().next()
+                } else {
+                    Some(root)
+                };
+                self.pass(&mut wait, mine, missing)?;
             }
         }
         Ok(())

@@ -22,5 +22,5 @@ mod requests;
 mod wait;
 mod wire;
 
-pub use communicator::{Communicator, Sizes};
+pub use communicator::{Communicator, Options};
 pub use library::Library;

@@ -10,7 +10,7 @@ use lockstep_trainer::train::Mpi;
 use mpi::ffi;
 use nccl_host::Error;
 
-use crate::communicator::{Communicator, Peer, Sizes, digest};
+use crate::communicator::{Communicator, Options, Peer, digest};
 use crate::fault::{check, failed};
 use crate::requests::Group;
 use crate::wait::Wait;
@@ -80,15 +80,14 @@ impl Mpi for Library {
         rank: u32,
         size: u32,
         deadline: Duration,
+        stall: Option<Duration>,
         aborter: &Aborter,
     ) -> Result<Box<dyn Collective>, CollectiveError> {
-        Ok(Box::new(Communicator::connect(
-            rank,
-            size,
-            Sizes::default(),
-            deadline,
-            aborter,
-        )?))
+        let options = Options {
+            stall,
+            ..Options::default()
+        };
+        Ok(Box::new(Communicator::connect(rank, size, options, deadline, aborter)?))
     }
 
     fn finish(&self) -> Result<(), CollectiveError> {
@@ -119,7 +118,7 @@ impl Communicator {
     pub fn connect(
         rank: u32,
         size: u32,
-        sizes: Sizes,
+        options: Options,
         deadline: Duration,
         aborter: &Aborter,
     ) -> Result<Communicator, CollectiveError> {
@@ -182,7 +181,7 @@ impl Communicator {
         // SAFETY: the communicator was just made.
         let code = unsafe { ffi::MPI_Comm_set_errhandler(group.handle, returns) };
         check("MPI_Comm_set_errhandler", code, None)?;
-        Communicator::new(group, rank, peers, sizes, aborter)
+        Communicator::new(group, rank, peers, options, aborter)
     }
 }
 

@@ -222,7 +222,7 @@ impl Communicator {
     }
 
     fn plan<'a>(&mut self, request: &ReduceLanes<'a>) -> Moving<'a> {
-        let chunk = self.sizes.chunk_bytes / size_of::<f32>();
+        let chunk = self.options.chunk_bytes / size_of::<f32>();
         let partials: Vec<usize> = request
             .rank_lanes
             .iter()
@@ -248,7 +248,7 @@ impl Communicator {
             })
             .filter(|sending| own > 0 && !sending.chunks.is_empty())
             .collect();
-        let ahead = self.sizes.chunks_ahead;
+        let ahead = self.options.chunks_ahead;
         self.arena.view = View {
             buffers: request.buffers.to_vec(),
             first,
@@ -335,7 +335,7 @@ impl Communicator {
         };
         let buffer = moving.buffers[sending.next % sending.partials];
         sending.next += 1;
-        let halves = self.sizes.halves_when_near || !self.ranks[sending.owner as usize].is_near;
+        let halves = self.options.halves_when_near || !self.ranks[sending.owner as usize].is_near;
         let (memory, bytes) = self.arena.message(buffer, chunk, start, halves);
         self.sent += bytes as u64;
         // SAFETY: a partial is not written between its publish and the end of its reduction, this place of the staging
@@ -351,7 +351,7 @@ impl Communicator {
     fn advance(&mut self, moving: &mut Moving<'_>, wait: &mut Wait, mine: &Header) -> Result<(), CollectiveError> {
         let done = moving.requests.test()?.to_vec();
         if done.is_empty() {
-            return self.pass(wait, mine);
+            return self.pass(wait, mine, moving.requests.waits_for());
         }
         wait.progress();
         for done in done {

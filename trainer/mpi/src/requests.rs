@@ -72,6 +72,14 @@ impl Requests {
         self.under_way == 0
     }
 
+    /// A rank that something is under way with.
+    pub(crate) fn waits_for(&self) -> Option<u32> {
+        // SAFETY: a constant of MPI's.
+        let empty = unsafe { ffi::RSMPI_REQUEST_NULL };
+        let mut places = self.requests.iter().zip(&self.about);
+        places.find(|(request, _)| **request != empty).map(|(_, about)| about.0)
+    }
+
     /// Starts to send `bytes` bytes.
     ///
     /// # Errors

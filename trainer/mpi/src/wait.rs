@@ -25,6 +25,11 @@ impl Wait {
         self.since = None;
     }
 
+    /// How long there has been no progress.
+    pub(crate) fn waited(&self) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     /// There was none. Passes a moment, and says whether the wait has become a long one, in which it pays to look around.
     pub(crate) fn pause(&mut self) -> bool {
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();

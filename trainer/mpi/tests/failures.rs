@@ -12,7 +12,7 @@ use std::time::Duration;
 use lockstep_collective::{Aborter, BufferId, Collective, CollectiveError, LaneTree, ReduceLanes, Wire};
 use lockstep_collective_script::{PATIENCE, patient};
 use lockstep_trainer::started::mpi_rank;
-use lockstep_trainer_mpi::{Communicator, Sizes};
+use lockstep_trainer_mpi::{Communicator, Options};
 use nccl_host::Error;
 
 /// A reduction of one lane a rank over a buffer of 16 elements, all of them owned by rank 0.
@@ -80,7 +80,7 @@ fn a_killed_rank_ends_the_job_and_is_named() {
 #[ignore = "a rank, started by mpirun"]
 fn a_rank_of_which_one_is_killed() {
     job::told();
-    let mut collective = job::join(0, 3, Sizes::default(), &patient());
+    let mut collective = job::join(0, 3, Options::default(), &patient());
     let buffer = collective.allocate("buffer", 64).unwrap();
     if mpi_rank() == Some(1) {
         let own = nix::unistd::Pid::this();
@@ -113,7 +113,7 @@ fn a_rank_that_makes_another_call_is_named_by_those_who_wait_for_it_and_hears_of
 #[ignore = "a rank, started by mpirun"]
 fn a_rank_that_makes_another_call() {
     let call = job::told();
-    let mut collective = job::join(0, 2, Sizes::default(), &patient());
+    let mut collective = job::join(0, 2, Options::default(), &patient());
     let buffer = collective.allocate("buffer", 64).unwrap();
     let result = match mpi_rank() {
         Some(0) => wait_in(&call, &mut collective, buffer),
@@ -160,7 +160,7 @@ fn a_rank_with_other_arguments() {
         },
     ];
     for (number, play) in different.into_iter().enumerate() {
-        let mut collective = job::join(0, 2, Sizes::default(), &patient());
+        let mut collective = job::join(0, 2, Options::default(), &patient());
         let buffer = collective.allocate("buffer", 64).unwrap();
         let rank = collective.rank();
         let error = play(&mut collective, buffer, rank).unwrap_err();
@@ -198,7 +198,7 @@ fn a_rank_that_is_aborted() {
         Some(0) => Aborter::new(),
         _ => patient(),
     };
-    let mut collective = job::join(0, 2, Sizes::default(), &aborter);
+    let mut collective = job::join(0, 2, Options::default(), &aborter);
     let buffer = collective.allocate("buffer", 64).unwrap();
     if mpi_rank() == Some(0) {
         let later = aborter.clone();
@@ -212,6 +212,33 @@ fn a_rank_that_is_aborted() {
     thread::sleep(Duration::from_millis(150));
     let heard = collective.barrier().and_then(|()| collective.barrier());
     hear(&heard.unwrap_err());
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_named_after_the_stall() {
+    for call in WAITS {
+        let (good, said) = job::start(2, "a_rank_that_stalls", call).end();
+        assert!(!good);
+        let sentence = format!(") did not come to {call} in ");
+        heard(&said, &["rank 0 heard: rank 1 (pid ", &sentence]);
+    }
+}
+
+#[test]
+#[ignore = "a rank, started by mpirun"]
+fn a_rank_that_stalls() {
+    let call = job::told();
+    let options = Options {
+        stall: Some(Duration::from_millis(200)),
+        ..Options::default()
+    };
+    let mut collective = job::join(0, 2, options, &patient());
+    let buffer = collective.allocate("buffer", 64).unwrap();
+    if mpi_rank() == Some(0) {
+        hear(&wait_in(&call, &mut collective, buffer).unwrap_err());
+    }
+    // mpirun ends it with the other one.
+    thread::sleep(PATIENCE);
 }
 
 #[test]
@@ -235,7 +262,7 @@ fn more_or_fewer_ranks_than_mpi_started_are_refused_and_so_is_a_rank_that_does_n
 fn a_rank_in_a_wrong_world() {
     job::told();
     let connect = |rank, size, deadline| {
-        Communicator::connect(rank, size, Sizes::default(), deadline, &Aborter::new())
+        Communicator::connect(rank, size, Options::default(), deadline, &Aborter::new())
             .err()
             .unwrap()
     };

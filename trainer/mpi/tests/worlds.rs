@@ -9,7 +9,7 @@ use std::ops::Range;
 use lockstep_collective::{Collective, LaneTree, ReduceLanes, Wire};
 use lockstep_collective_script::{Player, Script, patient};
 use lockstep_trainer::train::Mpi as _;
-use lockstep_trainer_mpi::{Library, Sizes};
+use lockstep_trainer_mpi::{Library, Options};
 use rand::Rng;
 
 /// Scripts of one job.
@@ -43,18 +43,19 @@ fn a_rank_of_scripts() {
     for seed in first..first + SCRIPTS {
         let script = Script::with_size(seed, size);
         // Messages so short that a reduction has many, and the usual ones.
-        let sizes = match seed % 3 {
-            0 => Sizes::default(),
-            odd => Sizes {
+        let options = match seed % 3 {
+            0 => Options::default(),
+            odd => Options {
                 chunk_bytes: 4 * (16 + 1000 * odd as usize),
                 chunks_ahead: odd as usize,
                 gather_bytes: 1000,
                 halves_when_near: odd == 1,
+                ..Options::default()
             },
         };
         Player::new(
             &script,
-            Box::new(job::join(seed as u32 % size, size, sizes, &patient())),
+            Box::new(job::join(seed as u32 % size, size, options, &patient())),
         )
         .play();
     }
@@ -71,12 +72,12 @@ fn partials_that_are_bfloat16_travel_as_such_and_stay_what_they_are() {
 #[ignore = "a rank, started by mpirun"]
 fn a_rank_with_bfloat16() {
     job::told();
-    let sizes = Sizes {
+    let options = Options {
         chunk_bytes: 4096,
         halves_when_near: true,
-        ..Sizes::default()
+        ..Options::default()
     };
-    let mut collective = job::join(0, 3, sizes, &patient());
+    let mut collective = job::join(0, 3, options, &patient());
     let rank = collective.rank();
     let elements = 10_007;
     let buffer = collective.allocate("gradients", 4 * elements).unwrap();

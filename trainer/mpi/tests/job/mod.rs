@@ -10,7 +10,7 @@ use lockstep_collective::Aborter;
 use lockstep_collective_script::PATIENCE;
 use lockstep_trainer::started::mpi_rank;
 use lockstep_trainer::train::Mpi as _;
-use lockstep_trainer_mpi::{Communicator, Library, Sizes};
+use lockstep_trainer_mpi::{Communicator, Library, Options};
 
 /// What the ranks of a job are told.
 const TOLD: &str = "LOCKSTEP_JOB";
@@ -85,7 +85,7 @@ pub(crate) fn told() -> String {
 }
 
 /// In a rank: a communicator of all ranks, whose order is turned by `turn` against MPI's own.
-pub(crate) fn join(turn: u32, size: u32, sizes: Sizes, aborter: &Aborter) -> Communicator {
+pub(crate) fn join(turn: u32, size: u32, options: Options, aborter: &Aborter) -> Communicator {
     let rank = (mpi_rank().unwrap() + turn) % size;
-    Communicator::connect(rank, size, sizes, PATIENCE, aborter).unwrap()
+    Communicator::connect(rank, size, options, PATIENCE, aborter).unwrap()
 }
