@@ -14,6 +14,7 @@ const UNSAFE_CRATES: &[&str] = &[
     "trainer/nccl-host/",
     "trainer/nccl-rs/",
     "trainer/nccl-double/",
+    "trainer/accelerator-double/",
     "trainer/autograd/",
     "trainer/device-recorder/",
     "trainer/gpu-kernels/",

@@ -131,12 +131,12 @@ impl Engine {
         let over = |hold: MemoryHold| FlatBuffer::new(Arc::new(hold));
         let (mut gradient_ids, mut gradients) = (Vec::new(), Vec::new());
         for index in 0..buffers {
-            let (id, hold) = communication.allocate(&format!("gradients {index}"), layout.gradient_elements * 4)?;
+            let (id, memory) = communication.allocate(&format!("gradients {index}"), layout.gradient_elements * 4)?;
             gradient_ids.push(id);
-            gradients.push(over(hold));
+            gradients.push(over(memory.on_host()?));
         }
-        let (working_id, hold) = communication.allocate("working copies", layout.working_bytes)?;
-        let mut working = over(hold);
+        let (working_id, memory) = communication.allocate("working copies", layout.working_bytes)?;
+        let mut working = over(memory.on_host()?);
         let mut owned = Owned::new(Optimizer::new(&config.optimizer), owners, rank);
         for (index, spec) in model.inventory().iter().enumerate() {
             let initial = values(spec, config.run.seed);
