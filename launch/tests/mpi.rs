@@ -5,7 +5,7 @@
 
 mod stage;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -62,18 +62,12 @@ fn logs(stage: &Stage) -> String {
     .concat()
 }
 
-/// Processes of the stage with this name.
-fn called(stage: &Stage, name: &str) -> Vec<u32> {
-    let is = |pid: &u32| {
-        let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        // mpirun is often a link to another name.
-        let words = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let first = words.split('\0').next().unwrap_or_default().to_owned();
-        [program, PathBuf::from(first)]
-            .iter()
-            .any(|path| path.file_name().is_some_and(|file| file == name))
+/// The ranks' processes.
+fn trainers(stage: &Stage) -> Vec<u32> {
+    let is_trainer = |pid: &u32| {
+        std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program.ends_with("lockstep-trainer-mpi"))
     };
-    stage.processes().into_iter().filter(is).collect()
+    stage.processes().into_iter().filter(is_trainer).collect()
 }
 
 /// No process is left, and no file of mpirun's.
@@ -144,7 +138,7 @@ fn a_second_interrupt_ends_it_at_once() {
     let stage = Stage::new();
     let mut run = endless(&stage);
     // A rank that does not move keeps the run from stopping in order.
-    send(called(&stage, "lockstep-trainer-mpi")[0], Signal::STOP);
+    send(trainers(&stage)[0], Signal::STOP);
     run.signal(Signal::INT);
     wait_until("the first interrupt was heard", || {
         (run.out() + &run.err()).contains("once more")
@@ -161,7 +155,7 @@ fn a_killed_trainer_ends_the_run_and_is_named() {
     }
     let stage = Stage::new();
     let mut run = endless(&stage);
-    let victim = called(&stage, "lockstep-trainer-mpi")[1];
+    let victim = trainers(&stage)[1];
     send(victim, Signal::KILL);
     assert_eq!(run.wait(), 1);
     assert!(run.err().contains(&format!("(pid {victim}")), "{}", run.err());
@@ -175,7 +169,11 @@ fn nothing_is_left_when_mpirun_is_killed_nor_when_the_launcher_is() {
     }
     let stage = Stage::new();
     let mut run = endless(&stage);
-    send(called(&stage, "mpirun")[0], Signal::KILL);
+    let mpirun = lines(&run.out())
+        .into_iter()
+        .find(|event| event["event"] == "mpirun")
+        .unwrap();
+    send(mpirun["pid"].as_u64().unwrap() as u32, Signal::KILL);
     assert_eq!(run.wait(), 1);
     assert!(run.err().contains("mpirun (pid "), "{}", run.err());
     no_trace(&stage, run.pid());
