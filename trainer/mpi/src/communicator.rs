@@ -1,7 +1,6 @@
 //! The communicator: MPI's processes as the ranks of a generation, and the calls of [`Collective`].
 
 use std::ops::Range;
-use std::time::Duration;
 
 use lockstep_collective::backend::{Reduction, SharedOrder, check_broadcast, check_gather, check_slots};
 use lockstep_collective::{
@@ -11,37 +10,10 @@ use nccl_host::Error;
 
 use crate::calls::{Call, HEADER, Header, Kind, mix};
 use crate::inbox::{INLINE, Inbox};
+use crate::options::Options;
 use crate::reduce::Arena;
 use crate::requests::{Group, Requests, Tag};
 use crate::wait::Wait;
-
-/// How payload is cut (found by measurement, see the benchmark), and how long a rank waits.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Bytes of one message of a reduction; a multiple of 4.
-    pub chunk_bytes: usize,
-    /// Chunks that an owner receives ahead, and messages that a rank sends ahead to each owner.
-    pub chunks_ahead: usize,
-    /// Bytes of one message of a gather.
-    pub gather_bytes: usize,
-    /// Whether partials of bfloat16 values travel by halves within a host too. Between hosts they always do; within one,
-    /// where the receiver copies from the sender's memory, packing costs more than it saves.
-    pub halves_when_near: bool,
-    /// How long a call waits for a rank that does nothing; for ever if not given.
-    pub stall: Option<Duration>,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            chunk_bytes: 256 << 10,
-            chunks_ahead: 3,
-            gather_bytes: 4 << 20,
-            halves_when_near: false,
-            stall: None,
-        }
-    }
-}
 
 /// Another rank.
 #[derive(Clone, Copy)]
@@ -280,24 +252,24 @@ impl Communicator {
 
     fn exchange(&mut self, table: &mut [u64], owner_of_slot: &[u32]) -> Result<(), CollectiveError> {
         let mut counts = vec![0usize; self.size as usize];
-        let mut digest = table.len() as u64;
-        for owner in owner_of_slot {
-            counts[*owner as usize] += 1;
-            digest = mix(digest, u64::from(*owner));
-        }
-        let own: Vec<u64> = table
-            .iter()
-            .zip(owner_of_slot)
-            .filter(|(_, owner)| **owner == self.rank)
-            .map(|(value, _)| *value)
-            .collect();
+        owner_of_slot.iter().for_each(|owner| counts[*owner as usize] += 1);
+        // A sum, since it is cheap: it finds owners that differ or are swapped.
+        let owners = (0u64..).zip(owner_of_slot).fold(0u64, |sum, (slot, owner)| {
+            sum.wrapping_add(u64::from(*owner).wrapping_mul(2 * slot + 1))
+        });
+        let digest = mix(table.len() as u64, owners);
+        let mut own = Vec::with_capacity(counts[self.rank as usize]);
+        let values = table.iter().zip(owner_of_slot);
+        own.extend(
+            values
+                .filter(|(_, owner)| **owner == self.rank)
+                .map(|(value, _)| *value),
+        );
         let inline = if own.len() <= INLINE { own.as_slice() } else { &[] };
         let mine = self.enter(Kind::ExchangeSlots, digest, inline)?;
-        let received: Vec<Vec<u64>> = {
-            let values: Vec<Vec<u64>> = (0..self.size).map(|peer| self.inbox.values(peer).to_vec()).collect();
-            self.inbox.expect_next()?;
-            self.long_tables(&own, &counts, values, &mine)?
-        };
+        let values = (0..self.size).map(|peer| self.inbox.values(peer).to_vec()).collect();
+        self.inbox.expect_next()?;
+        let received = self.long_tables(&own, &counts, values, &mine)?;
         let mut next = vec![0; self.size as usize];
         for (value, owner) in table
             .iter_mut()

@@ -17,10 +17,12 @@ mod fault;
 mod gather;
 mod inbox;
 mod library;
+mod options;
 mod reduce;
 mod requests;
 mod wait;
 mod wire;
 
-pub use communicator::{Communicator, Options};
+pub use communicator::Communicator;
 pub use library::Library;
+pub use options::Options;

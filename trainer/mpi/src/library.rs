@@ -10,8 +10,9 @@ use lockstep_trainer::train::Mpi;
 use mpi::ffi;
 use nccl_host::Error;
 
-use crate::communicator::{Communicator, Options, Peer, digest};
+use crate::communicator::{Communicator, Peer, digest};
 use crate::fault::{check, failed};
+use crate::options::Options;
 use crate::requests::Group;
 use crate::wait::Wait;
 
