@@ -348,6 +348,7 @@ fn communicate(
             advertise: Some(advertise),
             only_tcp,
             aborter: Some(&aborter),
+            ..Meeting::default()
         };
         let backend = if size == 1 { Backend::Solo } else { Backend::Host };
         join(backend, &id, meeting)

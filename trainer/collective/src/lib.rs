@@ -46,7 +46,7 @@ use std::ops::Range;
 pub use connect::{Backend, Meeting, connect, join, new_id};
 pub use device::{Device, HostDevice, Recorded, Stream};
 pub use error::CollectiveError;
-pub use nccl_host::{Aborter, HostMemory, MemoryHold, Root};
+pub use nccl_host::{Aborter, HostMemory, Listener, MemoryHold, Root};
 pub use order::Publisher;
 pub use transfers::{Transfer, Transfers};
 pub use tree::{Expression, LaneTree, TreeError};

@@ -15,7 +15,7 @@ use crate::call::{Call, CallKind};
 use crate::control::{CONTROL_BYTES, Controls, Counter};
 use crate::error::Error;
 use crate::exchange::{self, Buffers, Ended, Into, Operation, Stopped, Transfer};
-use crate::id::{CommunicatorId, Root, listen};
+use crate::id::{CommunicatorId, Listener, Root, listen};
 use crate::link::{Broken, End, Kind, Link, Patience, SLICE};
 use crate::memory::{HostMemory, PeerMemory};
 use crate::peer::PeerView;
@@ -55,6 +55,8 @@ pub struct Options<'a> {
     pub root: Option<Root>,
     /// The address at which other hosts reach this one; needed where the id was made by [`Root::open`].
     pub advertise: Option<IpAddr>,
+    /// Where this rank listens, in place of a free port at `advertise`; rank 0 has it in its root.
+    pub listener: Option<Listener>,
     /// Whether TCP is used also between ranks of one host: for tests and measurements.
     pub only_tcp: bool,
     /// How long a call waits for a peer that does nothing; for ever if not given.
@@ -165,11 +167,12 @@ impl Communicator {
         aborter.check()?;
         let started = Instant::now();
         let (own, descriptor) = HostMemory::shared("control", CONTROL_BYTES)?;
-        let listener = match (id.root, options.root, options.advertise) {
-            (None, _, _) => None,
-            (Some(address), Some(root), _) if rank == 0 => Some((root.listener, address)),
-            (Some(_), _, Some(advertise)) if rank > 0 => Some(listen(advertise)?),
-            (Some(_), _, _) => {
+        let listener = match (id.root, options.root, options.listener, options.advertise) {
+            (None, ..) => None,
+            (Some(address), Some(root), ..) if rank == 0 => Some((root.listener, address)),
+            (Some(_), _, Some(listener), _) if rank > 0 => Some((listener.socket, listener.address)),
+            (Some(_), _, None, Some(advertise)) if rank > 0 => Some(listen(advertise)?),
+            (Some(_), ..) => {
                 return Err(Error::BadId {
                     why: "it is for several hosts, and this rank has no address to be reached at".into(),
                 });

@@ -63,12 +63,12 @@ pub enum Error {
         reason: String,
     },
     /// Not all peers came in time.
-    #[error("after {waited_ms} ms rank {rank} had not met {missing}{}", refused.as_deref().map(|why| format!("; a connection was refused: {why}")).unwrap_or_default())]
+    #[error("after {waited_ms} ms rank {rank} had not met {}{}", in_words(missing), refused.as_deref().map(|why| format!("; a connection was refused: {why}")).unwrap_or_default())]
     Deadline {
         /// The rank that waited.
         rank: u32,
-        /// Who was missing, in words.
-        missing: String,
+        /// Who was missing.
+        missing: Vec<u32>,
         /// How long the wait was.
         waited_ms: u64,
         /// The last connection that was turned away meanwhile, and why.
@@ -150,6 +150,17 @@ impl Error {
         Error::System {
             call,
             source: source.into(),
+        }
+    }
+}
+
+/// Ranks, in words.
+fn in_words(ranks: &[u32]) -> String {
+    match ranks {
+        [one] => format!("rank {one}"),
+        _ => {
+            let names: Vec<String> = ranks.iter().map(u32::to_string).collect();
+            format!("ranks {}", names.join(", "))
         }
     }
 }

@@ -48,6 +48,30 @@ impl Root {
     }
 }
 
+/// Where a rank above 0 listens for ranks of other hosts, and the address that leads there.
+pub struct Listener {
+    pub(crate) socket: OwnedFd,
+    pub(crate) address: SocketAddr,
+}
+
+impl Listener {
+    /// Takes a listening socket that others reach at `reached_at`, which may be another port of another address: where
+    /// something between the hosts maps ports.
+    ///
+    /// # Errors
+    /// The socket cannot be made to return at once.
+    pub fn new(socket: TcpListener, reached_at: SocketAddr) -> Result<Listener, Error> {
+        let address = reached_at.ip();
+        socket
+            .set_nonblocking(true)
+            .map_err(|source| Error::Listen { address, source })?;
+        Ok(Listener {
+            socket: socket.into(),
+            address: reached_at,
+        })
+    }
+}
+
 /// A socket that listens at a free port of `address`.
 pub(crate) fn listen(address: IpAddr) -> Result<(OwnedFd, SocketAddr), Error> {
     let failed = |source| Error::Listen { address, source };

@@ -28,6 +28,6 @@ pub use call::{Call, CallKind};
 pub use communicator::{Communicator, Options, Signal};
 pub use error::Error;
 pub use exchange::{Into, Transfer};
-pub use id::{CommunicatorId, Root};
+pub use id::{CommunicatorId, Listener, Root};
 pub use memory::{HostMemory, MemoryHold, PeerMemory};
 pub use peer::PeerView;

@@ -216,16 +216,11 @@ impl Rendezvous<'_> {
 
     /// The error at the deadline; `missing`: who of the others has not come.
     fn late(&self, missing: &dyn Fn(u32) -> bool, refused: Option<String>) -> Error {
-        let names: Vec<String> = (0..self.size)
-            .filter(|rank| *rank != self.rank && missing(*rank))
-            .map(|rank| rank.to_string())
-            .collect();
         Error::Deadline {
             rank: self.rank,
-            missing: match names.as_slice() {
-                [one] => format!("rank {one}"),
-                _ => format!("ranks {}", names.join(", ")),
-            },
+            missing: (0..self.size)
+                .filter(|rank| *rank != self.rank && missing(*rank))
+                .collect(),
             waited_ms: self.started.elapsed().as_millis() as u64,
             refused,
         }
