@@ -145,6 +145,26 @@ impl Error {
         }
     }
 
+    /// The ranks that this error holds responsible; none where the cause is here, or in no rank.
+    pub fn named_ranks(&self) -> Vec<u32> {
+        match self {
+            Error::PeerLost { rank, .. }
+            | Error::ConnectionLost { rank, .. }
+            | Error::Stalled { rank, .. }
+            | Error::PeerLeft { rank, .. }
+            | Error::Mismatch { rank, .. } => vec![*rank],
+            Error::Deadline { missing, .. } => missing.clone(),
+            Error::Refused { rank, .. } => rank.iter().copied().collect(),
+            Error::Listen { .. }
+            | Error::Aborted { .. }
+            | Error::BadId { .. }
+            | Error::BadWorld { .. }
+            | Error::TooLarge { .. }
+            | Error::NoMemory { .. }
+            | Error::System { .. } => Vec::new(),
+        }
+    }
+
     /// A system call's failure.
     pub(crate) fn system(call: &'static str, source: rustix::io::Errno) -> Error {
         Error::System {
