@@ -4,6 +4,7 @@
 //! mappings may be read. Leaving is without a word; the next call tells the peers that this rank has finished reading. What
 //! ranks of other hosts have passes as [`Transfer`]s, with the call or (for reductions) on its own.
 
+use std::cell::Cell;
 use std::hash::{DefaultHasher, Hasher};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -14,7 +15,8 @@ use crate::abort::{Aborter, Bell};
 use crate::call::{Call, CallKind};
 use crate::control::{CONTROL_BYTES, Controls, Counter};
 use crate::error::Error;
-use crate::exchange::{self, Buffers, Ended, Into, Operation, Stopped, Transfer};
+use crate::exchange::{self, Buffers, Ended, Into, Operation, Stopped, Transfer, Waiting};
+use crate::goodbye::{Blame, farewell};
 use crate::id::{CommunicatorId, Listener, Root, listen};
 use crate::link::{Broken, End, Kind, Link, Patience, SLICE};
 use crate::memory::{HostMemory, PeerMemory};
@@ -92,8 +94,8 @@ impl Signal {
 struct Spent {
     /// In words.
     reason: String,
-    /// The peer that was lost.
-    lost: Option<u32>,
+    /// The peer that is responsible.
+    blame: Option<Blame>,
 }
 
 /// An error, once somebody has aborted or a call has failed.
@@ -123,6 +125,8 @@ pub struct Communicator {
     stall: Option<Duration>,
     aborter: Aborter,
     spent: Arc<OnceLock<Spent>>,
+    /// Whom a peer that left has blamed.
+    heard: Cell<Option<Blame>>,
 }
 
 impl Communicator {
@@ -190,6 +194,7 @@ impl Communicator {
             started,
             deadline,
             aborter: &aborter,
+            heard: Cell::new(None),
         };
         let (mut links, mut pages, mut remotes) = (Vec::new(), Vec::new(), Vec::new());
         for peer in rendezvous.meet()? {
@@ -217,6 +222,7 @@ impl Communicator {
             stall: options.stall,
             aborter,
             spent: Arc::default(),
+            heard: Cell::new(None),
         })
     }
 
@@ -263,8 +269,9 @@ impl Communicator {
             peers.push(mirror.transpose()?);
         }
         let aborter = self.aborter.clone();
+        let started = Instant::now();
         let patience = Patience {
-            until: None,
+            until: self.stall.map(|stall| started + stall),
             aborter: &aborter,
         };
         // One small frame to each: socket buffers take them all, so nobody waits for a reader here.
@@ -272,19 +279,21 @@ impl Communicator {
             let sent = self.link(rank).map_or(Ok(()), |link| {
                 link.send(Kind::Buffer, &[], Some(descriptor.as_fd()), patience)
             });
-            sent.map_err(|broken| self.broken(rank, broken))?;
+            sent.map_err(|broken| self.broken(rank, broken, started))?;
         }
         for rank in self.controls.peers() {
             let Some(link) = self.link(rank) else { continue };
             let pid = link.pid;
-            let frame = link.receive(patience).map_err(|broken| self.broken(rank, broken))?;
-            let lost = frame.lost();
+            let frame = link
+                .receive(patience)
+                .map_err(|broken| self.broken(rank, broken, started))?;
+            let blame = frame.blame();
             match (frame.kind, frame.descriptor) {
                 (Kind::Buffer, Some(descriptor)) => {
                     let memory = PeerMemory::map(descriptor.as_fd(), bytes, rank)?;
                     peers[rank as usize] = Some(PeerView::Mapped(memory));
                 }
-                (Kind::Goodbye, _) => return Err(self.left(rank, pid, lost)),
+                (Kind::Goodbye, _) => return Err(self.left(rank, pid, blame)),
                 (_, _) => {
                     return Err(Error::Refused {
                         rank: Some(rank),
@@ -369,12 +378,16 @@ impl Communicator {
         };
         let aborter = self.aborter.clone();
         let started = Instant::now();
-        let patience = Patience {
-            until: self.stall.map(|stall| started + stall),
-            aborter: &aborter,
+        let waiting = Waiting {
+            spin: SPIN,
+            patience: Patience {
+                until: self.stall.map(|stall| started + stall),
+                aborter: &aborter,
+            },
+            grace: self.stall.unwrap_or_default() / 4,
         };
         let (links, buffers) = (&mut self.remotes, &mut self.buffers);
-        exchange::run(operation, links, (sends, receives), buffers, patience, SPIN).map_err(|stopped| match stopped {
+        exchange::run(operation, links, (sends, receives), buffers, waiting).map_err(|stopped| match stopped {
             Stopped::Error(error) => error,
             Stopped::Peer(rank, ended) => self.ended(rank, ended, call, started),
         })
@@ -388,7 +401,7 @@ impl Communicator {
         };
         match ended {
             Ended::Closed => Error::ConnectionLost { rank, pid, host },
-            Ended::Left(lost) => self.left(rank, pid, lost),
+            Ended::Left(blame) => self.left(rank, pid, blame),
             Ended::Elsewhere(theirs) => Error::Mismatch {
                 rank,
                 theirs: Call(theirs).describe(),
@@ -455,15 +468,28 @@ impl Communicator {
         usable(&self.aborter, &self.spent)
     }
 
+    /// Notes the first error, and tells the peers at once that this rank is out of it: its owner may keep it for long.
     fn keep_first_error<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
-        if let Err(error) = &result {
-            let lost = error.lost_peer().map(|(rank, _)| rank);
+        if let Err(error) = &result
+            && self.spent.get().is_none()
+        {
+            let blame = self.heard.get().or_else(|| Blame::of(error, self.rank));
             self.spent.get_or_init(|| Spent {
                 reason: error.to_string(),
-                lost,
+                blame,
             });
+            self.leave();
         }
         result
+    }
+
+    /// Says goodbye, so that a peer that still waits for this rank can tell an end from a death, and whose fault it is.
+    fn leave(&mut self) {
+        let blame = self.spent.get().and_then(|spent| spent.blame);
+        for link in self.links.iter().flatten() {
+            link.say_goodbye(blame);
+        }
+        farewell(self.remotes.iter_mut().flatten(), blame);
     }
 
     /// Waits for the counters of all peers.
@@ -477,13 +503,25 @@ impl Communicator {
                     if !self.controls.reached(rank, counter, value) {
                         self.find_lost(counter, value)?;
                         if self.stall.is_some_and(|stall| started.elapsed() >= stall) {
-                            return Err(self.stalled(rank, call, started));
+                            return Err(self.stalled(self.furthest_behind(rank), call, started));
                         }
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// The peer of this host that has done least: who does not come may itself be waiting for that one. `rank` where
+    /// nobody has done less.
+    fn furthest_behind(&self, rank: u32) -> u32 {
+        let done = |peer: &u32| self.controls.progress(*peer);
+        let least = self
+            .controls
+            .peers()
+            .filter(|peer| done(peer).is_some())
+            .min_by_key(done);
+        least.filter(|least| done(least) < done(&rank)).unwrap_or(rank)
     }
 
     /// Whether the peer came while this rank spun.
@@ -518,46 +556,34 @@ impl Communicator {
             let pid = link.pid;
             match end {
                 End::Silent => return Err(Error::PeerLost { rank, pid }),
-                End::Goodbye { lost } => left = Some((rank, pid, lost)),
+                End::Goodbye { blame } => left = Some((rank, pid, blame)),
             }
         }
-        left.map_or(Ok(()), |(rank, pid, lost)| Err(self.left(rank, pid, lost)))
+        left.map_or(Ok(()), |(rank, pid, blame)| Err(self.left(rank, pid, blame)))
     }
 
     /// The error for a peer that closed its end: the root of the matter, where the peer named it.
-    fn left(&self, rank: u32, pid: u32, lost: Option<u32>) -> Error {
-        match lost.filter(|lost| *lost != self.rank && *lost < self.size) {
-            Some(lost) => self.lost(lost),
-            None => Error::PeerLeft { rank, pid },
-        }
-    }
-
-    /// The error for a peer that is gone without a word.
-    fn lost(&self, rank: u32) -> Error {
-        match self.remotes.get(rank as usize).and_then(Option::as_ref) {
-            Some(TcpLink { pid, host, .. }) => Error::ConnectionLost {
-                rank,
-                pid: *pid,
-                host: host.clone(),
-            },
-            None => Error::PeerLost {
-                rank,
-                pid: self.pid(rank),
-            },
-        }
+    fn left(&self, rank: u32, pid: u32, blame: Option<Blame>) -> Error {
+        let Some(blame) = blame else {
+            return Error::PeerLeft { rank, pid };
+        };
+        self.heard.set(Some(blame));
+        blame.heard_by(self.rank, self.pid(blame.accused))
     }
 
     /// The error for a link that failed outside a wait for counters.
-    fn broken(&mut self, rank: u32, broken: Broken) -> Error {
-        if let Broken::Error(error) = broken {
-            return error;
+    fn broken(&mut self, rank: u32, broken: Broken, started: Instant) -> Error {
+        match broken {
+            Broken::Error(error) => return error,
+            Broken::Late => return self.stalled(rank, Call::new(CallKind::Allocate, 0), started),
+            Broken::Closed | Broken::Left(_) => {}
         }
         let Some(link) = self.links[rank as usize].as_mut() else {
             return Error::PeerLost { rank, pid: 0 };
         };
         let pid = link.pid;
         match link.end() {
-            Ok(Some(End::Goodbye { lost })) => self.left(rank, pid, lost),
+            Ok(Some(End::Goodbye { blame })) => self.left(rank, pid, blame),
             Ok(_) => Error::PeerLost { rank, pid },
             Err(error) => error,
         }
@@ -565,14 +591,10 @@ impl Communicator {
 }
 
 impl Drop for Communicator {
-    /// Says goodbye, so that a peer that still waits for this rank can tell an end from a death.
     fn drop(&mut self) {
-        let lost = self.spent.get().and_then(|spent| spent.lost);
-        for link in self.links.iter().flatten() {
-            link.say_goodbye(lost);
-        }
-        for link in self.remotes.iter_mut().flatten() {
-            link.say_goodbye(lost);
+        // After an error they have been told already.
+        if self.spent.get().is_none() {
+            self.leave();
         }
     }
 }

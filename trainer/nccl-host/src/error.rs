@@ -1,5 +1,7 @@
 //! What can go wrong in a communicator, in sentences for people and in types for programs.
 
+use crate::goodbye::Fault;
+
 /// An error of a communicator. After any of them in a collective the communicator is spent: later calls return
 /// [`Error::Aborted`] with the first reason.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +57,26 @@ pub enum Error {
         rank: u32,
         /// Its process.
         pid: u32,
+    },
+    /// A peer left, and said which rank was the cause.
+    #[error("rank {by} left the communicator because it {fault} rank {rank} (pid {pid})")]
+    Told {
+        /// The rank that was the cause.
+        rank: u32,
+        /// Its process, as far as it is known here; else 0.
+        pid: u32,
+        /// The rank that left because of it.
+        by: u32,
+        /// What had happened between the two.
+        fault: Fault,
+    },
+    /// A peer left, and said that this rank was the cause.
+    #[error("rank {by} left the communicator because it {fault} this rank")]
+    Accused {
+        /// The rank that left.
+        by: u32,
+        /// What it had seen of this rank.
+        fault: Fault,
     },
     /// Somebody in this process called [`crate::Aborter::abort`], or an earlier collective failed.
     #[error("the communicator was aborted: {reason}")]
@@ -140,7 +162,14 @@ impl Error {
     /// The peer (rank, pid) whose loss this error reports, if that is what it is.
     pub fn lost_peer(&self) -> Option<(u32, u32)> {
         match self {
-            Error::PeerLost { rank, pid } | Error::ConnectionLost { rank, pid, .. } => Some((*rank, *pid)),
+            Error::PeerLost { rank, pid }
+            | Error::ConnectionLost { rank, pid, .. }
+            | Error::Told {
+                rank,
+                pid,
+                fault: Fault::Lost,
+                ..
+            } => Some((*rank, *pid)),
             _ => None,
         }
     }
@@ -152,6 +181,8 @@ impl Error {
             | Error::ConnectionLost { rank, .. }
             | Error::Stalled { rank, .. }
             | Error::PeerLeft { rank, .. }
+            | Error::Told { rank, .. }
+            | Error::Accused { by: rank, .. }
             | Error::Mismatch { rank, .. } => vec![*rank],
             Error::Deadline { missing, .. } => missing.clone(),
             Error::Refused { rank, .. } => rank.iter().copied().collect(),

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use crate::error::Error;
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Bytes of an address: 0 for none, 4 or 6 for the family; 16 of the address, of which IPv4 uses 4; 2 of the port.
 pub(crate) const ADDRESS: usize = 1 + 16 + 2;
 const LENGTH: usize = 4 + 16 + 8 + ADDRESS + 32;

@@ -37,10 +37,13 @@ impl Intruder {
         let mut id = id.to_vec();
         id[20..28].copy_from_slice(&0u64.to_le_bytes());
         id[47..].fill(0xee);
-        // In shared memory it has a name of its own to listen at.
         let (rank, size) = match carrier {
+            // It finds the sockets of the new generation, and has one of its own name.
             Carrier::Memory => (size, size + 1),
-            Carrier::Tcp => (1, size),
+            Carrier::Tcp => {
+                id[4..20].fill(0xdd);
+                (1, size)
+            }
         };
         Intruder::start(move |over, aborter| {
             while !over.load(Ordering::Relaxed) {
