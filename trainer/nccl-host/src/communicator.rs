@@ -16,12 +16,12 @@ use crate::call::{Call, CallKind};
 use crate::control::{CONTROL_BYTES, Controls, Counter};
 use crate::error::Error;
 use crate::exchange::{self, Buffers, Ended, Into, Operation, Stopped, Transfer, Waiting};
-use crate::goodbye::{Blame, farewell};
+use crate::goodbye::{Blame, Fault, farewell};
 use crate::id::{CommunicatorId, Listener, Root, listen};
 use crate::link::{Broken, End, Kind, Link, Patience, SLICE};
 use crate::memory::{HostMemory, PeerMemory};
 use crate::peer::PeerView;
-use crate::rendezvous::{Peer, Rendezvous};
+use crate::rendezvous::{GRACE, Peer, Rendezvous};
 use crate::tcp::TcpLink;
 
 /// The largest world: a rank holds a socket to each of the others.
@@ -148,7 +148,8 @@ impl Communicator {
         Communicator::join(id, rank, size, deadline, options)
     }
 
-    /// Meets the other ranks that hold the same id; `deadline` is counted from now.
+    /// Meets the other ranks that hold the same id; `deadline` is counted from now. Returns when every rank has met every
+    /// other one.
     ///
     /// # Errors
     /// A place outside the world; ranks that do not come in time or are lost meanwhile; a peer that cannot prove the
@@ -210,7 +211,7 @@ impl Communicator {
         let controls = Arc::new(Controls::new(rank, own, pages));
         let bell: Weak<Controls> = Arc::downgrade(&controls);
         aborter.add_bell(bell as Weak<dyn Bell>);
-        Ok(Communicator {
+        let mut communicator = Communicator {
             rank,
             size,
             controls,
@@ -219,11 +220,24 @@ impl Communicator {
             buffers: Vec::new(),
             entered: 0,
             operations: 0,
-            stall: options.stall,
+            // Others may still be meeting.
+            stall: Some(deadline.saturating_sub(started.elapsed()) + GRACE.min(deadline / 4)),
             aborter,
             spent: Arc::default(),
             heard: Cell::new(None),
-        })
+        };
+        let all_met = communicator.enter(Call::new(CallKind::Join, 0));
+        communicator.stall = options.stall;
+        match all_met {
+            Ok(()) => Ok(communicator),
+            Err(Error::Stalled { rank: missing, .. }) => Err(Error::Deadline {
+                rank,
+                missing: vec![missing],
+                waited_ms: started.elapsed().as_millis() as u64,
+                refused: None,
+            }),
+            Err(error) => Err(error),
+        }
     }
 
     /// This rank.
@@ -375,6 +389,7 @@ impl Communicator {
             number: self.operations,
             call: call.0,
             full,
+            rank: self.rank,
         };
         let aborter = self.aborter.clone();
         let started = Instant::now();
@@ -501,9 +516,23 @@ impl Communicator {
                     self.controls.sleep(rank, counter, value, SLICE)?;
                     self.aborter.check()?;
                     if !self.controls.reached(rank, counter, value) {
-                        self.find_lost(counter, value)?;
-                        if self.stall.is_some_and(|stall| started.elapsed() >= stall) {
-                            return Err(self.stalled(self.furthest_behind(rank), call, started));
+                        let lost = self.find_lost(counter, value);
+                        lost.map_err(|error| match error {
+                            // This rank was silent because it waits for somebody itself.
+                            Error::Accused {
+                                by,
+                                fault: Fault::Silent,
+                            } if self.late(counter, value).any(|late| late != by) => {
+                                self.heard.set(None);
+                                self.stalled(self.furthest_behind(counter, value), call, started)
+                            }
+                            error => error,
+                        })?;
+                        // Of several, one may be waiting for another, and says so when its own patience ends.
+                        let several = self.late(counter, value).nth(1).is_some();
+                        let patience = |stall: Duration| if several { stall + stall / 4 } else { stall };
+                        if self.stall.is_some_and(|stall| started.elapsed() >= patience(stall)) {
+                            return Err(self.stalled(self.furthest_behind(counter, value), call, started));
                         }
                     }
                 }
@@ -512,16 +541,18 @@ impl Communicator {
         Ok(())
     }
 
-    /// The peer of this host that has done least: who does not come may itself be waiting for that one. `rank` where
-    /// nobody has done less.
-    fn furthest_behind(&self, rank: u32) -> u32 {
-        let done = |peer: &u32| self.controls.progress(*peer);
-        let least = self
-            .controls
+    /// The peers whose counter has not reached `value`.
+    fn late(&self, counter: Counter, value: u64) -> impl Iterator<Item = u32> + '_ {
+        self.controls
             .peers()
-            .filter(|peer| done(peer).is_some())
-            .min_by_key(done);
-        least.filter(|least| done(least) < done(&rank)).unwrap_or(rank)
+            .filter(move |peer| !self.controls.reached(*peer, counter, value))
+    }
+
+    /// The late peer that has done least: the others may be waiting for it.
+    fn furthest_behind(&self, counter: Counter, value: u64) -> u32 {
+        let late = self.late(counter, value);
+        late.min_by_key(|peer| self.controls.progress(*peer))
+            .unwrap_or(self.rank)
     }
 
     /// Whether the peer came while this rank spun.

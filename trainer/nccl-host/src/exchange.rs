@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::error::Error;
-use crate::goodbye::Blame;
+use crate::goodbye::{Blame, Fault};
 use crate::link::{Broken, Patience, poll_for};
 use crate::memory::HostMemory;
 use crate::tcp::{CHUNK, Head, Stream, TcpLink};
@@ -49,6 +49,8 @@ pub(crate) struct Operation {
     pub(crate) call: u64,
     /// Whether every rank waits for every other one.
     pub(crate) full: bool,
+    /// This rank.
+    pub(crate) rank: u32,
 }
 
 /// The buffers, as the engine sees them.
@@ -118,6 +120,11 @@ struct Piece {
 }
 
 impl Task {
+    /// Whether something of the peer has still to come.
+    fn is_waiting(&self) -> bool {
+        self.awaits_enter || !self.receives.is_empty()
+    }
+
     fn is_done(&self, link: &TcpLink) -> bool {
         self.sends.is_empty()
             && self.receives.is_empty()
@@ -172,7 +179,21 @@ pub(crate) fn run(
             }
         }
     }
-    done
+    match done {
+        // This rank was silent because it waits for somebody itself.
+        Err(Stopped::Peer(peer, Ended::Left(Some(blame))))
+            if (blame.accused, blame.fault) == (operation.rank, Fault::Silent) =>
+        {
+            let mut awaited = (0u32..)
+                .zip(&tasks)
+                .filter(|(rank, task)| *rank != peer && task.is_waiting());
+            Err(match awaited.next() {
+                Some((rank, _)) => Stopped::Peer(rank, Ended::Silent),
+                None => Stopped::Peer(peer, Ended::Left(Some(blame))),
+            })
+        }
+        done => done,
+    }
 }
 
 fn move_all(
@@ -231,7 +252,7 @@ fn step(
     let of_peer = |broken| Stopped::by(rank, broken);
     let mut any = false;
     // Receiving first: what has arrived counts, also where the peer has closed its end meanwhile.
-    while task.awaits_enter || !task.receives.is_empty() {
+    while task.is_waiting() {
         let Some(head) = link.head().map_err(of_peer)? else {
             break;
         };
@@ -316,7 +337,7 @@ fn sleep(links: &[Option<TcpLink>], tasks: &[Task], mut waits: Waiting<'_>) -> R
         let Some(link) = link.as_ref().filter(|link| !task.is_done(link)) else {
             continue;
         };
-        let receives = task.awaits_enter || !task.receives.is_empty();
+        let receives = task.is_waiting();
         let sends = link.is_sending();
         awaited += u32::from(receives);
         // Of several, the one that this rank waits to hear from.

@@ -5,6 +5,7 @@
 //! one purpose cannot be taken for one of another. Over TCP the same secret and nonces give a key for each direction.
 
 use crate::error::Error;
+use crate::goodbye::Blame;
 use crate::id::{CommunicatorId, random};
 use crate::link::{Broken, Frame, Kind, Link, Patience};
 use crate::socket::TcpSocket;
@@ -47,6 +48,8 @@ impl Channel for TcpSocket {
 
 /// Why a handshake came to nothing.
 pub(crate) enum Failure {
+    /// A peer that has proved itself says goodbye: rank, process, whom it blames.
+    Left(u32, u32, Option<Blame>),
     /// It would have to wait.
     NotYet,
     /// Not this connection; the next may do.

@@ -12,8 +12,9 @@ use rustix::net::{AddressFamily, SocketFlags};
 
 use crate::control::CONTROL_BYTES;
 use crate::error::Error;
+use crate::goodbye::Blame;
 use crate::handshake::{Failure, Introduction, Parties, Purpose};
-use crate::link::{Frame, Kind, Link, Patience};
+use crate::link::{Broken, Frame, Kind, Link, Patience};
 use crate::memory::PeerMemory;
 use crate::place::Card;
 use crate::socket::TcpSocket;
@@ -118,12 +119,12 @@ impl<'a> Reception<'a> {
     /// Takes what has come, up to the first that has proved itself. `expects`: whether a rank may come for a purpose now.
     ///
     /// # Errors
-    /// A system call's failure; a peer that has proved itself and sends what cannot be used.
+    /// A system call's failure; a peer that has proved itself and leaves, or sends what cannot be used.
     pub(crate) fn next(
         &mut self,
         expects: impl Fn(u32, u8) -> Option<Purpose>,
         patience: Patience<'_>,
-    ) -> Result<Option<Guest>, Error> {
+    ) -> Result<Option<Guest>, Failure> {
         self.accept()?;
         let mut guest = None;
         let now = Instant::now();
@@ -144,10 +145,24 @@ impl<'a> Reception<'a> {
                 // A socket that does not take a first short frame is not one of ours.
                 Err(Failure::NotYet) => self.refused = Some("it did not take an answer".into()),
                 Err(Failure::Connection(why)) => self.refused = Some(why),
-                Err(Failure::Meeting(error)) => return Err(error),
+                Err(failure @ (Failure::Meeting(_) | Failure::Left(..))) => return Err(failure),
             }
         }
         Ok(guest)
+    }
+
+    /// Says goodbye to those of its place that have proved themselves and wait for more. Returns those elsewhere, to whom it
+    /// is still to be said.
+    pub(crate) fn say_goodbye(&mut self, blame: Option<Blame>) -> Vec<&mut TcpLink> {
+        let mut elsewhere = Vec::new();
+        for caller in &mut self.callers {
+            match &mut caller.stage {
+                Stage::Control(link, _) => link.say_goodbye(blame),
+                Stage::Card(link, _) => elsewhere.push(link),
+                _ => {}
+            }
+        }
+        elsewhere
     }
 
     /// Takes in all who wait at the doors.
@@ -244,12 +259,18 @@ impl<'a> Reception<'a> {
             },
             Stage::Control(link, rank) => match link.try_receive()? {
                 None => Advance::Waits(Stage::Control(link, rank)),
+                Some(frame) if frame.kind == Kind::Goodbye => {
+                    return Err(Failure::Left(rank, link.pid, frame.blame()));
+                }
                 Some(frame) => {
                     still_expected(rank, Purpose::Local, expects)?;
                     Advance::Arrived(Guest::Local(rank, link, control_page(frame, rank)?))
                 }
             },
-            Stage::Card(mut link, rank) => match link.try_receive(Stream::Card)? {
+            Stage::Card(mut link, rank) => match link
+                .try_receive(Stream::Card)
+                .map_err(|broken| left(rank, &link, broken))?
+            {
                 None => Advance::Waits(Stage::Card(link, rank)),
                 Some(bytes) => {
                     still_expected(rank, Purpose::Card, expects)?;
@@ -315,6 +336,14 @@ fn local_only(expects: &impl Fn(u32, u8) -> Option<Purpose>) -> impl Fn(u32, u8)
 
 fn remote_only(expects: &impl Fn(u32, u8) -> Option<Purpose>) -> impl Fn(u32, u8) -> Option<Purpose> {
     move |rank, purpose| expects(rank, purpose).filter(|purpose| *purpose != Purpose::Local)
+}
+
+/// The failure of a connection that has proved itself.
+pub(crate) fn left(rank: u32, link: &TcpLink, broken: Broken) -> Failure {
+    match broken {
+        Broken::Left(blame) => Failure::Left(rank, link.pid, blame),
+        broken => broken.into(),
+    }
 }
 
 /// Maps the control page that a frame brings.

@@ -16,7 +16,7 @@ use rustix::net::SocketAddrUnix;
 
 use crate::abort::Aborter;
 use crate::error::Error;
-use crate::goodbye::{Blame, farewell};
+use crate::goodbye::{Blame, Fault, farewell};
 use crate::handshake::{Failure, Introduction, Purpose};
 use crate::id::CommunicatorId;
 use crate::link::{Broken, End, Link, Patience, poll_for};
@@ -26,9 +26,9 @@ use crate::reception::{Guest, Reception};
 use crate::tcp::{Stream, TcpLink};
 use crate::visits::{Host, RETRY, Visits, Way, connect_over_tcp, seqpacket};
 
-/// How much longer than the deadline a rank waits for the list of cards: rank 0, whose deadline comes first, then says who it
-/// is that does not come.
-const GRACE: Duration = Duration::from_millis(500);
+/// How much longer than the deadline a rank waits, at most, for those that wait for others themselves: their deadline comes
+/// first, and they then say who it is that does not come.
+pub(crate) const GRACE: Duration = Duration::from_millis(500);
 
 /// A peer that has proved itself.
 pub(crate) enum Peer {
@@ -60,29 +60,6 @@ impl Rendezvous<'_> {
     /// Meets every other rank. By rank; none for this rank itself.
     pub(crate) fn meet(&self) -> Result<Vec<Option<Peer>>, Error> {
         let mut peers: Vec<Option<Peer>> = (0..self.size).map(|_| None).collect();
-        match self.meet_all(&mut peers) {
-            Ok(()) => Ok(peers),
-            Err(error) => {
-                let blame = self.blame(&error);
-                let mut remotes = Vec::new();
-                for peer in peers.iter_mut().flatten() {
-                    match peer {
-                        Peer::Local(link, _) => link.say_goodbye(blame),
-                        Peer::Remote(link) => remotes.push(link.as_mut()),
-                    }
-                }
-                farewell(remotes.into_iter(), blame);
-                Err(error)
-            }
-        }
-    }
-
-    /// Whom this rank holds responsible for an error: who was named to it, else what it has seen itself.
-    fn blame(&self, error: &Error) -> Option<Blame> {
-        self.heard.get().or_else(|| Blame::of(error, self.rank))
-    }
-
-    fn meet_all(&self, peers: &mut [Option<Peer>]) -> Result<(), Error> {
         let local = self.listen()?;
         let cards = match self.listener {
             Some((listener, address)) => Some(self.cards(Card::of(self.rank, address)?, listener)?),
@@ -92,13 +69,51 @@ impl Rendezvous<'_> {
         let remote = self.listener.map(|(listener, _)| listener);
         let doors = std::iter::once(local.as_fd()).chain(remote).collect();
         let mut reception = Reception::new(self.introduction(), self.control, doors, cards.as_deref());
+        let met = self.meet_all(&mut peers, &mut visits, &mut reception);
+        if let Err(mut error) = met {
+            if let Error::Accused {
+                by,
+                fault: Fault::Silent,
+            } = error
+                && (0..self.size).any(|rank| ![self.rank, by].contains(&rank) && peers[rank as usize].is_none())
+            {
+                // It did not come on because somebody else did not come to it.
+                self.heard.set(None);
+                error = self.late(&|rank| rank != by && peers[rank as usize].is_none(), None);
+            }
+            let blame = self.blame(&error);
+            let mut elsewhere = reception.say_goodbye(blame);
+            elsewhere.extend(visits.say_goodbye(blame));
+            for peer in peers.iter_mut().flatten() {
+                match peer {
+                    Peer::Local(link, _) => link.say_goodbye(blame),
+                    Peer::Remote(link) => elsewhere.push(link),
+                }
+            }
+            farewell(elsewhere.into_iter(), blame);
+            return Err(error);
+        }
+        Ok(peers)
+    }
+
+    /// Whom this rank holds responsible for an error: who was named to it, else what it has seen itself.
+    fn blame(&self, error: &Error) -> Option<Blame> {
+        self.heard.get().or_else(|| Blame::of(error, self.rank))
+    }
+
+    fn meet_all(
+        &self,
+        peers: &mut [Option<Peer>],
+        visits: &mut Visits<'_>,
+        reception: &mut Reception<'_>,
+    ) -> Result<(), Error> {
         while (0..self.size).any(|rank| rank != self.rank && peers[rank as usize].is_none()) {
             let slice = match self.patience().slice() {
                 Ok(slice) if visits.is_away() => slice.min(RETRY),
                 Ok(slice) => slice,
                 Err(Broken::Error(error)) => return Err(error),
                 Err(_) => {
-                    let refused = reception.refused.or(visits.refused);
+                    let refused = reception.refused.take().or(visits.refused.take());
                     return Err(self.late(&|rank| peers[rank as usize].is_none(), refused));
                 }
             };
@@ -112,17 +127,21 @@ impl Rendezvous<'_> {
                     .into_iter()
                     .find(|known| may_come && *known as u8 == purpose)
             };
-            match reception.next(expects, self.patience())? {
+            match reception
+                .next(expects, self.patience())
+                .map_err(|failure| self.failed(failure))?
+            {
                 Some(Guest::Local(rank, link, page)) => peers[rank as usize] = Some(Peer::Local(link, page)),
                 Some(Guest::Remote(rank, link)) => peers[rank as usize] = Some(Peer::Remote(Box::new(link))),
                 Some(Guest::Card(..)) | None => {}
             }
-            for (rank, host) in visits.go_on(self.patience())? {
+            let gone_on = visits.go_on(self.patience(), |rank, host| {
                 peers[rank as usize] = Some(match host {
                     Host::Local(link, page) => Peer::Local(link, page),
                     Host::Remote(link) => Peer::Remote(Box::new(link)),
                 });
-            }
+            });
+            gone_on.map_err(|failure| self.failed(failure))?;
             self.look_for_lost(peers)?;
         }
         Ok(())
@@ -180,6 +199,19 @@ impl Rendezvous<'_> {
         listener: BorrowedFd<'_>,
     ) -> Result<(), Error> {
         let mut reception = Reception::new(self.introduction(), self.control, vec![listener], None);
+        let collected = self.hear_cards(cards, &mut reception);
+        if let Err(error) = &collected {
+            let blame = self.blame(error);
+            farewell(reception.say_goodbye(blame).into_iter(), blame);
+        }
+        collected
+    }
+
+    fn hear_cards(
+        &self,
+        cards: &mut [Option<(Card, Option<TcpLink>)>],
+        reception: &mut Reception<'_>,
+    ) -> Result<(), Error> {
         while cards.iter().any(Option::is_none) {
             let expects = |rank: u32, purpose: u8| {
                 let may_come = rank < self.size && cards[rank as usize].is_none();
@@ -188,12 +220,16 @@ impl Rendezvous<'_> {
             let slice = match self.patience().slice() {
                 Ok(slice) => slice,
                 Err(Broken::Error(error)) => return Err(error),
-                Err(_) => return Err(self.late(&|rank| cards[rank as usize].is_none(), reception.refused)),
+                Err(_) => {
+                    let refused = reception.refused.take();
+                    return Err(self.late(&|rank| cards[rank as usize].is_none(), refused));
+                }
             };
             let mut polled = Vec::new();
             reception.watch(&mut polled);
             poll_for(&mut polled, slice)?;
-            if let Some(Guest::Card(card, link)) = reception.next(expects, self.patience())? {
+            let heard = reception.next(expects, self.patience());
+            if let Some(Guest::Card(card, link)) = heard.map_err(|failure| self.failed(failure))? {
                 let place = card.rank as usize;
                 cards[place] = Some((card, Some(link)));
             }
@@ -272,6 +308,16 @@ impl Rendezvous<'_> {
         }
     }
 
+    /// The error for a connection whose failure ends the meeting.
+    fn failed(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Left(rank, pid, blame) => self.left(rank, pid, blame),
+            Failure::Meeting(error) => error,
+            Failure::Connection(why) => Error::Refused { rank: None, why },
+            Failure::NotYet => self.late(&|_| true, None),
+        }
+    }
+
     /// The error for a peer that left the meeting.
     fn left(&self, rank: u32, pid: u32, blame: Option<Blame>) -> Error {
         let Some(blame) = blame else {
@@ -343,7 +389,7 @@ impl Rendezvous<'_> {
                 Ok(link) => return Ok(link),
                 Err(Failure::Connection(why)) => refused = Some(why),
                 Err(Failure::NotYet) => {}
-                Err(Failure::Meeting(error)) => return Err(error),
+                Err(failure @ (Failure::Meeting(_) | Failure::Left(..))) => return Err(self.failed(failure)),
             }
             match self.patience().slice() {
                 Ok(slice) => std::thread::sleep(slice.min(RETRY)),

@@ -12,10 +12,11 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::error::Error;
+use crate::goodbye::Blame;
 use crate::handshake::{Failure, Introduction, Purpose, refused, refused_by};
 use crate::link::{Kind, Link, Patience};
 use crate::memory::PeerMemory;
-use crate::reception::control_page;
+use crate::reception::{control_page, left};
 use crate::socket::TcpSocket;
 use crate::tcp::{Stream, TcpLink};
 
@@ -106,12 +107,25 @@ impl<'a> Visits<'a> {
         self.visits.iter().any(|visit| matches!(visit.stage, Stage::Away(_)))
     }
 
-    /// Goes as far as it goes without waiting. Those who were reached, by rank.
+    /// Says goodbye to those of its place that it has proved itself to and waits for. Returns those elsewhere, to whom it is
+    /// still to be said.
+    pub(crate) fn say_goodbye(&mut self, blame: Option<Blame>) -> Vec<&mut TcpLink> {
+        let mut elsewhere = Vec::new();
+        for visit in &mut self.visits {
+            match &mut visit.stage {
+                Stage::Control(link) => link.say_goodbye(blame),
+                Stage::Welcome(link) => elsewhere.push(link),
+                _ => {}
+            }
+        }
+        elsewhere
+    }
+
+    /// Goes as far as it goes without waiting. `reached` takes those who were reached, by rank.
     ///
     /// # Errors
-    /// A rank that turns this one away, or that this one turns away; a system call's failure.
-    pub(crate) fn go_on(&mut self, patience: Patience<'_>) -> Result<Vec<(u32, Host)>, Error> {
-        let mut reached = Vec::new();
+    /// A rank that turns this one away, that this one turns away, or that leaves; a system call's failure.
+    pub(crate) fn go_on(&mut self, patience: Patience<'_>, mut reached: impl FnMut(u32, Host)) -> Result<(), Failure> {
         for visit in &mut self.visits {
             loop {
                 let stage = std::mem::replace(&mut visit.stage, Stage::Arrived);
@@ -133,7 +147,7 @@ impl<'a> Visits<'a> {
                         break;
                     }
                     Ok(Taken::Reached(host)) => {
-                        reached.push((visit.rank, host));
+                        reached(visit.rank, host);
                         break;
                     }
                     Err(failure @ (Failure::Connection(_) | Failure::NotYet)) => {
@@ -143,11 +157,11 @@ impl<'a> Visits<'a> {
                         visit.stage = Stage::Away(Instant::now() + RETRY);
                         break;
                     }
-                    Err(Failure::Meeting(error)) => return Err(error),
+                    Err(failure @ (Failure::Meeting(_) | Failure::Left(..))) => return Err(failure),
                 }
             }
         }
-        Ok(reached)
+        Ok(())
     }
 }
 
@@ -202,13 +216,19 @@ impl Step<'_> {
             Stage::Control(link) => match link.try_receive()? {
                 None => Taken::Waits(Stage::Control(link)),
                 Some(answer) if answer.kind == Kind::Refusal => return Err(refused_by(self.rank, &answer)),
+                Some(answer) if answer.kind == Kind::Goodbye => {
+                    return Err(Failure::Left(self.rank, link.pid, answer.blame()));
+                }
                 Some(answer) => {
                     let control = control_page(answer, self.rank)?;
                     link.send(Kind::Control, &[], Some(self.control), self.patience)?;
                     Taken::Reached(Host::Local(link, control))
                 }
             },
-            Stage::Welcome(mut link) => match link.try_receive(Stream::Enter)? {
+            Stage::Welcome(mut link) => match link
+                .try_receive(Stream::Enter)
+                .map_err(|broken| left(self.rank, &link, broken))?
+            {
                 None => Taken::Waits(Stage::Welcome(link)),
                 Some(welcome) if welcome.is_empty() => Taken::Reached(Host::Remote(link)),
                 Some(_) => return Err(refused(self.rank, "it did not take this rank in")),

@@ -107,14 +107,14 @@ pub(crate) fn play(plan: &Plan, number: u64, seed: u64) -> Option<Duration> {
 }
 
 /// Whether the errors are those that the fault must give.
-fn judge(plan: &Plan, ended: &BTreeMap<u32, Ended>, began: Option<Instant>) -> Option<Duration> {
+fn judge(plan: &Plan, all: &BTreeMap<u32, Ended>, began: Option<Instant>) -> Option<Duration> {
     let guilty = plan.guilty();
-    let harmless = ended.values().all(|ended| ended.named == "ok");
+    let harmless = all.values().all(|ended| ended.named == "ok");
     if harmless && plan.rounds.is_some() {
         return None;
     }
-    let began = began.unwrap_or_else(|| panic!("nothing was done, and yet: {ended:?}"));
-    for (rank, ended) in ended {
+    let began = began.unwrap_or_else(|| panic!("nothing was done, and yet: {all:?}"));
+    for (rank, ended) in all {
         let may_be_own = guilty == [*rank] || plan.fault == Fault::NoSuchMemory;
         let right = match ended.named.as_str() {
             "ok" => matches!(plan.fault, Fault::OfRank(at, Act::Leave, _) if at == *rank),
@@ -130,15 +130,15 @@ fn judge(plan: &Plan, ended: &BTreeMap<u32, Ended>, began: Option<Instant>) -> O
         };
         assert!(
             right,
-            "rank {rank} names {:?}, guilty is {guilty:?}: {}",
-            ended.named, ended.said
+            "rank {rank} names {:?}, guilty is {guilty:?}: {all:?}",
+            ended.named
         );
     }
-    let last = ended.values().map(|ended| ended.at).max()?;
+    let last = all.values().map(|ended| ended.at).max()?;
     let slowest = last.saturating_duration_since(began);
     assert!(
         slowest < MARGIN * plan.slowest(),
-        "it took {slowest:?} until all knew: {ended:?}"
+        "it took {slowest:?} until all knew: {all:?}"
     );
     Some(slowest)
 }

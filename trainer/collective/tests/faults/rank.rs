@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockstep_collective::{Aborter, Backend, CollectiveError, Listener, Meeting, Root, Transport, join};
 use nccl_host::Error;
@@ -82,7 +82,13 @@ pub(crate) fn live(plan: &Plan) {
             _ => break,
         }
     }
-    let after = Holdings::now();
+    // A thread that has ended is in the list for a moment more.
+    let until = Instant::now() + Duration::from_secs(2);
+    let mut after = Holdings::now();
+    while after != before && Instant::now() < until {
+        thread::sleep(Duration::from_millis(1));
+        after = Holdings::now();
+    }
     let left: Vec<String> = names.intersection(&socket_names()).cloned().collect();
     if after == before && left.is_empty() {
         say("clean");
