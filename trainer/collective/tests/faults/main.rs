@@ -23,11 +23,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parent::Impatient;
 use plan::{Carrier, Plan};
 use rand::Rng;
 
 /// Faults for each carrier where nothing else is said.
 const FAULTS: u64 = 40;
+/// Times as long as ranks should need to: another try of a world with more of it tells a busy machine from a defect.
+const PATIENCE: [u32; 3] = [1, 4, 16];
 /// Most of a world's time is waiting.
 const AT_ONCE: usize = 4;
 
@@ -38,6 +41,24 @@ fn told(name: &str) -> Option<u64> {
 
 /// By fault: how often, how often without harm, and the slowest survivor.
 type Table = BTreeMap<&'static str, (u64, u64, Duration)>;
+
+/// Plays one world; with more patience where the machine was too busy for it. None where it did not end as it should.
+fn play(seed: u64, number: u64, carrier: Carrier) -> Option<(Plan, Option<Duration>)> {
+    for patience in PATIENCE {
+        let plan = Plan::new(seed, number, carrier, patience);
+        let what = format!("LOCKSTEP_SEED={seed} LOCKSTEP_FAULT={number}: {plan:?}");
+        match catch_unwind(|| parent::play(&plan, number, seed)) {
+            Ok(Ok(slowest)) => return Some((plan, slowest)),
+            Ok(Err(Impatient(why))) => println!("too busy a machine, or wrong: {what}\n    {why}"),
+            Err(_) => {
+                println!("failed: {what}");
+                return None;
+            }
+        }
+    }
+    println!("failed: LOCKSTEP_SEED={seed} LOCKSTEP_FAULT={number}, with every patience");
+    None
+}
 
 fn faults(carrier: Carrier) {
     let seed = told("LOCKSTEP_SEED").unwrap_or_else(|| rand::rng().random_range(0..1 << 40));
@@ -56,9 +77,7 @@ fn faults(carrier: Carrier) {
                     if number >= end {
                         return;
                     }
-                    let plan = Plan::new(seed, number, carrier);
-                    let Ok(slowest) = catch_unwind(|| parent::play(&plan, number, seed)) else {
-                        println!("failed: LOCKSTEP_SEED={seed} LOCKSTEP_FAULT={number}: {plan:?}");
+                    let Some((plan, slowest)) = play(seed, number, carrier) else {
                         failed.fetch_add(1, Ordering::Relaxed);
                         continue;
                     };
@@ -98,13 +117,18 @@ fn survivors_of_a_fault_over_tcp_know_it_in_time_and_go_on() {
 fn one_rank_of_a_world() {
     let place = std::env::var(parent::ENVIRONMENT).unwrap();
     let words: Vec<&str> = place.split(' ').collect();
-    let [seed, number, carrier] = words[..] else {
+    let [seed, number, carrier, patience] = words[..] else {
         panic!("{place} is no place")
     };
     let carrier = match carrier {
         "Memory" => Carrier::Memory,
         _ => Carrier::Tcp,
     };
-    let plan = Plan::new(seed.parse().unwrap(), number.parse().unwrap(), carrier);
+    let plan = Plan::new(
+        seed.parse().unwrap(),
+        number.parse().unwrap(),
+        carrier,
+        patience.parse().unwrap(),
+    );
     rank::live(&plan);
 }

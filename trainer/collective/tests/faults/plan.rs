@@ -128,6 +128,8 @@ pub(crate) struct Plan {
     pub(crate) elements: usize,
     pub(crate) deadline: Duration,
     pub(crate) stall: Duration,
+    /// How many times longer than they should need to ranks wait.
+    pub(crate) patience: u32,
 }
 
 const LONG: Duration = Duration::from_secs(20);
@@ -175,7 +177,7 @@ const OF_WIRES: [&str; 13] = [
 ];
 
 impl Plan {
-    pub(crate) fn new(seed: u64, number: u64, carrier: Carrier) -> Plan {
+    pub(crate) fn new(seed: u64, number: u64, carrier: Carrier, patience: u32) -> Plan {
         let kinds: Vec<&'static str> = match carrier {
             Carrier::Memory => OF_RANKS.to_vec(),
             Carrier::Tcp => OF_WIRES.into_iter().chain(OF_RANKS).collect(),
@@ -204,13 +206,14 @@ impl Plan {
             name,
             fault,
             rounds: may_do_no_harm.then_some(6),
-            elements: if may_be_silent {
+            elements: if may_be_silent || matches!(fault, Fault::Memory(_)) {
                 random.random_range(100..5000)
             } else {
                 [random.random_range(100..3000), random.random_range(50_000..200_000)][random.random_range(0..2)]
             },
-            deadline: if may_not_meet { MEETING } else { LONG },
-            stall: if may_be_silent { STALL } else { LONG },
+            deadline: if may_not_meet { patience * MEETING } else { LONG },
+            stall: if may_be_silent { patience * STALL } else { LONG },
+            patience,
         }
     }
 
@@ -225,11 +228,16 @@ impl Plan {
         }
     }
 
+    /// Whether some wait in it is short.
+    pub(crate) fn is_hasty(&self) -> bool {
+        self.deadline != LONG || self.stall != LONG
+    }
+
     /// How long after the fault the last survivor must know, at the latest, on an idle machine.
     pub(crate) fn slowest(&self) -> Duration {
         let waits = match self.fault {
-            _ if self.deadline < LONG => self.deadline + self.stall.min(STALL),
-            _ if self.stall < LONG => self.stall,
+            _ if self.deadline != LONG => self.deadline + self.patience * STALL,
+            _ if self.stall != LONG => self.stall,
             _ => Duration::ZERO,
         };
         waits + Duration::from_secs(1)

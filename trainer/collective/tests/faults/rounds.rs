@@ -14,7 +14,7 @@ const BUCKETS: u32 = 2;
 /// More than any machine has, and less than an address can name.
 const TOO_MUCH: usize = 1 << 60;
 /// What is asked for where a rank may map no more.
-pub(crate) const MUCH: usize = 16 << 20;
+pub(crate) const MUCH: usize = 4 << 20;
 
 /// The rounds of one rank in one world.
 pub(crate) struct Rounds {
