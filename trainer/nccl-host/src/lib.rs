@@ -10,6 +10,7 @@
 
 mod abort;
 mod call;
+mod cards;
 mod communicator;
 mod control;
 mod error;

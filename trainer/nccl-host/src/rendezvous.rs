@@ -7,7 +7,6 @@
 //! whom it has met, and whom it misses: a meeting that one rank has left is over for all.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -19,16 +18,19 @@ use crate::error::Error;
 use crate::goodbye::{Blame, Fault, farewell};
 use crate::handshake::{Failure, Introduction, Purpose};
 use crate::id::CommunicatorId;
-use crate::link::{Broken, End, Link, Patience, poll_for};
+use crate::link::{Broken, End, Link, Patience, SLICE, poll_for};
 use crate::memory::PeerMemory;
 use crate::place::Card;
 use crate::reception::{Guest, Reception};
-use crate::tcp::{Stream, TcpLink};
-use crate::visits::{Host, RETRY, Visits, Way, connect_over_tcp, seqpacket};
+use crate::tcp::TcpLink;
+use crate::visits::{Host, RETRY, Visits, Way, seqpacket};
 
 /// How much longer than the deadline a rank waits, at most, for those that wait for others themselves: their deadline comes
 /// first, and they then say who it is that does not come.
 pub(crate) const GRACE: Duration = Duration::from_millis(500);
+
+/// How long a rank that gives up takes in those who are just coming, to tell them why.
+const LAST_CALL: Duration = Duration::from_millis(50);
 
 /// A peer that has proved itself.
 pub(crate) enum Peer {
@@ -70,34 +72,61 @@ impl Rendezvous<'_> {
         let doors = std::iter::once(local.as_fd()).chain(remote).collect();
         let mut reception = Reception::new(self.introduction(), self.control, doors, cards.as_deref());
         let met = self.meet_all(&mut peers, &mut visits, &mut reception);
-        if let Err(mut error) = met {
-            if let Error::Accused {
+        let Err(error) = met else { return Ok(peers) };
+        let error = self.seen_from_here(error, &peers);
+        let blame = self.blame(&error);
+        self.last_call(|patience| {
+            let goes_on = peers.iter().flatten().count() + 1 < self.size as usize;
+            goes_on && self.turn(&mut peers, &mut visits, &mut reception, patience).is_ok()
+        });
+        let mut elsewhere = reception.say_goodbye(blame);
+        elsewhere.extend(visits.say_goodbye(blame));
+        for peer in peers.iter_mut().flatten() {
+            match peer {
+                Peer::Local(link, _) => link.say_goodbye(blame),
+                Peer::Remote(link) => elsewhere.push(link),
+            }
+        }
+        farewell(elsewhere.into_iter(), blame);
+        Err(error)
+    }
+
+    /// What a peer says of a rank that does not come, told by what this rank misses itself.
+    fn seen_from_here(&self, error: Error, peers: &[Option<Peer>]) -> Error {
+        let misses = |rank: u32| rank != self.rank && peers[rank as usize].is_none();
+        match error {
+            // This rank did not come on because somebody else did not come to it.
+            Error::Accused {
                 by,
                 fault: Fault::Silent,
-            } = error
-                && (0..self.size).any(|rank| ![self.rank, by].contains(&rank) && peers[rank as usize].is_none())
-            {
-                // It did not come on because somebody else did not come to it.
+            } if (0..self.size).any(|rank| rank != by && misses(rank)) => {
                 self.heard.set(None);
-                error = self.late(&|rank| rank != by && peers[rank as usize].is_none(), None);
+                self.late(&|rank| rank != by && misses(rank), None)
             }
-            let blame = self.blame(&error);
-            let mut elsewhere = reception.say_goodbye(blame);
-            elsewhere.extend(visits.say_goodbye(blame));
-            for peer in peers.iter_mut().flatten() {
-                match peer {
-                    Peer::Local(link, _) => link.say_goodbye(blame),
-                    Peer::Remote(link) => elsewhere.push(link),
-                }
-            }
-            farewell(elsewhere.into_iter(), blame);
-            return Err(error);
+            // One of several, and the peer did not know better either.
+            Error::Told {
+                rank,
+                fault: Fault::Silent,
+                ..
+            } if misses(rank) => self.late(&misses, None),
+            error => error,
         }
-        Ok(peers)
+    }
+
+    /// Takes in for a moment those who are just coming, so that they hear why it is all in vain. `turn` says whether there
+    /// is more to do.
+    pub(crate) fn last_call(&self, mut turn: impl FnMut(Patience<'_>) -> bool) {
+        // An abort ends waiting for others, and not telling them.
+        let aborter = Aborter::new();
+        let patience = Patience {
+            until: Some(Instant::now() + LAST_CALL),
+            aborter: &aborter,
+        };
+        while patience.slice().is_ok() && turn(patience) {}
     }
 
     /// Whom this rank holds responsible for an error: who was named to it, else what it has seen itself.
-    fn blame(&self, error: &Error) -> Option<Blame> {
+    pub(crate) fn blame(&self, error: &Error) -> Option<Blame> {
         self.heard.get().or_else(|| Blame::of(error, self.rank))
     }
 
@@ -108,43 +137,50 @@ impl Rendezvous<'_> {
         reception: &mut Reception<'_>,
     ) -> Result<(), Error> {
         while (0..self.size).any(|rank| rank != self.rank && peers[rank as usize].is_none()) {
-            let slice = match self.patience().slice() {
-                Ok(slice) if visits.is_away() => slice.min(RETRY),
-                Ok(slice) => slice,
+            match self.patience().slice() {
+                Ok(_) => self.turn(peers, visits, reception, self.patience())?,
                 Err(Broken::Error(error)) => return Err(error),
                 Err(_) => {
                     let refused = reception.refused.take().or(visits.refused.take());
                     return Err(self.late(&|rank| peers[rank as usize].is_none(), refused));
                 }
-            };
-            let mut polled = Vec::new();
-            reception.watch(&mut polled);
-            visits.watch(&mut polled);
-            poll_for(&mut polled, slice)?;
-            let expects = |rank: u32, purpose: u8| {
-                let may_come = self.rank < rank && rank < self.size && peers[rank as usize].is_none();
-                [Purpose::Local, Purpose::Remote]
-                    .into_iter()
-                    .find(|known| may_come && *known as u8 == purpose)
-            };
-            match reception
-                .next(expects, self.patience())
-                .map_err(|failure| self.failed(failure))?
-            {
-                Some(Guest::Local(rank, link, page)) => peers[rank as usize] = Some(Peer::Local(link, page)),
-                Some(Guest::Remote(rank, link)) => peers[rank as usize] = Some(Peer::Remote(Box::new(link))),
-                Some(Guest::Card(..)) | None => {}
             }
-            let gone_on = visits.go_on(self.patience(), |rank, host| {
-                peers[rank as usize] = Some(match host {
-                    Host::Local(link, page) => Peer::Local(link, page),
-                    Host::Remote(link) => Peer::Remote(Box::new(link)),
-                });
-            });
-            gone_on.map_err(|failure| self.failed(failure))?;
             self.look_for_lost(peers)?;
         }
         Ok(())
+    }
+
+    /// Waits for something to come, for a slice, and takes it.
+    fn turn(
+        &self,
+        peers: &mut [Option<Peer>],
+        visits: &mut Visits<'_>,
+        reception: &mut Reception<'_>,
+        patience: Patience<'_>,
+    ) -> Result<(), Error> {
+        let mut polled = Vec::new();
+        reception.watch(&mut polled);
+        visits.watch(&mut polled);
+        poll_for(&mut polled, if visits.is_away() { RETRY } else { SLICE })?;
+        let expects = |rank: u32, purpose: u8| {
+            let may_come = self.rank < rank && rank < self.size && peers[rank as usize].is_none();
+            [Purpose::Local, Purpose::Remote]
+                .into_iter()
+                .find(|known| may_come && *known as u8 == purpose)
+        };
+        let guest = reception.next(expects, patience);
+        match guest.map_err(|failure| self.failed(failure))? {
+            Some(Guest::Local(rank, link, page)) => peers[rank as usize] = Some(Peer::Local(link, page)),
+            Some(Guest::Remote(rank, link)) => peers[rank as usize] = Some(Peer::Remote(Box::new(link))),
+            Some(Guest::Card(..)) | None => {}
+        }
+        let gone_on = visits.go_on(patience, |rank, host| {
+            peers[rank as usize] = Some(match host {
+                Host::Local(link, page) => Peer::Local(link, page),
+                Host::Remote(link) => Peer::Remote(Box::new(link)),
+            });
+        });
+        gone_on.map_err(|failure| self.failed(failure))
     }
 
     /// How each lower rank is reached.
@@ -159,7 +195,7 @@ impl Rendezvous<'_> {
         (0..self.rank).map(way).collect()
     }
 
-    fn introduction(&self) -> Introduction<'_> {
+    pub(crate) fn introduction(&self) -> Introduction<'_> {
         Introduction {
             id: self.id,
             rank: self.rank,
@@ -167,138 +203,15 @@ impl Rendezvous<'_> {
         }
     }
 
-    fn patience(&self) -> Patience<'_> {
+    pub(crate) fn patience(&self) -> Patience<'_> {
         Patience {
             until: Some(self.started + self.deadline),
             aborter: self.aborter,
         }
     }
 
-    /// Exchanges cards through rank 0. By rank.
-    fn cards(&self, own: Card, listener: BorrowedFd<'_>) -> Result<Vec<Card>, Error> {
-        if self.rank > 0 {
-            return self.ask_for_cards(&own);
-        }
-        let mut cards: Vec<Option<(Card, Option<TcpLink>)>> = (0..self.size).map(|_| None).collect();
-        cards[0] = Some((own, None));
-        let spread = self
-            .collect_cards(&mut cards, listener)
-            .and_then(|()| self.spread_cards(&mut cards));
-        if let Err(error) = &spread {
-            let links = cards.iter_mut().flatten().filter_map(|(_, link)| link.as_mut());
-            farewell(links, self.blame(error));
-        }
-        spread?;
-        Ok(cards.into_iter().flatten().map(|(card, _)| card).collect())
-    }
-
-    /// Rank 0's part: hears where every other rank is.
-    fn collect_cards(
-        &self,
-        cards: &mut [Option<(Card, Option<TcpLink>)>],
-        listener: BorrowedFd<'_>,
-    ) -> Result<(), Error> {
-        let mut reception = Reception::new(self.introduction(), self.control, vec![listener], None);
-        let collected = self.hear_cards(cards, &mut reception);
-        if let Err(error) = &collected {
-            let blame = self.blame(error);
-            farewell(reception.say_goodbye(blame).into_iter(), blame);
-        }
-        collected
-    }
-
-    fn hear_cards(
-        &self,
-        cards: &mut [Option<(Card, Option<TcpLink>)>],
-        reception: &mut Reception<'_>,
-    ) -> Result<(), Error> {
-        while cards.iter().any(Option::is_none) {
-            let expects = |rank: u32, purpose: u8| {
-                let may_come = rank < self.size && cards[rank as usize].is_none();
-                (may_come && purpose == Purpose::Card as u8).then_some(Purpose::Card)
-            };
-            let slice = match self.patience().slice() {
-                Ok(slice) => slice,
-                Err(Broken::Error(error)) => return Err(error),
-                Err(_) => {
-                    let refused = reception.refused.take();
-                    return Err(self.late(&|rank| cards[rank as usize].is_none(), refused));
-                }
-            };
-            let mut polled = Vec::new();
-            reception.watch(&mut polled);
-            poll_for(&mut polled, slice)?;
-            let heard = reception.next(expects, self.patience());
-            if let Some(Guest::Card(card, link)) = heard.map_err(|failure| self.failed(failure))? {
-                let place = card.rank as usize;
-                cards[place] = Some((card, Some(link)));
-            }
-            for (card, link) in cards.iter_mut().flatten() {
-                if let Some(link) = link
-                    && link.is_closed()?
-                {
-                    let broken = link.last_word();
-                    return Err(self.with_peer(card.rank, link, broken));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Rank 0's part: tells every other rank where all are.
-    fn spread_cards(&self, cards: &mut [Option<(Card, Option<TcpLink>)>]) -> Result<(), Error> {
-        let list: Vec<Vec<u8>> = cards.iter().flatten().map(|(card, _)| card.to_bytes()).collect();
-        for (card, link) in cards.iter_mut().flatten() {
-            let Some(link) = link else { continue };
-            for bytes in &list {
-                link.send(Stream::Card, bytes, self.patience())
-                    .map_err(|broken| self.with_peer(card.rank, link, broken))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Every other rank's part.
-    fn ask_for_cards(&self, own: &Card) -> Result<Vec<Card>, Error> {
-        let Some(root) = self.id.root else {
-            return Err(Error::BadId {
-                why: "it names no address of rank 0, and this rank was told to use TCP".into(),
-            });
-        };
-        let mut link = self.reach_root(root)?;
-        let cards = self.receive_cards(&mut link, own);
-        if let Err(error) = &cards {
-            farewell(std::iter::once(&mut link), self.blame(error));
-        }
-        cards
-    }
-
-    fn receive_cards(&self, link: &mut TcpLink, own: &Card) -> Result<Vec<Card>, Error> {
-        link.send(Stream::Card, &own.to_bytes(), self.patience())
-            .map_err(|broken| self.with_peer(0, link, broken))?;
-        let patience = Patience {
-            until: self.patience().until.map(|until| until + GRACE.min(self.deadline / 4)),
-            ..self.patience()
-        };
-        let mut cards = Vec::new();
-        for rank in 0..self.size {
-            let bytes = link
-                .receive(Stream::Card, patience)
-                .map_err(|broken| self.with_peer(0, link, broken))?;
-            cards.push(
-                Card::from_bytes(&bytes)
-                    .filter(|card| card.rank == rank)
-                    .ok_or(Error::Refused {
-                        rank: Some(0),
-                        why: "it sent a list of ranks that is none".into(),
-                    })?,
-            );
-        }
-        Ok(cards)
-    }
-
     /// The error for a connection to a known peer that failed while ranks met.
-    fn with_peer(&self, rank: u32, link: &TcpLink, broken: Broken) -> Error {
+    pub(crate) fn with_peer(&self, rank: u32, link: &TcpLink, broken: Broken) -> Error {
         match broken {
             Broken::Closed => connection_lost(rank, link),
             Broken::Late => self.late(&|other| other == rank, None),
@@ -309,7 +222,7 @@ impl Rendezvous<'_> {
     }
 
     /// The error for a connection whose failure ends the meeting.
-    fn failed(&self, failure: Failure) -> Error {
+    pub(crate) fn failed(&self, failure: Failure) -> Error {
         match failure {
             Failure::Left(rank, pid, blame) => self.left(rank, pid, blame),
             Failure::Meeting(error) => error,
@@ -349,7 +262,7 @@ impl Rendezvous<'_> {
     }
 
     /// The error at the deadline; `missing`: who of the others has not come.
-    fn late(&self, missing: &dyn Fn(u32) -> bool, refused: Option<String>) -> Error {
+    pub(crate) fn late(&self, missing: &dyn Fn(u32) -> bool, refused: Option<String>) -> Error {
         Error::Deadline {
             rank: self.rank,
             missing: (0..self.size)
@@ -379,37 +292,6 @@ impl Rendezvous<'_> {
         })?;
         rustix::net::listen(&socket, self.size as i32).map_err(|source| Error::system("listen", source))?;
         Ok(socket)
-    }
-
-    /// Connects to rank 0, as soon as it listens, to tell it where this rank is.
-    fn reach_root(&self, address: SocketAddr) -> Result<TcpLink, Error> {
-        let mut refused = None;
-        loop {
-            match self.visit_root(address) {
-                Ok(link) => return Ok(link),
-                Err(Failure::Connection(why)) => refused = Some(why),
-                Err(Failure::NotYet) => {}
-                Err(failure @ (Failure::Meeting(_) | Failure::Left(..))) => return Err(self.failed(failure)),
-            }
-            match self.patience().slice() {
-                Ok(slice) => std::thread::sleep(slice.min(RETRY)),
-                Err(Broken::Error(error)) => return Err(error),
-                Err(_) => return Err(self.late(&|other| other == 0, refused)),
-            }
-        }
-    }
-
-    fn visit_root(&self, address: SocketAddr) -> Result<TcpLink, Failure> {
-        let mut socket = connect_over_tcp(address)?;
-        // Whether the connection comes about shows at the first frame.
-        let introduction = self.introduction();
-        let parties = introduction.greet(&mut socket, 0, Purpose::Card, self.patience())?;
-        Ok(TcpLink::new(
-            socket,
-            introduction.keys(&parties),
-            0,
-            address.to_string(),
-        ))
     }
 }
 

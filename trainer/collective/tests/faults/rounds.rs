@@ -34,7 +34,9 @@ pub(crate) struct Rounds {
 
 /// `range` cut into `pieces` neighbouring ranges.
 fn cut(random: &mut StdRng, range: Range<usize>, pieces: usize) -> Vec<Range<usize>> {
-    let mut borders: Vec<usize> = (1..pieces).map(|_| random.random_range(range.clone())).collect();
+    let mut borders: Vec<usize> = (1..pieces)
+        .map(|_| random.random_range(range.start..=range.end))
+        .collect();
     borders.extend([range.start, range.end]);
     borders.sort();
     borders.windows(2).map(|pair| pair[0]..pair[1]).collect()
