@@ -94,7 +94,7 @@ impl Rendezvous<'_> {
         let guest = reception.next(expects, patience);
         if let Some(Guest::Card(card, link)) = guest.map_err(|failure| self.failed(failure))? {
             let place = card.rank as usize;
-            cards[place] = Some((card, Some(link)));
+            cards[place] = Some((card, Some(*link)));
         }
         Ok(())
     }

@@ -184,11 +184,12 @@ pub(crate) fn run(
         Err(Stopped::Peer(peer, Ended::Left(Some(blame))))
             if (blame.accused, blame.fault) == (operation.rank, Fault::Silent) =>
         {
-            let mut awaited = (0u32..)
-                .zip(&tasks)
-                .filter(|(rank, task)| *rank != peer && task.is_waiting());
+            let mut awaited = (0u32..).zip(&tasks).zip(links).filter(|((rank, task), link)| {
+                let is_here = |link: &TcpLink| link.is_closed().is_ok_and(|closed| !closed);
+                *rank != peer && task.is_waiting() && link.as_ref().is_some_and(is_here)
+            });
             Err(match awaited.next() {
-                Some((rank, _)) => Stopped::Peer(rank, Ended::Silent),
+                Some(((rank, _), _)) => Stopped::Peer(rank, Ended::Silent),
                 None => Stopped::Peer(peer, Ended::Left(Some(blame))),
             })
         }

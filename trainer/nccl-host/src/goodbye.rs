@@ -161,7 +161,95 @@ pub(crate) fn farewell<'a>(links: impl Iterator<Item = &'a mut TcpLink>, blame: 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::net::{TcpListener, TcpStream};
+
     use super::*;
+    use crate::link::Broken;
+    use crate::socket::TcpSocket;
+    use crate::tcp::{CHUNK, Keys, Stream};
+
+    /// Two ends of an authenticated connection.
+    fn pair() -> [TcpLink; 2] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let first = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (second, _) = listener.accept().unwrap();
+        let keys = [[1; 32], [2; 32]];
+        [(first, keys), (second, [keys[1], keys[0]])].map(|(socket, [sending, receiving])| {
+            socket.set_nonblocking(true).unwrap();
+            let socket = TcpSocket::accepted(socket.into()).unwrap();
+            TcpLink::new(socket, Keys { sending, receiving }, 0, String::new())
+        })
+    }
+
+    const BLAME: Blame = Blame {
+        accused: 3,
+        accuser: 1,
+        fault: Fault::Refused,
+    };
+
+    #[test]
+    fn a_frame_that_was_begun_is_finished_so_that_the_goodbye_is_heard() {
+        let [mut leaving, mut staying] = pair();
+        // Fill the sockets with whole frames until one gets stuck in its middle.
+        let payload = vec![5; CHUNK];
+        let mut whole = 0;
+        loop {
+            leaving.begin(Stream::Data, 1, 2, &payload, false);
+            leaving.push(&payload).ok().unwrap();
+            if leaving.is_sending() {
+                break;
+            }
+            whole += 1;
+        }
+        // It has bytes of the other end unread: closing over them would take back what is on its way.
+        staying.begin(Stream::Data, 1, 2, &payload, false);
+        staying.push(&payload).ok().unwrap();
+        leaving.keep(&payload);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                farewell(std::iter::once(&mut leaving), Some(BLAME));
+                drop(leaving);
+            });
+            let mut received = 0;
+            let mut place = vec![0; CHUNK];
+            let said = loop {
+                match staying.head() {
+                    Ok(Some(head)) if head.kind == Stream::Data => {
+                        if staying.pull(&mut place).ok().unwrap() {
+                            assert!(place == payload);
+                            received += 1;
+                        }
+                    }
+                    Ok(Some(head)) => break Blame::from_word(head.call),
+                    Ok(None) => std::thread::yield_now(),
+                    Err(_) => panic!("the connection ended without a word after {received} frames of {whole}"),
+                }
+            };
+            assert_eq!((said, received), (Some(BLAME), whole + 1));
+        });
+    }
+
+    #[test]
+    fn the_last_word_of_a_closed_end_is_found_behind_frames_that_nobody_wants() {
+        let [mut leaving, mut staying] = pair();
+        let payload = vec![5; 1000];
+        for _ in 0..3 {
+            leaving.begin(Stream::Data, 1, 2, &payload, false);
+            leaving.push(&payload).ok().unwrap();
+        }
+        leaving.begin_goodbye(Some(BLAME));
+        leaving.push(&[]).ok().unwrap();
+        drop(leaving);
+        // One frame is half taken already.
+        assert!(staying.head().is_ok());
+        assert!(matches!(staying.last_word(), Broken::Left(Some(BLAME))));
+
+        let [mut leaving, mut staying] = pair();
+        leaving.begin(Stream::Data, 1, 2, &payload, false);
+        leaving.push(&payload).ok().unwrap();
+        drop(leaving);
+        assert!(matches!(staying.last_word(), Broken::Closed));
+    }
 
     #[test]
     fn blame_comes_back_and_other_words_are_none() {

@@ -253,6 +253,11 @@ impl Link {
         poll_for(&mut polled, slice).map_err(Broken::Error)
     }
 
+    /// Whether [`Link::end`] has found it closed.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
     /// How the other end was closed, once it is. What it had sent before is read and dropped.
     pub(crate) fn end(&mut self) -> Result<Option<End>, Error> {
         if self.end.is_some() {

@@ -31,9 +31,9 @@ pub(crate) enum Guest {
     /// It shares this rank's memory: the socket, and its control page.
     Local(u32, Link, PeerMemory),
     /// Payload passes over TCP.
-    Remote(u32, TcpLink),
+    Remote(u32, Box<TcpLink>),
     /// It said where it is, and waits for all cards.
-    Card(Card, TcpLink),
+    Card(Card, Box<TcpLink>),
 }
 
 /// A connection that has not come so far yet.
@@ -54,7 +54,7 @@ enum Stage {
     /// It has proved itself; its control page is awaited.
     Control(Link, u32),
     /// It has proved itself; its card is awaited.
-    Card(TcpLink, u32),
+    Card(Box<TcpLink>, u32),
 }
 
 impl Stage {
@@ -158,7 +158,7 @@ impl<'a> Reception<'a> {
         for caller in &mut self.callers {
             match &mut caller.stage {
                 Stage::Control(link, _) => link.say_goodbye(blame),
-                Stage::Card(link, _) => elsewhere.push(link),
+                Stage::Card(link, _) => elsewhere.push(link.as_mut()),
                 _ => {}
             }
         }
@@ -296,7 +296,7 @@ impl<'a> Reception<'a> {
         let rank = parties.connecting;
         let card = self.cards.and_then(|cards| cards.get(rank as usize));
         let (pid, host) = card.map_or((0, String::new()), |card| (card.pid, card.host.clone()));
-        let mut link = TcpLink::new(socket, self.introduction.keys(parties), pid, host);
+        let mut link = Box::new(TcpLink::new(socket, self.introduction.keys(parties), pid, host));
         if parties.purpose == Purpose::Card {
             return Ok(Advance::Goes(Stage::Card(link, rank)));
         }

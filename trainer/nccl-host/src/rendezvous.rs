@@ -91,7 +91,7 @@ impl Rendezvous<'_> {
         Err(error)
     }
 
-    /// What a peer says of a rank that does not come, told by what this rank misses itself.
+    /// Where a peer accuses this rank of not coming: whom this rank misses itself.
     fn seen_from_here(&self, error: Error, peers: &[Option<Peer>]) -> Error {
         let misses = |rank: u32| rank != self.rank && peers[rank as usize].is_none();
         match error {
@@ -103,12 +103,6 @@ impl Rendezvous<'_> {
                 self.heard.set(None);
                 self.late(&|rank| rank != by && misses(rank), None)
             }
-            // One of several, and the peer did not know better either.
-            Error::Told {
-                rank,
-                fault: Fault::Silent,
-                ..
-            } if misses(rank) => self.late(&misses, None),
             error => error,
         }
     }
@@ -171,13 +165,13 @@ impl Rendezvous<'_> {
         let guest = reception.next(expects, patience);
         match guest.map_err(|failure| self.failed(failure))? {
             Some(Guest::Local(rank, link, page)) => peers[rank as usize] = Some(Peer::Local(link, page)),
-            Some(Guest::Remote(rank, link)) => peers[rank as usize] = Some(Peer::Remote(Box::new(link))),
+            Some(Guest::Remote(rank, link)) => peers[rank as usize] = Some(Peer::Remote(link)),
             Some(Guest::Card(..)) | None => {}
         }
         let gone_on = visits.go_on(patience, |rank, host| {
             peers[rank as usize] = Some(match host {
                 Host::Local(link, page) => Peer::Local(link, page),
-                Host::Remote(link) => Peer::Remote(Box::new(link)),
+                Host::Remote(link) => Peer::Remote(link),
             });
         });
         gone_on.map_err(|failure| self.failed(failure))

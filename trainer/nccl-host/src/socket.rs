@@ -139,3 +139,68 @@ impl AsFd for TcpSocket {
         self.socket.as_fd()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::abort::Aborter;
+
+    fn pair() -> (TcpSocket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (TcpSocket::accepted(ours.into()).unwrap(), theirs)
+    }
+
+    /// Waits for the next frame, as it is made for a test.
+    fn receive(socket: &mut TcpSocket) -> Result<Frame, Broken> {
+        let aborter = Aborter::new();
+        let until = Some(std::time::Instant::now() + Duration::from_secs(20));
+        socket.receive(Patience {
+            until,
+            aborter: &aborter,
+        })
+    }
+
+    #[test]
+    fn a_frame_comes_whole_and_what_follows_it_is_left_for_others() {
+        let (mut ours, mut theirs) = pair();
+        theirs.write_all(&[4]).unwrap();
+        assert!(ours.try_receive().is_ok_and(|frame| frame.is_none()));
+        theirs.write_all(&[Kind::Hello as u8, 7, 8]).unwrap();
+        assert!(ours.try_receive().is_ok_and(|frame| frame.is_none()));
+        theirs.write_all(&[9, 77, 78]).unwrap();
+        let frame = receive(&mut ours).ok().unwrap();
+        assert_eq!((frame.kind, frame.payload), (Kind::Hello, vec![7, 8, 9]));
+        let mut rest = [0; 2];
+        let mut ours = TcpStream::from(ours.into_inner());
+        ours.set_nonblocking(false).unwrap();
+        ours.read_exact(&mut rest).unwrap();
+        assert_eq!(rest, [77, 78]);
+    }
+
+    #[test]
+    fn lengths_and_kinds_that_no_frame_has_are_refused_as_soon_as_they_come() {
+        for bytes in [&[0][..], &[LONGEST as u8 + 1], &[255], &[1, 99]] {
+            let (mut ours, mut theirs) = pair();
+            theirs.write_all(bytes).unwrap();
+            assert!(
+                matches!(receive(&mut ours), Err(Broken::Error(Error::Refused { .. }))),
+                "{bytes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_end_in_the_middle_of_a_frame_is_an_end() {
+        let (mut ours, mut theirs) = pair();
+        theirs.write_all(&[50, Kind::Hello as u8, 1]).unwrap();
+        drop(theirs);
+        assert!(matches!(receive(&mut ours), Err(Broken::Closed)));
+    }
+}

@@ -34,7 +34,7 @@ pub(crate) enum Way {
 /// A rank that was reached.
 pub(crate) enum Host {
     Local(Link, PeerMemory),
-    Remote(TcpLink),
+    Remote(Box<TcpLink>),
 }
 
 /// How far this rank has come with another one.
@@ -50,7 +50,7 @@ enum Stage {
     /// It has proved itself; the control page is awaited.
     Control(Link),
     /// It has proved itself; the word that it was taken in is awaited.
-    Welcome(TcpLink),
+    Welcome(Box<TcpLink>),
     Arrived,
 }
 
@@ -114,7 +114,7 @@ impl<'a> Visits<'a> {
         for visit in &mut self.visits {
             match &mut visit.stage {
                 Stage::Control(link) => link.say_goodbye(blame),
-                Stage::Welcome(link) => elsewhere.push(link),
+                Stage::Welcome(link) => elsewhere.push(link.as_mut()),
                 _ => {}
             }
         }
@@ -210,7 +210,7 @@ impl Step<'_> {
                         Way::Local(_) => (0, String::new()),
                     };
                     let keys = self.introduction.keys(&parties);
-                    Taken::Goes(Stage::Welcome(TcpLink::new(socket, keys, pid, host)))
+                    Taken::Goes(Stage::Welcome(Box::new(TcpLink::new(socket, keys, pid, host))))
                 }
             },
             Stage::Control(link) => match link.try_receive()? {

@@ -136,7 +136,7 @@ fn ranks_that_do_not_come_are_named_at_the_deadline() {
     let said = join(&id, 0, 3, SHORT).err().unwrap().to_string();
     assert!(said.contains("rank 0 had not met ranks 1, 2"), "{said}");
     let said = join(&id, 2, 3, SHORT).err().unwrap().to_string();
-    assert!(said.contains("rank 2 had not met rank 0"), "{said}");
+    assert!(said.contains("rank 2 had not met ranks 0, 1"), "{said}");
 }
 
 #[test]

@@ -129,12 +129,13 @@ fn judge(plan: &Plan, all: &BTreeMap<u32, Ended>, began: Option<Instant>) -> Res
     let began = began.ok_or_else(|| wrong("nothing was done, and yet".to_owned()))?;
     for (rank, ended) in all {
         let may_be_own = guilty == [*rank] || plan.fault == Fault::NoSuchMemory;
+        let must_be_own = may_be_own && matches!(plan.fault, Fault::Descriptors(..) | Fault::Memory(_));
         let right = match ended.named.as_str() {
             "ok" => matches!(plan.fault, Fault::OfRank(at, Act::Leave, _) if at == *rank),
             "own" => may_be_own,
             // The guilty rank of a world may see it in its own way.
             named => {
-                may_be_own
+                may_be_own && !must_be_own
                     || named
                         .split(',')
                         .filter_map(|named| named.parse().ok())
