@@ -212,6 +212,7 @@ fn status_text(status: &RunStatus) -> String {
         format!("step        {} of {}", status.step, status.total_steps),
         format!("ranks       {} ({} present)", status.ranks, status.members),
         format!("backend     {}", status.backend),
+        format!("transports  {}", transports_text(&status.transports)),
         format!("term        {}", status.header.stamp.term),
         format!("generation  {}", status.header.stamp.generation),
     ];
@@ -224,6 +225,19 @@ fn status_text(status: &RunStatus) -> String {
         lines.extend(number.map(|number| format!("{name:<11} {number:.digits$}")));
     }
     lines.join("\n") + "\n"
+}
+
+/// As `shared memory (2 pairs), tcp (4 pairs)`.
+fn transports_text(transports: &[(String, u32)]) -> String {
+    let parts: Vec<String> = transports
+        .iter()
+        .map(|(name, pairs)| format!("{name} ({pairs} pair{})", if *pairs == 1 { "" } else { "s" }))
+        .collect();
+    if parts.is_empty() {
+        "-".to_owned()
+    } else {
+        parts.join(", ")
+    }
 }
 
 fn members_text(members: &[MemberStatus]) -> String {

@@ -217,6 +217,15 @@ pub enum Outcome {
     },
 }
 
+/// What a rank says when its communicator stands and its parameters are initialised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// Hash of the initial parameters.
+    pub hash: [u8; 32],
+    /// How it reaches each rank, by rank; empty for itself.
+    pub transports: Vec<String>,
+}
+
 /// What a member says.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MemberBody {
@@ -224,8 +233,8 @@ pub enum MemberBody {
     Join(JoinInfo),
     /// The communicator id, from the lowest rank.
     CommId(Vec<u8>),
-    /// The communicator stands and the parameters are initialised; their hash.
-    Ready([u8; 32]),
+    /// The communicator stands and the parameters are initialised.
+    Ready(Ready),
     /// What the device thread does now.
     Progress(Progress),
     /// A step was made.
@@ -408,6 +417,8 @@ pub struct RunStatus {
     pub validation_loss: Option<f64>,
     /// Of the last committed step.
     pub tokens_per_second: Option<f64>,
+    /// How many pairs of ranks reach each other by a transport, by its name.
+    pub transports: Vec<(String, u32)>,
 }
 
 /// One line of `members`.
@@ -421,4 +432,6 @@ pub struct MemberStatus {
     pub reported_step: u64,
     /// What its device thread does, as last heard.
     pub phase: String,
+    /// How it reaches each rank, by rank, once its communicator stands; empty for itself.
+    pub transports: Vec<String>,
 }

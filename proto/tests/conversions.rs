@@ -117,7 +117,10 @@ fn members() -> Vec<MemberBody> {
             ..JoinInfo::default()
         }),
         MemberBody::CommId(vec![1, 2, 3]),
-        MemberBody::Ready([9; 32]),
+        MemberBody::Ready(Ready {
+            hash: [9; 32],
+            transports: vec![String::new(), "tcp".to_owned()],
+        }),
         MemberBody::Progress(Progress {
             step: 3,
             phase: "backward".into(),
@@ -313,7 +316,10 @@ fn missing_parts_and_short_hashes_name_message_and_field() {
     );
     let mut ready = v1::MemberMessage::from(&FromMember {
         header: header(),
-        body: MemberBody::Ready([0; 32]),
+        body: MemberBody::Ready(Ready {
+            hash: [0; 32],
+            transports: Vec::new(),
+        }),
     });
     if let Some(v1::member_message::Body::Ready(ready)) = ready.body.as_mut() {
         ready.initial_parameter_hash.truncate(8);

@@ -13,7 +13,8 @@ use lockstep_collective::{Aborter, Backend, Collective, CollectiveError, HostDev
 use lockstep_config::{Device, HostTransport, RunConfig};
 use lockstep_data::{Dataset, Loader, Order, ValidationSet, micro_batch_samples};
 use lockstep_proto::domain::{
-    Directive, DirectiveKind, Generation, JoinInfo, Orthogonality, Outcome, Plan, StepMetrics, StepReport, Validation,
+    Directive, DirectiveKind, Generation, JoinInfo, Orthogonality, Outcome, Plan, Ready, StepMetrics, StepReport,
+    Validation,
 };
 use lockstep_session::{Session, SessionOptions};
 
@@ -33,11 +34,17 @@ pub trait Mpi: Sync {
     /// The library and its version, for `--version` and the log.
     fn version(&self) -> String;
 
-    /// This process's rank among those that MPI started together, and their number.
+    /// Starts MPI, once a process and before anything else of it; nothing happens where no MPI has started this process.
+    ///
+    /// # Errors
+    /// MPI fails, or it cannot be called from more than one thread.
+    fn start(&self) -> Result<(), CollectiveError>;
+
+    /// This process's rank among those that MPI started together, and their number; 0 of 1 where there is none.
     fn place(&self) -> (u32, u32);
 
     /// Joins the processes that MPI started together, as ranks of a generation. Called on the thread that will make the
-    /// calls.
+    /// calls. They meet within `deadline`, and a call waits for a rank that does nothing for `stall`, or for ever.
     ///
     /// # Errors
     /// MPI started another number of processes, or it fails.
@@ -46,8 +53,15 @@ pub trait Mpi: Sync {
         rank: u32,
         size: u32,
         deadline: Duration,
+        stall: Option<Duration>,
         aborter: &Aborter,
     ) -> Result<Box<dyn Collective>, CollectiveError>;
+
+    /// Ends MPI, when every rank has trained to the end: it waits for all of them. Not after a failure.
+    ///
+    /// # Errors
+    /// MPI fails.
+    fn finish(&self) -> Result<(), CollectiveError>;
 }
 
 /// What a trainer is told when it is started.
@@ -183,7 +197,11 @@ impl Trainer {
         let lanes = generation.members.iter().map(|m| m.lanes.clone()).collect();
         let model = from_config(&config, dataset.vocab());
         let mut engine = Engine::new(&config, model, communication, lanes)?;
-        session.ready(engine.parameter_hash()?)?;
+        let transports = engine.transports();
+        session.ready(Ready {
+            hash: engine.parameter_hash()?,
+            transports,
+        })?;
         let loader = Loader::start(Arc::clone(&dataset), order, sequence, AHEAD)?;
         Ok(Trainer {
             config,
@@ -337,7 +355,7 @@ fn communicate(
     let stall = Duration::from_secs_f64(config.collective.deadline_seconds);
     let connect = move || {
         if let ("mpi", Some(mpi)) = (backend, mpi) {
-            return mpi.connect(rank, size, PATIENCE, &aborter);
+            return mpi.connect(rank, size, PATIENCE, Some(stall), &aborter);
         }
         let meeting = Meeting {
             rank,

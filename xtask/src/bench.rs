@@ -1,10 +1,13 @@
 //! What `cargo xtask bench` measures.
 //!
-//! [`train`] is a training step beside a peer, [`optimizer`] the same step with several optimisers, and [`basin`] the
-//! final loss against the peak learning rate. [`step`] runs and measures the step that the first two share, [`variant`]
-//! names an optimiser, [`inspected`] reads what `lockstep inspect` says, and [`markdown`] lays tables out.
+//! [`train`] is a training step beside a peer, [`optimizer`] the same step with several optimisers, [`collectives`] what
+//! communication costs, and [`basin`] the final loss against the peak learning rate. [`step`] runs and measures the step that
+//! the first three share, [`columns`] lays runs side by side, [`variant`] names an optimiser, [`inspected`] reads what
+//! `lockstep inspect` says, and [`markdown`] lays tables out.
 
 mod basin;
+mod collectives;
+mod columns;
 mod inspected;
 mod markdown;
 mod optimizer;
@@ -24,6 +27,8 @@ pub(crate) enum Kind {
     Train(train::Options),
     /// The same step with several optimisers, turn about, and the arithmetic and memory of each rank.
     Optimizer(optimizer::Options),
+    /// Collectives beside MPI's and Gloo's, and whole steps with one kind of communication and another.
+    Collectives(collectives::Options),
     /// The final validation loss of a small byte GPT against the peak learning rate, for several optimisers.
     Basin(basin::Options),
 }
@@ -33,6 +38,7 @@ pub(crate) fn bench(workspace: &Workspace, kind: &Kind) -> Result<(), Failure> {
     match kind {
         Kind::Train(options) => train::train(workspace, options),
         Kind::Optimizer(options) => optimizer::optimizer(workspace, options),
+        Kind::Collectives(options) => collectives::collectives(workspace, options),
         Kind::Basin(options) => basin::basin(workspace, options),
     }
 }

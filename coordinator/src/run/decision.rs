@@ -1,8 +1,8 @@
 //! What goes into the machine and what comes out of it.
 
 use lockstep_proto::domain::{
-    CommittedStep, CoordinatorBody, Directive as Urgent, Generation, JoinInfo, Outcome, Plan, Progress, RunEnd, Stamp,
-    StepMetrics, StepReport, Validation,
+    CommittedStep, CoordinatorBody, Directive as Urgent, Generation, JoinInfo, Outcome, Plan, Progress, Ready, RunEnd,
+    Stamp, StepMetrics, StepReport, Validation,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,8 +34,8 @@ pub enum Event {
         peer: Peer,
         /// Its generation.
         stamp: Stamp,
-        /// Hash of the initial parameters.
-        hash: [u8; 32],
+        /// What it said.
+        ready: Ready,
     },
     /// What a device thread does.
     Progress {

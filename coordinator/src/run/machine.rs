@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lockstep_proto::domain::{CoordinatorBody, DirectiveKind, Outcome, Stamp, StepReport, Validation};
+use lockstep_proto::domain::{CoordinatorBody, DirectiveKind, Outcome, Ready, Stamp, StepReport, Validation};
 
 use crate::run::{Commit, Decision, Directive, Event, Member, Peer, Phase, Record, Refusal, Reported, Run};
 
@@ -19,7 +19,7 @@ impl Run {
         let answer = match event {
             Event::Join { peer, info } => self.join(peer, info, &mut directives),
             Event::CommId { peer, stamp, id } => self.pass_comm_id(peer, stamp, id, &mut directives),
-            Event::Ready { peer, stamp, hash } => self.ready(peer, stamp, hash, &mut directives),
+            Event::Ready { peer, stamp, ready } => self.ready(peer, stamp, ready, &mut directives),
             Event::Progress { peer, progress } => {
                 if let Some(member) = self.members.get_mut(&peer)
                     && progress.counter >= member.progress.counter
@@ -131,17 +131,17 @@ impl Run {
         Ok(None)
     }
 
-    fn ready(&mut self, peer: Peer, stamp: Stamp, hash: [u8; 32], directives: &mut Vec<Directive>) -> Answer {
+    fn ready(&mut self, peer: Peer, stamp: Stamp, ready: Ready, directives: &mut Vec<Directive>) -> Answer {
         if self.phase != Phase::WaitingForReady || self.present(peer, stamp).is_none() {
             return Ok(None);
         }
         if let Some(member) = self.members.get_mut(&peer) {
-            member.ready.get_or_insert(hash);
+            member.ready.get_or_insert(ready);
         }
         let mut hashes = vec![None; self.facts.ranks as usize];
         for member in self.members.values() {
             if let Some(rank) = member.rank {
-                hashes[rank as usize] = member.ready;
+                hashes[rank as usize] = member.ready.as_ref().map(|ready| ready.hash);
             }
         }
         let Some(hashes) = hashes.into_iter().collect::<Option<Vec<_>>>() else {

@@ -33,8 +33,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use lockstep_proto::domain::{
-    Directive as Urgent, Generation, JoinInfo, MemberStatus, Outcome, Plan, Progress, RunEnd, Stamp, StepMetrics,
-    Validation,
+    Directive as Urgent, Generation, JoinInfo, MemberStatus, Outcome, Plan, Progress, Ready, RunEnd, Stamp,
+    StepMetrics, Validation,
 };
 
 use crate::plan::Planner;
@@ -109,7 +109,7 @@ impl Phase {
 struct Member {
     info: JoinInfo,
     rank: Option<u32>,
-    ready: Option<[u8; 32]>,
+    ready: Option<Ready>,
     reported: u64,
     progress: Progress,
     finished: Option<(Outcome, u64)>,
@@ -238,9 +238,32 @@ impl Run {
                     .map(|place| (place.rank, place.lanes.clone())),
                 reported_step: member.reported,
                 phase: member.progress.phase.clone(),
+                transports: member
+                    .ready
+                    .as_ref()
+                    .map(|ready| ready.transports.clone())
+                    .unwrap_or_default(),
             })
             .collect();
         members.sort_by_key(|member| member.place.as_ref().map_or(u32::MAX, |place| place.0));
         members
+    }
+
+    /// How many pairs of ranks reach each other by a transport, by its name. Each pair is named by both of its ranks and
+    /// counted at the lower one.
+    pub fn transports(&self) -> Vec<(String, u32)> {
+        let mut pairs: BTreeMap<&str, u32> = BTreeMap::new();
+        for member in self.members.values() {
+            let (Some(rank), Some(ready)) = (member.rank, &member.ready) else {
+                continue;
+            };
+            for transport in ready.transports.iter().skip(rank as usize + 1) {
+                *pairs.entry(transport).or_default() += 1;
+            }
+        }
+        pairs
+            .into_iter()
+            .map(|(transport, pairs)| (transport.to_owned(), pairs))
+            .collect()
     }
 }

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use lockstep_proto::domain::{
-    CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, Outcome, Plan, RunEnd, Stamp, StepMetrics,
+    CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, Outcome, Plan, Ready, RunEnd, Stamp, StepMetrics,
     StepReport, Validation,
 };
 use rand::rngs::StdRng;
@@ -375,7 +375,14 @@ impl Simulation {
         if trainer.comm_id.is_some() {
             trainer.ready = true;
             let hash = if wrong { [2; 32] } else { [1; 32] };
-            trainer.to_coordinator.push_back(Event::Ready { peer, stamp, hash });
+            trainer.to_coordinator.push_back(Event::Ready {
+                peer,
+                stamp,
+                ready: Ready {
+                    hash,
+                    transports: Vec::new(),
+                },
+            });
         }
     }
 

@@ -91,7 +91,10 @@ fn training(ranks: u32, steps: u64) -> Run {
             Event::Ready {
                 peer,
                 stamp,
-                hash: [0; 32],
+                ready: lockstep_proto::domain::Ready {
+                    hash: [0; 32],
+                    transports: Vec::new(),
+                },
             },
             NOW,
         );
@@ -313,7 +316,10 @@ fn different_initial_hashes_end_the_run_and_name_the_ranks() {
             Event::Ready {
                 peer,
                 stamp,
-                hash: [hash; 32],
+                ready: lockstep_proto::domain::Ready {
+                    hash: [hash; 32],
+                    transports: Vec::new(),
+                },
             },
             NOW,
         );

@@ -325,6 +325,7 @@ impl Executor {
             loss: self.loss,
             validation_loss: self.validation_loss,
             tokens_per_second: self.tokens_per_second,
+            transports: run.transports(),
         }
     }
 }

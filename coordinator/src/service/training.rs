@@ -96,7 +96,7 @@ fn understand(message: v1::MemberMessage, peer: Peer, run_id: &str, term: u64) -
     Ok(Some(match body {
         MemberBody::Join(info) => Event::Join { peer, info },
         MemberBody::CommId(id) => Event::CommId { peer, stamp, id },
-        MemberBody::Ready(hash) => Event::Ready { peer, stamp, hash },
+        MemberBody::Ready(ready) => Event::Ready { peer, stamp, ready },
         MemberBody::Progress(progress) => Event::Progress { peer, progress },
         MemberBody::Report(report) => Event::Report { peer, report },
         MemberBody::Leaving(reason) => Event::Leaving { peer, reason },

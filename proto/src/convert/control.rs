@@ -19,6 +19,14 @@ impl From<&RunStatus> for v1::StatusReply {
             loss: status.loss,
             validation_loss: status.validation_loss,
             tokens_per_second: status.tokens_per_second,
+            transports: status
+                .transports
+                .iter()
+                .map(|(transport, pairs)| v1::TransportPairs {
+                    transport: transport.clone(),
+                    pairs: *pairs,
+                })
+                .collect(),
         }
     }
 }
@@ -40,6 +48,11 @@ impl TryFrom<v1::StatusReply> for RunStatus {
             loss: reply.loss,
             validation_loss: reply.validation_loss,
             tokens_per_second: reply.tokens_per_second,
+            transports: reply
+                .transports
+                .into_iter()
+                .map(|v1::TransportPairs { transport, pairs }| (transport, pairs))
+                .collect(),
         })
     }
 }
@@ -163,6 +176,7 @@ impl From<&MemberStatus> for v1::MemberStatus {
             lanes_end: lanes.end,
             reported_step: status.reported_step,
             phase: status.phase.clone(),
+            transports: status.transports.clone(),
         }
     }
 }
@@ -182,6 +196,7 @@ impl From<v1::MemberStatus> for MemberStatus {
             },
             reported_step: status.reported_step,
             phase: status.phase,
+            transports: status.transports,
         }
     }
 }

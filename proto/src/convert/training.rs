@@ -3,7 +3,7 @@
 use super::{ConvertError, bytes_32, header, phases_in, phases_out, required};
 use crate::domain::{
     CoordinatorBody, Directive, DirectiveKind, FromCoordinator, FromMember, Generation, Header, JoinInfo, MemberBody,
-    Plan, Progress, StepMetrics, StepReport, Validation,
+    Plan, Progress, Ready, StepMetrics, StepReport, Validation,
 };
 use crate::v1;
 
@@ -22,8 +22,9 @@ impl From<&FromMember> for v1::MemberMessage {
                 devices: info.devices.clone(),
             }),
             MemberBody::CommId(id) => Body::CommId(v1::CommId { id: id.clone() }),
-            MemberBody::Ready(hash) => Body::Ready(v1::Ready {
-                initial_parameter_hash: hash.to_vec(),
+            MemberBody::Ready(ready) => Body::Ready(v1::Ready {
+                initial_parameter_hash: ready.hash.to_vec(),
+                transports: ready.transports.clone(),
             }),
             MemberBody::Progress(progress) => Body::Progress(v1::Progress {
                 step: progress.step,
@@ -62,11 +63,10 @@ impl TryFrom<v1::MemberMessage> for FromMember {
                 devices: join.devices,
             }),
             Body::CommId(v1::CommId { id }) => MemberBody::CommId(id),
-            Body::Ready(ready) => MemberBody::Ready(bytes_32(
-                "Ready",
-                "initial_parameter_hash",
-                &ready.initial_parameter_hash,
-            )?),
+            Body::Ready(ready) => MemberBody::Ready(Ready {
+                hash: bytes_32("Ready", "initial_parameter_hash", &ready.initial_parameter_hash)?,
+                transports: ready.transports,
+            }),
             Body::Progress(v1::Progress { step, phase, counter }) => {
                 MemberBody::Progress(Progress { step, phase, counter })
             }

@@ -3,29 +3,39 @@
 use std::cell::RefCell;
 use std::ffi::{CString, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
 use crate::AutogradError;
+use crate::hooks::panic_text;
 use crate::shim::{check, lockstep_custom, raw};
 
 type Closure = Box<dyn FnOnce(Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>, TchError>>;
 
 struct Context {
     closure: RefCell<Option<Closure>>,
+    /// Where the thread that made the function finds why it failed: backward may run on another one.
+    failure: Failure,
     outputs: usize,
     inputs: usize,
 }
 
+/// Why the last closure failed: libtorch only carries a fixed text out of backward.
+type Failure = Arc<Mutex<Option<String>>>;
+
 thread_local! {
-    /// Why the last closure failed on this thread: libtorch only carries a fixed text out of backward.
-    static FAILURE: RefCell<Option<String>> = const { RefCell::new(None) };
+    static FAILURE: Failure = Failure::default();
 }
 
-/// Takes the reason of the last failed backward closure of this thread, if there is one.
+fn held(failure: &Failure) -> MutexGuard<'_, Option<String>> {
+    failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Takes the reason of the last failed backward of a function that this thread has made, if there is one.
 pub(crate) fn take_failure() -> Option<String> {
-    FAILURE.with(|f| f.borrow_mut().take())
+    FAILURE.with(|failure| held(failure).take())
 }
 
 extern "C" fn backward(context: *mut c_void, gradients: *mut *mut C_tensor, inputs: *mut *mut C_tensor) -> c_int {
@@ -65,16 +75,11 @@ extern "C" fn backward(context: *mut c_void, gradients: *mut *mut C_tensor, inpu
             0
         }
         Ok(Err(text)) => {
-            FAILURE.with(|f| *f.borrow_mut() = Some(text));
+            *held(&context.failure) = Some(text);
             1
         }
         Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
-                .unwrap_or_else(|| "a panic".to_owned());
-            FAILURE.with(|f| *f.borrow_mut() = Some(text));
+            *held(&context.failure) = Some(panic_text(panic.as_ref()));
             1
         }
     }
@@ -102,6 +107,7 @@ pub fn custom(
     let mut outs: Vec<_> = outputs.iter().map(|t| raw(t)).collect();
     let context = Box::new(Context {
         closure: RefCell::new(Some(Box::new(closure))),
+        failure: FAILURE.with(Arc::clone),
         outputs: outs.len(),
         inputs: ins.len(),
     });
@@ -135,4 +141,27 @@ pub fn run_backward(loss: &Tensor) -> Result<(), AutogradError> {
                 .to_owned(),
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tch::Kind;
+
+    use super::*;
+
+    #[test]
+    fn the_thread_that_made_a_function_learns_why_its_backward_failed_on_another() {
+        let x = Tensor::from_slice(&[1.0f32]).set_requires_grad(true);
+        let y = tch::no_grad(|| &x * 1.0);
+        custom("bad", &[&x], &[&y], |_| {
+            Err(TchError::Kind("the very reason".to_owned()))
+        })
+        .unwrap();
+        let loss = y.sum(Kind::Float);
+        let elsewhere = std::thread::spawn(move || (loss.f_backward().is_err(), take_failure()));
+        assert_eq!(elsewhere.join().unwrap(), (true, None));
+        assert!(take_failure().unwrap().contains("the very reason"));
+    }
 }

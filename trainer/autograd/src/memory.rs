@@ -81,6 +81,84 @@ impl Element for bf16 {
 impl Element for u8 {
     const KIND: Kind = Kind::Uint8;
 }
+impl Element for f64 {
+    const KIND: Kind = Kind::Double;
+}
+impl Element for i64 {
+    const KIND: Kind = Kind::Int64;
+}
+
+/// libtorch's number of a kind, for the kinds that flat memory holds.
+pub(crate) fn kind_code(kind: Kind) -> Option<i8> {
+    Some(match kind {
+        Kind::Uint8 => 0,
+        Kind::Int => 3,
+        Kind::Int64 => 4,
+        Kind::Float => 6,
+        Kind::Double => 7,
+        Kind::BFloat16 => 15,
+        _ => return None,
+    })
+}
+
+/// The first of `count` elements from `byte_offset` on, if they lie in the memory.
+pub(crate) fn range_of<T: Element>(
+    memory: &dyn Memory,
+    byte_offset: usize,
+    count: usize,
+) -> Result<NonNull<T>, AutogradError> {
+    let size = size_of::<T>();
+    let end = count.checked_mul(size).and_then(|n| n.checked_add(byte_offset));
+    if !byte_offset.is_multiple_of(size) || end.is_none_or(|end| end > memory.bytes()) {
+        return Err(AutogradError::Shape(format!(
+            "{count} elements of {size} bytes at byte {byte_offset} do not lie in a buffer of {} bytes",
+            memory.bytes()
+        )));
+    }
+    // SAFETY: the offset lies inside the memory, as checked above.
+    Ok(unsafe { memory.start().add(byte_offset) }.cast())
+}
+
+/// A tensor of `sizes` over memory from `byte_offset` on, which lies on `device`; it keeps the memory alive.
+pub(crate) fn view<T: Element>(
+    memory: &Arc<dyn Memory>,
+    device: Device,
+    byte_offset: usize,
+    sizes: &[i64],
+) -> Result<Tensor, AutogradError> {
+    let place = match device {
+        Device::Cpu => Some(-1),
+        Device::Cuda(index) => i8::try_from(index).ok(),
+        _ => None,
+    };
+    let (Some(place), Some(kind)) = (place, kind_code(T::KIND)) else {
+        return Err(AutogradError::Shape(format!(
+            "flat memory lies on the CPU or on a CUDA device and holds numbers, not {:?} on {device:?}",
+            T::KIND
+        )));
+    };
+    let count = sizes.iter().product::<i64>() as usize;
+    let data = range_of::<T>(memory.as_ref(), byte_offset, count)?;
+    let keep = Box::into_raw(Box::new(Arc::clone(memory)));
+    let mut out: *mut C_tensor = std::ptr::null_mut();
+    // SAFETY: the memory outlives the tensor, whose deleter drops `keep`; the range was checked; `sizes` is copied by
+    // the call.
+    let code = unsafe {
+        lockstep_over_memory(
+            data.as_ptr().cast(),
+            sizes.as_ptr(),
+            sizes.len() as i64,
+            kind,
+            place,
+            drop_memory,
+            keep.cast(),
+            &mut out,
+        )
+    };
+    check("a view of flat memory", code)?;
+    // SAFETY: the call succeeded and made a new tensor that we own.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
 
 /// A piece of memory with views as tensors and slices. Clones share the memory.
 #[derive(Clone)]
@@ -110,45 +188,12 @@ impl FlatBuffer {
     }
 
     fn at<T: Element>(&self, byte_offset: usize, count: usize) -> Result<NonNull<T>, AutogradError> {
-        let size = size_of::<T>();
-        let end = count.checked_mul(size).and_then(|n| n.checked_add(byte_offset));
-        if !byte_offset.is_multiple_of(size) || end.is_none_or(|end| end > self.bytes()) {
-            return Err(AutogradError::Shape(format!(
-                "{count} elements of {size} bytes at byte {byte_offset} do not lie in a buffer of {} bytes",
-                self.bytes()
-            )));
-        }
-        // SAFETY: the offset lies inside the memory, as checked above.
-        Ok(unsafe { self.memory.start().add(byte_offset) }.cast())
+        range_of(self.memory.as_ref(), byte_offset, count)
     }
 
     /// A tensor of `sizes` over the memory from `byte_offset` on; it keeps the memory alive.
     pub fn tensor<T: Element>(&self, byte_offset: usize, sizes: &[i64]) -> Result<Tensor, AutogradError> {
-        let count = sizes.iter().product::<i64>() as usize;
-        let data = self.at::<T>(byte_offset, count)?;
-        let kind = match T::KIND {
-            Kind::Float => 6,
-            Kind::BFloat16 => 15,
-            _ => 0,
-        };
-        let keep = Box::into_raw(Box::new(Arc::clone(&self.memory)));
-        let mut out: *mut C_tensor = std::ptr::null_mut();
-        // SAFETY: the memory outlives the tensor, whose deleter drops `keep`; the range was checked by `at`; `sizes`
-        // is copied by the call.
-        let code = unsafe {
-            lockstep_over_memory(
-                data.as_ptr().cast(),
-                sizes.as_ptr(),
-                sizes.len() as i64,
-                kind,
-                drop_memory,
-                keep.cast(),
-                &mut out,
-            )
-        };
-        check("FlatBuffer::tensor", code)?;
-        // SAFETY: the call succeeded and made a new tensor that we own.
-        Ok(unsafe { Tensor::from_ptr(out) })
+        view::<T>(&self.memory, Device::Cpu, byte_offset, sizes)
     }
 
     /// The elements from `byte_offset` on.

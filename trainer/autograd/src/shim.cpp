@@ -1,11 +1,9 @@
 // What tch lacks, and nothing more: a gradient slot on a leaf, a hook that fires when a leaf's gradient has been
 // accumulated, functions whose backward is a Rust closure, and tensors over memory that Rust owns.
 //
-// Every extern "C" function returns 0, or a code with its text in a thread-local: 4 for libtorch's own errors, 5 for
-// other exceptions, 6 for anything else. Rust callbacks return non-zero when they failed (they have kept their own
-// error); only a std::runtime_error leaves a hook or a node, since libtorch ends the process on anything else.
+// Codes and texts of errors: guarded.h. Rust callbacks return non-zero when they failed (they have kept their own error);
+// only a std::runtime_error leaves a hook or a node, since libtorch ends the process on anything else.
 
-#include <exception>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -20,38 +18,25 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/version.h>
 
+#include "guarded.h"
+
 namespace {
-thread_local std::string last_error;
+using lockstep::guarded;
 
-template <typename F>
-int guarded(F&& body) {
-  try {
-    body();
-    return 0;
-  } catch (const c10::Error& e) {
-    last_error = e.what_without_backtrace();
-    return 4;
-  } catch (const std::exception& e) {
-    last_error = e.what();
-    return 5;
-  } catch (...) {
-    last_error = "an exception that is not a std::exception";
-    return 6;
-  }
-}
-
-using Call = int (*)(void* context);
+// On failure `why` is a text of the context, valid until the next call.
+using Ready = int (*)(void* context, const char** why);
 using Drop = void (*)(void* context);
 // gradients: n_out tensors or null, borrowed; inputs: n_in places, each filled with an owned tensor or left null.
 using Backward = int (*)(void* context, at::Tensor** gradients, at::Tensor** inputs);
 
 struct ReadyHook : torch::autograd::PostAccumulateGradHook {
-  ReadyHook(Call call, Drop drop, void* context) : call(call), drop(drop), context(context) {}
+  ReadyHook(Ready call, Drop drop, void* context) : call(call), drop(drop), context(context) {}
   ~ReadyHook() override { drop(context); }
   void operator()(const at::Tensor&) override {
-    if (call(context) != 0) throw std::runtime_error("a gradient-ready hook failed");
+    const char* why = "";
+    if (call(context, &why) != 0) throw std::runtime_error(std::string("a gradient-ready hook failed: ") + why);
   }
-  Call call;
+  Ready call;
   Drop drop;
   void* context;
 };
@@ -88,7 +73,10 @@ struct RustNode : torch::autograd::Node {
 
 extern "C" {
 
-const char* lockstep_last_error() { return last_error.c_str(); }
+const char* lockstep_last_error() { return lockstep::last_error.c_str(); }
+
+// The accelerator's own number of the last error with code 3.
+int lockstep_last_accelerator_code() { return lockstep::last_accelerator_code; }
 
 // Of the headers this was compiled with (libtorch itself), and of the libraries that are loaded (products).
 const char* lockstep_library_versions() {
@@ -101,7 +89,7 @@ int lockstep_set_gradient(at::Tensor* leaf, at::Tensor* slot) {
   return guarded([&] { leaf->mutable_grad() = *slot; });
 }
 
-int lockstep_set_hook(at::Tensor* leaf, Call call, Drop drop, void* context) {
+int lockstep_set_hook(at::Tensor* leaf, Ready call, Drop drop, void* context) {
   auto hook = std::make_unique<ReadyHook>(call, drop, context);
   return guarded([&] { torch::autograd::impl::set_post_acc_grad_hooks(*leaf, std::move(hook)); });
 }
@@ -110,12 +98,14 @@ int lockstep_set_gradient_kind_float(at::Tensor* leaf) {
   return guarded([&] { leaf->set_grad_dtype(at::kFloat); });
 }
 
-int lockstep_over_memory(void* data, const int64_t* sizes, int64_t dimensions, int8_t kind, Drop drop, void* context,
-                         at::Tensor** out) {
+// A tensor over `data`, which lies on `device` (-1: the host, else the index of a CUDA device).
+int lockstep_over_memory(void* data, const int64_t* sizes, int64_t dimensions, int8_t kind, int8_t device, Drop drop,
+                         void* context, at::Tensor** out) {
   return guarded([&] {
+    c10::Device where = device < 0 ? c10::Device(c10::kCPU) : c10::Device(c10::kCUDA, device);
     *out = new at::Tensor(at::from_blob(
         data, at::IntArrayRef(sizes, static_cast<size_t>(dimensions)), [drop, context](void*) { drop(context); },
-        at::TensorOptions().dtype(static_cast<at::ScalarType>(kind))));
+        at::TensorOptions().dtype(static_cast<at::ScalarType>(kind)).device(where), where));
   });
 }
 

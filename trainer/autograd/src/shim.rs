@@ -8,20 +8,23 @@ use torch_sys::C_tensor;
 use crate::AutogradError;
 
 pub(crate) type Call = extern "C" fn(*mut c_void) -> c_int;
+pub(crate) type Ready = extern "C" fn(*mut c_void, *mut *const c_char) -> c_int;
 pub(crate) type Drop = extern "C" fn(*mut c_void);
 pub(crate) type Backward = extern "C" fn(*mut c_void, *mut *mut C_tensor, *mut *mut C_tensor) -> c_int;
 
 unsafe extern "C" {
-    fn lockstep_last_error() -> *const c_char;
+    pub(crate) fn lockstep_last_error() -> *const c_char;
+    pub(crate) fn lockstep_last_accelerator_code() -> c_int;
     fn lockstep_library_versions() -> *const c_char;
     pub(crate) fn lockstep_set_gradient(leaf: *mut C_tensor, slot: *mut C_tensor) -> c_int;
-    pub(crate) fn lockstep_set_hook(leaf: *mut C_tensor, call: Call, drop: Drop, context: *mut c_void) -> c_int;
+    pub(crate) fn lockstep_set_hook(leaf: *mut C_tensor, call: Ready, drop: Drop, context: *mut c_void) -> c_int;
     pub(crate) fn lockstep_set_gradient_kind_float(leaf: *mut C_tensor) -> c_int;
     pub(crate) fn lockstep_over_memory(
         data: *mut c_void,
         sizes: *const i64,
         dimensions: i64,
         kind: i8,
+        device: i8,
         drop: Drop,
         context: *mut c_void,
         out: *mut *mut C_tensor,

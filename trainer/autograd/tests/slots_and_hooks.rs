@@ -101,7 +101,29 @@ fn a_failing_or_panicking_closure_becomes_an_error_of_backward() {
     let leaf = Tensor::from_slice(&[1.0f32]).set_requires_grad(true);
     on_gradient_ready(&leaf, || panic!("in a hook")).unwrap();
     let error = run_backward(&(&leaf * 2.0).sum(Kind::Float)).unwrap_err().to_string();
-    assert!(error.contains("hook failed"), "{error}");
+    assert!(error.contains("hook failed") && error.contains("in a hook"), "{error}");
+}
+
+#[test]
+fn a_panic_in_a_hook_on_another_thread_is_an_error_there_and_the_next_backward_works() {
+    let leaf = Tensor::from_slice(&[1.0f32]).set_requires_grad(true);
+    let calls = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&calls);
+    on_gradient_ready(&leaf, move || {
+        let now = {
+            let mut calls = count.lock().unwrap();
+            *calls += 1;
+            *calls
+        };
+        assert!(now > 1, "call {now} of the hook");
+    })
+    .unwrap();
+    let loss = (&leaf * 2.0).sum(Kind::Float);
+    let error = std::thread::spawn(move || run_backward(&loss).unwrap_err().to_string());
+    let error = error.join().unwrap();
+    assert!(error.contains("call 1 of the hook"), "{error}");
+    run_backward(&(&leaf * 2.0).sum(Kind::Float)).unwrap();
+    assert_eq!(*calls.lock().unwrap(), 2);
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub struct HiddenMatrix {
 }
 
 /// What NorMuon adds to the root of a row's mean square (arXiv 2510.05491).
-const ROW_EPSILON: f32 = 1e-10;
+pub(crate) const ROW_EPSILON: f32 = 1e-10;
 
 impl HiddenMatrix {
     /// A tensor whose initial values are `master`, row-major, of `shape` `[parts, rows, columns]`, with zero momentum.

@@ -8,6 +8,7 @@
 //! - [`piece`]: either of the two, as owners and [`replay`] handle them
 //! - [`decision`]: from sums over everything to the step of each tensor: product norms, model-based momentum. Pure
 //! - [`results`]: what they leave for the slots
+//! - [`tensors`]: the same pieces over tensors of any device
 //! - [`replay`]: recorded gradients through the same code on one process
 //!
 //! Data flows: the gradient *sum* of a step comes in with the scale that makes it the mean → [`piece::Piece::prepare`]
@@ -27,5 +28,6 @@ pub mod products;
 pub mod replay;
 pub mod results;
 pub mod settings;
+pub mod tensors;
 
 pub use error::OptimError;

@@ -5,14 +5,14 @@
 //! its float32 one (measured on AVX2: 9 against 90 GFLOP/s), so operands are widened, which is exact, multiplied in
 //! float32, and rounded. The choice follows from the instruction set alone and is part of a member's fingerprint.
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// How products are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Products {
     /// float32 operands and results.
     Float32,
-    /// bf16 operands and results by the processor's own instructions.
+    /// bf16 operands and results by the processor's own instructions, or the GPU's.
     NativeBf16,
     /// bf16 operands and results by float32 products of widened operands.
     WidenedBf16,
@@ -25,6 +25,15 @@ impl Products {
             false => Products::Float32,
             true if native_bf16() => Products::NativeBf16,
             true => Products::WidenedBf16,
+        }
+    }
+
+    /// The way for a precision on a device: GPUs multiply bf16 themselves.
+    pub fn for_device(bf16: bool, device: Device) -> Products {
+        match device {
+            Device::Cpu => Products::for_precision(bf16),
+            _ if bf16 => Products::NativeBf16,
+            _ => Products::Float32,
         }
     }
 

@@ -5,6 +5,8 @@ use lockstep_config::{
     Steepest,
 };
 
+use tch::Device;
+
 use crate::polar::{self, Polar};
 use crate::products::Products;
 
@@ -18,6 +20,11 @@ pub struct Optimizer {
 impl Optimizer {
     /// The optimiser that a config asks for, on this processor.
     pub fn new(keys: &OptimizerSection) -> Optimizer {
+        Optimizer::for_device(keys, Device::Cpu)
+    }
+
+    /// The optimiser that a config asks for, on a device.
+    pub fn for_device(keys: &OptimizerSection, device: Device) -> Optimizer {
         let method = match keys.polar.method {
             PolarMethod::PolarExpress => polar::Method::PolarExpress,
             PolarMethod::NewtonSchulz(PolarTable::Jordan) => polar::Method::NewtonSchulz(polar::Table::Jordan),
@@ -30,7 +37,7 @@ impl Optimizer {
             polar: Polar {
                 method,
                 steps: keys.polar.steps,
-                products: Products::for_precision(keys.polar.precision == Precision::Bf16),
+                products: Products::for_device(keys.polar.precision == Precision::Bf16, device),
             },
             keys: keys.clone(),
         }

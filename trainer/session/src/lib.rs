@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lockstep_proto::domain::{
-    Directive, FromMember, Generation, Header, JoinInfo, MemberBody, Outcome, Plan, Progress, Stamp, StepReport,
+    Directive, FromMember, Generation, Header, JoinInfo, MemberBody, Outcome, Plan, Progress, Ready, Stamp, StepReport,
 };
 
 pub use crate::abort::AbortSignal;
@@ -119,13 +119,13 @@ impl Session {
         )
     }
 
-    /// Says that the communicator stands and that the parameters are initialised, with their hash.
+    /// Says that the communicator stands and that the parameters are initialised.
     ///
     /// # Errors
     /// When the run is already over.
-    pub fn ready(&self, initial_parameter_hash: [u8; 32]) -> Result<(), SessionError> {
+    pub fn ready(&self, ready: Ready) -> Result<(), SessionError> {
         self.inbox.check()?;
-        self.say(MemberBody::Ready(initial_parameter_hash));
+        self.say(MemberBody::Ready(ready));
         Ok(())
     }
 

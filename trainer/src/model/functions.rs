@@ -10,13 +10,13 @@ use std::rc::Rc;
 use lockstep_autograd::{custom, elements, elements_mut};
 use lockstep_inventory::Norm;
 use lockstep_kernels::attention::{self, Shape as Heads, Window};
-use lockstep_kernels::real::{Real, bf16};
+use lockstep_kernels::real::bf16;
 use lockstep_kernels::{embedding, loss, norm, pointwise};
 use lockstep_optim::products::Products;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::error::TrainerError;
-use crate::model::weights::{Slot, Weights};
+use crate::model::weights::Weights;
 
 /// Queries that attention handles in one go; the keys after them are skipped.
 const QUERY_BLOCK: usize = 128;
@@ -324,7 +324,7 @@ pub fn attention(weights: &Weights, qkv: &Tensor, heads: Heads, qk_norm: bool) -
 pub fn head_loss(weights: &Weights, y: &Tensor, weight: usize, targets: &[i64]) -> Result<Tensor, TrainerError> {
     let products = weights.products;
     let w = weights.leaf(weight);
-    let slot: Option<Rc<Slot>> = weights.slot(weight);
+    let slot = weights.slot(weight);
     let size = y.size();
     let vocabulary = w.size()[0] as usize;
     let chunk = (LOGIT_BYTES / (4 * vocabulary)).clamp(1, size[0].max(1) as usize);
@@ -359,18 +359,4 @@ pub fn head_loss(weights: &Weights, y: &Tensor, weight: usize, targets: &[i64]) 
         })?;
     }
     Ok(out)
-}
-
-/// Float32 logits of rows, for inference.
-pub fn logits(weights: &Weights, y: &Tensor, weight: usize) -> Result<Tensor, TrainerError> {
-    let w = weights.leaf(weight).detach();
-    Ok(weights
-        .products
-        .multiply(y, &w.f_transpose(0, 1)?)?
-        .f_to_kind(Kind::Float)?)
-}
-
-/// The values of a tensor of any activation kind as float32, for tests and inspection.
-pub fn to_float32(values: &Tensor) -> Vec<f32> {
-    by_kind!(values.kind(), T => elements::<T>(values).iter().map(|v| Real::to_f32(*v)).collect())
 }

@@ -11,7 +11,7 @@ use lockstep_kernels::attention::Shape as Heads;
 use tch::Tensor;
 
 use crate::error::TrainerError;
-use crate::model::functions::{add_norm, attention, embed, gelu, head_loss, linear, logits, to_float32};
+use crate::model::arithmetic::{add_norm, attention, embed, gelu, head_loss, linear, logits};
 use crate::model::weights::Weights;
 use crate::model::{Batch, Gate, Model, OpenGate};
 
@@ -85,7 +85,7 @@ impl Model for Gpt2 {
             let ids: Rc<[i64]> = tokens.into();
             let y = self.trunk(weights, &ids, 1, tokens.len(), &mut OpenGate)?;
             let last = y.f_narrow(0, tokens.len() as i64 - 1, 1)?;
-            Ok(to_float32(&logits(weights, &last, self.tensors.table)?.f_contiguous()?))
+            logits(weights, &last, self.tensors.table)
         })
     }
 }

@@ -2,18 +2,23 @@
 //!
 //! - this file: the [`Model`] trait and the [`Gate`]
 //! - [`weights`]: leaves (working copies) and gradient slots that a forward pass uses
-//! - [`functions`]: embedding, norm, linear, attention, GELU and head as custom autograd functions over our kernels
+//! - [`arithmetic`]: the functions that a model is made of, by one of two sets:
+//!   [`functions`], custom autograd functions over our kernels, for the host; [`tensors`], libtorch's own, for any device
 //! - [`gpt2`]: the GPT-2 family
 //! - [`choice`]: the model that a config names
 //! - [`initial`]: initial values from H(seed, tensor name)
+//! - [`lane_losses`]: the losses of lanes, added where they are made
 //!
 //! Data flows: micro-batch → [`Model::loss`] (gate by gate) → a scalar: Σ loss over counted tokens → backward → gradient
 //! sums in the slots. Nothing is divided here; the owner divides once by the step's global token count.
 
+pub mod arithmetic;
 pub mod choice;
 pub mod functions;
 pub mod gpt2;
 pub mod initial;
+pub mod lane_losses;
+pub mod tensors;
 pub mod weights;
 
 use tch::Tensor;

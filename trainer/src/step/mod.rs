@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_autograd::{FlatBuffer, on_gradient_ready, run_backward};
 use lockstep_collective::communication::{Communication, Program, Shares};
-use lockstep_collective::{BufferId, LaneTree, MemoryHold, Wire};
+use lockstep_collective::{BufferId, LaneTree, MemoryHold, Transport, Wire};
 use lockstep_config::{Precision, Reduction, RunConfig};
 use lockstep_data::{MicroBatch, ValidationSet, lane_micro_batches};
 use lockstep_inventory::{Treatment, treatments};
@@ -131,12 +131,12 @@ impl Engine {
         let over = |hold: MemoryHold| FlatBuffer::new(Arc::new(hold));
         let (mut gradient_ids, mut gradients) = (Vec::new(), Vec::new());
         for index in 0..buffers {
-            let (id, hold) = communication.allocate(&format!("gradients {index}"), layout.gradient_elements * 4)?;
+            let (id, memory) = communication.allocate(&format!("gradients {index}"), layout.gradient_elements * 4)?;
             gradient_ids.push(id);
-            gradients.push(over(hold));
+            gradients.push(over(memory.on_host()?));
         }
-        let (working_id, hold) = communication.allocate("working copies", layout.working_bytes)?;
-        let mut working = over(hold);
+        let (working_id, memory) = communication.allocate("working copies", layout.working_bytes)?;
+        let mut working = over(memory.on_host()?);
         let mut owned = Owned::new(Optimizer::new(&config.optimizer), owners, rank);
         for (index, spec) in model.inventory().iter().enumerate() {
             let initial = values(spec, config.run.seed);
@@ -217,6 +217,12 @@ impl Engine {
         self.update_slots.record_hashes(&self.owned.hashes());
         self.update_slots.exchange_applied(&mut self.communication)?;
         Ok(self.update_slots.applied().0)
+    }
+
+    /// How this rank reaches each rank, by rank; empty for itself.
+    pub fn transports(&self) -> Vec<String> {
+        let name = |transport: &Option<Transport>| transport.map_or("", Transport::name).to_owned();
+        self.communication.transports().iter().map(name).collect()
     }
 
     /// Bytes of the masters and the optimiser state of this rank.

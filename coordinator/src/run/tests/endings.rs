@@ -247,7 +247,10 @@ fn a_pause_before_training_is_remembered() {
         Event::Ready {
             peer: 0,
             stamp,
-            hash: [0; 32],
+            ready: lockstep_proto::domain::Ready {
+                hash: [0; 32],
+                transports: Vec::new(),
+            },
         },
         NOW,
     );

@@ -13,13 +13,13 @@ mod stack;
 mod svd;
 mod tables;
 
-use lockstep_kernels::real::{Real, bf16};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::OptimError;
 use crate::polar::stack::{Stack, norms};
-use crate::polar::tables::{coefficients, divisor};
+use crate::polar::tables::{coefficients, divisors};
 use crate::products::Products;
+use crate::tensors::sums::BlockArithmetic;
 
 /// A way to the polar factor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,12 +63,26 @@ impl Polar {
     /// The (approximate) polar factors of `m` `[parts, rows, columns]`, float32 and contiguous: as large, contiguous, in the
     /// products' kind (float32 for the SVD). A zero matrix gives zeros.
     pub fn factors(&self, m: &Tensor) -> Result<Tensor, OptimError> {
+        self.factors_by(m, |m| Ok(Tensor::from_slice(&norms(m)?)))
+    }
+
+    /// [`Polar::factors`] of matrices on any device, with norms by `arithmetic`; nothing waits for them.
+    pub fn factors_on_device(&self, m: &Tensor, arithmetic: &dyn BlockArithmetic) -> Result<Tensor, OptimError> {
+        self.factors_by(m, |m| norms_on_device(m, arithmetic))
+    }
+
+    /// The factors, with Frobenius norms by `norms`: float64 `[parts]` on the matrices' device.
+    fn factors_by(
+        &self,
+        m: &Tensor,
+        norms: impl Fn(&Tensor) -> Result<Tensor, OptimError>,
+    ) -> Result<Tensor, OptimError> {
         if self.method == Method::Svd {
             return svd::factors(m);
         }
         let (_, rows, columns) = m.size3()?;
         let stack = Stack(self.products);
-        let scaled = self.scaled(m)?;
+        let scaled = self.scaled(m, norms)?;
         let tall = rows > columns;
         let mut x = stack.hold(match tall {
             true => scaled.f_transpose(1, 2)?.f_contiguous()?,
@@ -87,7 +101,7 @@ impl Polar {
     /// Each part divided by its norm (and the method's margin). The quintics of Newton–Schulz in bf16 round the matrix and its norm before they
     /// divide, as published: so their factors are those of others who use them. (CANS would not bear it: its first cubic changes
     /// sign just above one.)
-    fn scaled(&self, m: &Tensor) -> Result<Tensor, OptimError> {
+    fn scaled(&self, m: &Tensor, norms: impl Fn(&Tensor) -> Result<Tensor, OptimError>) -> Result<Tensor, OptimError> {
         let quintic = matches!(self.method, Method::NewtonSchulz(Table::Jordan | Table::You));
         let as_published = quintic && self.products != Products::Float32;
         let rounded = match as_published {
@@ -96,15 +110,16 @@ impl Polar {
             false => None,
         };
         let m = rounded.as_ref().unwrap_or(m);
-        let divisors = norms(m)?.into_iter().map(|norm| {
-            let norm = match as_published {
-                true => f64::from(Real::to_f32(<bf16 as Real>::from_f32(norm as f32))),
-                false => norm,
-            };
-            divisor(self.method, norm) as f32
-        });
-        let divisors: Vec<f32> = divisors.collect();
-        Ok(m.f_div(&Tensor::from_slice(&divisors).f_reshape([-1, 1, 1])?)?)
+        let norms = norms(m)?;
+        let norms = match as_published {
+            true => norms
+                .f_to_kind(Kind::Float)?
+                .f_to_kind(Kind::BFloat16)?
+                .f_to_kind(Kind::Double)?,
+            false => norms,
+        };
+        let divisors = divisors(self.method, &norms)?.f_to_kind(Kind::Float)?;
+        Ok(m.f_div(&divisors.f_reshape([-1, 1, 1])?)?)
     }
 
     /// X ← a·X + (b·A + c·A²)·X with A = X·Xᵀ, X of at most as many rows as columns; each product and sum is rounded once.
@@ -125,7 +140,7 @@ impl Polar {
     /// and at the end, so that the long side takes part in few products.
     fn on_gram(&self, mut x: Tensor, restart: u32) -> Result<Tensor, OptimError> {
         let stack = Stack(self.products);
-        let identity = Tensor::f_eye(x.size()[1], (stack.held(), Device::Cpu))?.f_unsqueeze(0)?;
+        let identity = Tensor::f_eye(x.size()[1], (stack.held(), x.device()))?.f_unsqueeze(0)?;
         let mut gram = stack.gram(&x)?;
         let mut collected: Option<Tensor> = None;
         for index in 0..self.steps {
@@ -159,13 +174,32 @@ impl Polar {
 /// How far a factor is from orthogonal: ‖U·Uᵀ − I‖_F / √n of a matrix `[rows, columns]` of any kind, n its short side. In
 /// float32 products.
 pub fn orthogonality_error(factor: &Tensor) -> Result<f64, OptimError> {
+    let (rest, side) = not_orthogonal(factor)?;
+    Ok(norms(&rest)?[0] / side.sqrt())
+}
+
+/// [`orthogonality_error`] of a factor on any device, as a float64 scalar there.
+pub fn orthogonality_error_on_device(factor: &Tensor, arithmetic: &dyn BlockArithmetic) -> Result<Tensor, OptimError> {
+    let (rest, side) = not_orthogonal(factor)?;
+    Ok(norms_on_device(&rest, arithmetic)?
+        .f_select(0, 0)?
+        .f_div_scalar(side.sqrt())?)
+}
+
+/// U·Uᵀ − I as a stack of one matrix, and its side n.
+fn not_orthogonal(factor: &Tensor) -> Result<(Tensor, f64), OptimError> {
     let (rows, columns) = factor.size2()?;
     let x = factor.f_to_kind(Kind::Float)?;
     let x = if rows > columns { x.f_transpose(0, 1)? } else { x };
     let n = rows.min(columns);
     let rest = x
         .f_mm(&x.f_transpose(0, 1)?)?
-        .f_sub(&Tensor::f_eye(n, (Kind::Float, Device::Cpu))?)?;
-    let rest = rest.f_contiguous()?.f_unsqueeze(0)?;
-    Ok(norms(&rest)?[0] / (n as f64).sqrt())
+        .f_sub(&Tensor::f_eye(n, (Kind::Float, x.device()))?)?;
+    Ok((rest.f_contiguous()?.f_unsqueeze(0)?, n as f64))
+}
+
+/// The Frobenius norm of each matrix of a contiguous stack, float64 `[parts]` on its device.
+fn norms_on_device(m: &Tensor, arithmetic: &dyn BlockArithmetic) -> Result<Tensor, OptimError> {
+    let (_, rows, columns) = m.size3()?;
+    Ok(arithmetic.dots(m, m, (rows * columns) as usize)?.f_sqrt()?)
 }

@@ -1,5 +1,7 @@
 //! Coefficients of the iterations: X ← a·X + (b·A + c·A²)·X with A = X·Xᵀ, from X = M / normaliser(‖M‖_F).
 
+use tch::{TchError, Tensor};
+
 use crate::polar::{Method, Table};
 
 /// (a, b, c) of one iteration.
@@ -74,12 +76,12 @@ pub(super) fn coefficients(method: Method, index: u32) -> Coefficients {
     }
 }
 
-/// What a matrix of Frobenius norm `norm` is divided by before the first iteration; infinite for a zero matrix, which stays
-/// zero.
-pub(super) fn divisor(method: Method, norm: f64) -> f64 {
-    match method {
-        _ if norm == 0.0 => f64::INFINITY,
-        Method::NewtonSchulz(_) => norm + 1e-7,
-        Method::PolarExpress | Method::Gram { .. } | Method::Svd => SAFETY * norm,
-    }
+/// What matrices of Frobenius norms `norms` (float64) are divided by before the first iteration; infinite for a zero
+/// matrix, which stays zero.
+pub(super) fn divisors(method: Method, norms: &Tensor) -> Result<Tensor, TchError> {
+    let divisors = match method {
+        Method::NewtonSchulz(_) => norms.f_add_scalar(1e-7)?,
+        Method::PolarExpress | Method::Gram { .. } | Method::Svd => norms.f_mul_scalar(SAFETY)?,
+    };
+    divisors.f_masked_fill(&norms.f_eq(0.0)?, f64::INFINITY)
 }

@@ -9,6 +9,7 @@ mod members;
 mod methods;
 mod recorded;
 mod reference;
+mod tensors;
 mod variants;
 
 use recorded::case::Case;

@@ -179,7 +179,10 @@ fn train(
     assert_eq!((place.rank, generation.ranks()), (number, ranks));
     let id = session.exchange_comm_id(place.rank == 0, || generation.secret.to_vec())?;
     assert_eq!(id, generation.secret);
-    session.ready(hash_of(0))?;
+    session.ready(Ready {
+        hash: hash_of(0),
+        transports: Vec::new(),
+    })?;
     let mut step = 0;
     loop {
         let Some(plan) = session.next_plan(step + 1)? else {

@@ -1,0 +1,130 @@
+//! A rank's shard of the optimiser, on the host or on a device, with one face: what the engine calls.
+
+use std::ops::Range;
+
+use lockstep_autograd::FlatBuffer;
+use lockstep_optim::decision::TensorStep;
+use lockstep_optim::results::Applied;
+use lockstep_optim::settings::Optimizer;
+
+use crate::device::owned::{DeviceOwned, Squares, Stepped};
+use crate::device::pending::Pending;
+use crate::error::TrainerError;
+use crate::sharding::layout::Layout;
+use crate::sharding::owners::OwnerMap;
+use crate::step::owned::{Kind, OfBlock, Owned, PreparedPiece, Probe, Taken};
+
+/// What a rank owns on the host, with the memory that its passes are over.
+pub struct HostShard {
+    /// The pieces.
+    pub owned: Owned,
+    /// Where every tensor lies.
+    pub layout: Layout,
+    /// The gradient buffer that is reduced.
+    pub gradients: FlatBuffer,
+    /// The working copies.
+    pub working: FlatBuffer,
+}
+
+impl HostShard {
+    /// The pieces, and what their passes are over.
+    fn parts(&mut self, scale: f32) -> (&mut Owned, Taken<'_>, &mut FlatBuffer) {
+        let taken = Taken {
+            layout: &self.layout,
+            gradients: &self.gradients,
+            scale,
+        };
+        (&mut self.owned, taken, &mut self.working)
+    }
+}
+
+/// What a rank owns. The passes are described in [`crate::step::owned`]; the host's results are known at once.
+pub enum Shard {
+    /// Over slices.
+    Host(Box<HostShard>),
+    /// Over tensors.
+    Device(Box<DeviceOwned>),
+}
+
+impl Shard {
+    /// Who owns what.
+    pub fn map(&self) -> &OwnerMap {
+        match self {
+            Shard::Host(host) => host.owned.map(),
+            Shard::Device(owned) => owned.map(),
+        }
+    }
+
+    /// The optimiser.
+    pub fn optimizer(&self) -> &Optimizer {
+        match self {
+            Shard::Host(host) => host.owned.optimizer(),
+            Shard::Device(owned) => owned.optimizer(),
+        }
+    }
+
+    /// Bytes of masters and state of this rank.
+    pub fn state_bytes(&self) -> usize {
+        match self {
+            Shard::Host(host) => host.owned.state_bytes(),
+            Shard::Device(owned) => owned.state_bytes(),
+        }
+    }
+
+    /// Σ g² (of the gradient sums) and the count of values that are not finite, by block.
+    pub fn square_sums(&self) -> Result<Pending<Squares>, TrainerError> {
+        match self {
+            Shard::Host(host) => host.owned.square_sums(&host.gradients).map(Pending::Known),
+            Shard::Device(owned) => owned.square_sums(),
+        }
+    }
+
+    /// Moments, polar factors and sums of everything owned. No parameter changes.
+    pub fn prepare(&mut self, scale: f32, probe: Probe) -> Result<Pending<Vec<PreparedPiece>>, TrainerError> {
+        match self {
+            Shard::Host(host) => {
+                let (owned, taken, working) = host.parts(scale);
+                owned.prepare(taken, working, probe).map(Pending::Known)
+            }
+            Shard::Device(owned) => owned.prepare(scale, probe),
+        }
+    }
+
+    /// Steps everything owned along what was prepared and writes the working copies.
+    pub fn apply(&mut self, scale: f32, steps: &[TensorStep]) -> Result<Pending<Vec<OfBlock<Applied>>>, TrainerError> {
+        match self {
+            Shard::Host(host) => {
+                let (owned, taken, working) = host.parts(scale);
+                owned.apply(taken, working, steps).map(Pending::Known)
+            }
+            Shard::Device(owned) => owned.apply(scale, steps),
+        }
+    }
+
+    /// Prepares and applies the hidden or the other pieces of a bucket in one go, where steps depend on nothing else.
+    pub fn step_in(
+        &mut self,
+        bucket: &Range<usize>,
+        kind: Kind,
+        scale: f32,
+        steps: &[TensorStep],
+        probe: Probe,
+    ) -> Result<Pending<Stepped>, TrainerError> {
+        match self {
+            Shard::Host(host) => {
+                let (owned, taken, working) = host.parts(scale);
+                let stepped = owned.step_in(bucket, kind, taken, working, steps, probe)?;
+                Ok(Pending::Known(stepped))
+            }
+            Shard::Device(owned) => owned.step_in(bucket, kind, scale, steps, probe),
+        }
+    }
+
+    /// The hash of every owned block.
+    pub fn hashes(&self) -> Result<Pending<Vec<OfBlock<u64>>>, TrainerError> {
+        match self {
+            Shard::Host(host) => Ok(Pending::Known(host.owned.hashes())),
+            Shard::Device(owned) => owned.hashes(),
+        }
+    }
+}
