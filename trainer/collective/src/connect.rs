@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nccl_host::{Aborter, Communicator, CommunicatorId, Options, Root};
+use nccl_host::{Aborter, Communicator, CommunicatorId, Listener, Options, Root};
 
 use crate::Collective;
 use crate::accelerator::Accelerator;
@@ -73,6 +73,9 @@ pub struct Meeting<'a> {
     pub root: Option<Root>,
     /// The address at which other hosts reach this one; needed where the id is a [`Root`]'s.
     pub advertise: Option<IpAddr>,
+    /// Where this rank listens, in place of a free port at `advertise`: where ports are mapped between hosts. Rank 0 has it
+    /// in its root.
+    pub listener: Option<Listener>,
     /// Whether ranks of one host use TCP too: for tests and measurements.
     pub only_tcp: bool,
     /// Ends the wait here and every wait of the communicator.
@@ -126,6 +129,7 @@ pub fn join(backend: Backend, id: &[u8], meeting: Meeting<'_>) -> Result<Box<dyn
             let options = Options {
                 root: meeting.root,
                 advertise: meeting.advertise,
+                listener: meeting.listener,
                 only_tcp: meeting.only_tcp,
                 stall: meeting.stall,
                 aborter: Some(&aborter),

@@ -57,7 +57,7 @@ pub use device::{Device, HostDevice, Recorded, Stream};
 pub use error::CollectiveError;
 pub use memory::Memory;
 pub use nccl::nccl_scratch_bytes;
-pub use nccl_host::{Aborter, HostMemory, MemoryHold, Root};
+pub use nccl_host::{Aborter, HostMemory, Listener, MemoryHold, Root};
 pub use order::Publisher;
 pub use transfers::{Transfer, Transfers};
 pub use tree::{Expression, LaneTree, TreeError};

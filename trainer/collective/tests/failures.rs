@@ -12,7 +12,7 @@ use std::time::Duration;
 use lockstep_collective::{
     Aborter, Backend, BufferId, Collective, CollectiveError, LaneTree, ReduceLanes, Wire, connect, new_id,
 };
-use nccl_host::Error;
+use nccl_host::{Error, Fault};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const ENVIRONMENT: &str = "LOCKSTEP_FAILURES_RANK";
@@ -198,8 +198,19 @@ fn a_rank_that_leaves_on_purpose_is_told_from_one_that_died() {
     });
     for rank in [0, 2] {
         let error = errors[rank].as_ref().unwrap();
+        // From the rank itself, or from the one that saw it first.
         assert!(
-            matches!(error, CollectiveError::Transport(Error::PeerLeft { .. })) && error.lost_peer().is_none(),
+            matches!(
+                error,
+                CollectiveError::Transport(
+                    Error::PeerLeft { rank: 1, .. }
+                        | Error::Told {
+                            rank: 1,
+                            fault: Fault::Left,
+                            ..
+                        }
+                )
+            ) && error.lost_peer().is_none(),
             "rank {rank}: {error}"
         );
     }

@@ -263,7 +263,7 @@ impl Meeting<'_> {
             if self.started.elapsed() >= self.deadline {
                 return Err(Error::Deadline {
                     rank: self.rank,
-                    missing: "all processes that MPI started".to_owned(),
+                    missing: (0..self.size).filter(|rank| *rank != self.rank).collect(),
                     waited_ms: self.started.elapsed().as_millis() as u64,
                     refused: None,
                 }

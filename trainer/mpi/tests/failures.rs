@@ -251,7 +251,7 @@ fn more_or_fewer_ranks_than_mpi_started_are_refused_and_so_is_a_rank_that_does_n
             &said,
             &[
                 &format!("rank {rank} heard: after "),
-                &format!("ms rank {rank} had not met all processes that MPI started"),
+                &format!("ms rank {rank} had not met rank {}", 1 - rank),
             ],
         );
     }

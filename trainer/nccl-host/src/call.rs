@@ -15,6 +15,8 @@ pub enum CallKind {
     Broadcast = 5,
     /// Partial sums to their owners; no rank waits for one that it has nothing to do with.
     Reduce = 6,
+    /// Having met every other rank.
+    Join = 7,
 }
 
 /// A call, with a digest of the arguments that must be equal on all ranks.
@@ -40,7 +42,7 @@ impl Call {
     /// Its name, as callers know it.
     pub fn name(self) -> &'static str {
         use CallKind::*;
-        let kind = [Allocate, Barrier, AllGather, ExchangeSlots, Broadcast, Reduce]
+        let kind = [Allocate, Barrier, AllGather, ExchangeSlots, Broadcast, Reduce, Join]
             .into_iter()
             .find(|kind| *kind as u64 == self.0 >> 56);
         match kind {
@@ -50,6 +52,7 @@ impl Call {
             Some(ExchangeSlots) => "exchange_slots",
             Some(Broadcast) => "broadcast",
             Some(Reduce) => "reduce_lanes",
+            Some(Join) => "join",
             None => "an unknown call",
         }
     }

@@ -4,6 +4,9 @@
 //! mappings may be read. Leaving is without a word; the next call tells the peers that this rank has finished reading. What
 //! ranks of other hosts have passes as [`Transfer`]s, with the call or (for reductions) on its own.
 
+mod waits;
+
+use std::cell::Cell;
 use std::hash::{DefaultHasher, Hasher};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -14,12 +17,13 @@ use crate::abort::{Aborter, Bell};
 use crate::call::{Call, CallKind};
 use crate::control::{CONTROL_BYTES, Controls, Counter};
 use crate::error::Error;
-use crate::exchange::{self, Buffers, Ended, Into, Operation, Stopped, Transfer};
-use crate::id::{CommunicatorId, Root, listen};
-use crate::link::{Broken, End, Kind, Link, Patience, SLICE};
+use crate::exchange::{self, Buffers, Into, Operation, Stopped, Transfer, Waiting};
+use crate::goodbye::{Blame, farewell};
+use crate::id::{CommunicatorId, Listener, Root, listen};
+use crate::link::{Kind, Link, Patience};
 use crate::memory::{HostMemory, PeerMemory};
 use crate::peer::PeerView;
-use crate::rendezvous::{Peer, Rendezvous};
+use crate::rendezvous::{GRACE, Peer, Rendezvous};
 use crate::tcp::TcpLink;
 
 /// The largest world: a rank holds a socket to each of the others.
@@ -55,6 +59,8 @@ pub struct Options<'a> {
     pub root: Option<Root>,
     /// The address at which other hosts reach this one; needed where the id was made by [`Root::open`].
     pub advertise: Option<IpAddr>,
+    /// Where this rank listens, in place of a free port at `advertise`; rank 0 has it in its root.
+    pub listener: Option<Listener>,
     /// Whether TCP is used also between ranks of one host: for tests and measurements.
     pub only_tcp: bool,
     /// How long a call waits for a peer that does nothing; for ever if not given.
@@ -90,8 +96,8 @@ impl Signal {
 struct Spent {
     /// In words.
     reason: String,
-    /// The peer that was lost.
-    lost: Option<u32>,
+    /// The peer that is responsible.
+    blame: Option<Blame>,
 }
 
 /// An error, once somebody has aborted or a call has failed.
@@ -121,6 +127,8 @@ pub struct Communicator {
     stall: Option<Duration>,
     aborter: Aborter,
     spent: Arc<OnceLock<Spent>>,
+    /// Whom a peer that left has blamed.
+    heard: Cell<Option<Blame>>,
 }
 
 impl Communicator {
@@ -142,7 +150,8 @@ impl Communicator {
         Communicator::join(id, rank, size, deadline, options)
     }
 
-    /// Meets the other ranks that hold the same id; `deadline` is counted from now.
+    /// Meets the other ranks that hold the same id; `deadline` is counted from now. Returns when every rank has met every
+    /// other one.
     ///
     /// # Errors
     /// A place outside the world; ranks that do not come in time or are lost meanwhile; a peer that cannot prove the
@@ -165,11 +174,12 @@ impl Communicator {
         aborter.check()?;
         let started = Instant::now();
         let (own, descriptor) = HostMemory::shared("control", CONTROL_BYTES)?;
-        let listener = match (id.root, options.root, options.advertise) {
-            (None, _, _) => None,
-            (Some(address), Some(root), _) if rank == 0 => Some((root.listener, address)),
-            (Some(_), _, Some(advertise)) if rank > 0 => Some(listen(advertise)?),
-            (Some(_), _, _) => {
+        let listener = match (id.root, options.root, options.listener, options.advertise) {
+            (None, ..) => None,
+            (Some(address), Some(root), ..) if rank == 0 => Some((root.listener, address)),
+            (Some(_), _, Some(listener), _) if rank > 0 => Some((listener.socket, listener.address)),
+            (Some(_), _, None, Some(advertise)) if rank > 0 => Some(listen(advertise)?),
+            (Some(_), ..) => {
                 return Err(Error::BadId {
                     why: "it is for several hosts, and this rank has no address to be reached at".into(),
                 });
@@ -187,6 +197,7 @@ impl Communicator {
             started,
             deadline,
             aborter: &aborter,
+            heard: Cell::new(None),
         };
         let (mut links, mut pages, mut remotes) = (Vec::new(), Vec::new(), Vec::new());
         for peer in rendezvous.meet()? {
@@ -202,7 +213,7 @@ impl Communicator {
         let controls = Arc::new(Controls::new(rank, own, pages));
         let bell: Weak<Controls> = Arc::downgrade(&controls);
         aborter.add_bell(bell as Weak<dyn Bell>);
-        Ok(Communicator {
+        let mut communicator = Communicator {
             rank,
             size,
             controls,
@@ -211,10 +222,24 @@ impl Communicator {
             buffers: Vec::new(),
             entered: 0,
             operations: 0,
-            stall: options.stall,
+            // Others may still be meeting.
+            stall: Some(deadline.saturating_sub(started.elapsed()) + GRACE.min(deadline / 4)),
             aborter,
             spent: Arc::default(),
-        })
+            heard: Cell::new(None),
+        };
+        let all_met = communicator.enter(Call::new(CallKind::Join, 0));
+        communicator.stall = options.stall;
+        match all_met {
+            Ok(()) => Ok(communicator),
+            Err(Error::Stalled { rank: missing, .. }) => Err(Error::Deadline {
+                rank,
+                missing: vec![missing],
+                waited_ms: started.elapsed().as_millis() as u64,
+                refused: None,
+            }),
+            Err(error) => Err(error),
+        }
     }
 
     /// This rank.
@@ -260,8 +285,9 @@ impl Communicator {
             peers.push(mirror.transpose()?);
         }
         let aborter = self.aborter.clone();
+        let started = Instant::now();
         let patience = Patience {
-            until: None,
+            until: self.stall.map(|stall| started + stall),
             aborter: &aborter,
         };
         // One small frame to each: socket buffers take them all, so nobody waits for a reader here.
@@ -269,19 +295,21 @@ impl Communicator {
             let sent = self.link(rank).map_or(Ok(()), |link| {
                 link.send(Kind::Buffer, &[], Some(descriptor.as_fd()), patience)
             });
-            sent.map_err(|broken| self.broken(rank, broken))?;
+            sent.map_err(|broken| self.broken(rank, broken, started))?;
         }
         for rank in self.controls.peers() {
             let Some(link) = self.link(rank) else { continue };
             let pid = link.pid;
-            let frame = link.receive(patience).map_err(|broken| self.broken(rank, broken))?;
-            let lost = frame.lost();
+            let frame = link
+                .receive(patience)
+                .map_err(|broken| self.broken(rank, broken, started))?;
+            let blame = frame.blame();
             match (frame.kind, frame.descriptor) {
                 (Kind::Buffer, Some(descriptor)) => {
                     let memory = PeerMemory::map(descriptor.as_fd(), bytes, rank)?;
                     peers[rank as usize] = Some(PeerView::Mapped(memory));
                 }
-                (Kind::Goodbye, _) => return Err(self.left(rank, pid, lost)),
+                (Kind::Goodbye, _) => return Err(self.left(rank, pid, blame)),
                 (_, _) => {
                     return Err(Error::Refused {
                         rank: Some(rank),
@@ -363,52 +391,23 @@ impl Communicator {
             number: self.operations,
             call: call.0,
             full,
+            rank: self.rank,
         };
         let aborter = self.aborter.clone();
         let started = Instant::now();
-        let patience = Patience {
-            until: self.stall.map(|stall| started + stall),
-            aborter: &aborter,
+        let waiting = Waiting {
+            spin: SPIN,
+            patience: Patience {
+                until: self.stall.map(|stall| started + stall),
+                aborter: &aborter,
+            },
+            grace: self.stall.unwrap_or_default() / 4,
         };
         let (links, buffers) = (&mut self.remotes, &mut self.buffers);
-        exchange::run(operation, links, (sends, receives), buffers, patience, SPIN).map_err(|stopped| match stopped {
+        exchange::run(operation, links, (sends, receives), buffers, waiting).map_err(|stopped| match stopped {
             Stopped::Error(error) => error,
             Stopped::Peer(rank, ended) => self.ended(rank, ended, call, started),
         })
-    }
-
-    /// The error for a peer elsewhere.
-    fn ended(&self, rank: u32, ended: Ended, call: Call, started: Instant) -> Error {
-        let (pid, host) = match self.remotes.get(rank as usize).and_then(Option::as_ref) {
-            Some(link) => (link.pid, link.host.clone()),
-            None => (0, String::new()),
-        };
-        match ended {
-            Ended::Closed => Error::ConnectionLost { rank, pid, host },
-            Ended::Left(lost) => self.left(rank, pid, lost),
-            Ended::Elsewhere(theirs) => Error::Mismatch {
-                rank,
-                theirs: Call(theirs).describe(),
-                ours: call.describe(),
-            },
-            Ended::Silent => self.stalled(rank, call, started),
-            Ended::Refused(why) => Error::Refused { rank: Some(rank), why },
-        }
-    }
-
-    fn stalled(&self, rank: u32, call: Call, started: Instant) -> Error {
-        Error::Stalled {
-            rank,
-            pid: self.pid(rank),
-            call: call.name().to_owned(),
-            waited_ms: started.elapsed().as_millis() as u64,
-        }
-    }
-
-    /// The process of a peer.
-    fn pid(&self, rank: u32) -> u32 {
-        let remote = self.remotes.get(rank as usize).and_then(Option::as_ref);
-        remote.map_or_else(|| self.link(rank).map_or(0, |link| link.pid), |link| link.pid)
     }
 
     fn compare(&self, ours: Call) -> Result<(), Error> {
@@ -452,124 +451,36 @@ impl Communicator {
         usable(&self.aborter, &self.spent)
     }
 
+    /// Notes the first error, and tells the peers at once that this rank is out of it: its owner may keep it for long.
     fn keep_first_error<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
-        if let Err(error) = &result {
-            let lost = error.lost_peer().map(|(rank, _)| rank);
+        if let Err(error) = &result
+            && self.spent.get().is_none()
+        {
+            let blame = self.heard.get().or_else(|| Blame::of(error, self.rank));
             self.spent.get_or_init(|| Spent {
                 reason: error.to_string(),
-                lost,
+                blame,
             });
+            self.leave();
         }
         result
     }
 
-    /// Waits for the counters of all peers.
-    fn wait(&mut self, counter: Counter, value: u64, call: Call) -> Result<(), Error> {
-        let started = Instant::now();
-        for rank in self.controls.peers() {
-            if !self.spin(rank, counter, value)? {
-                while !self.controls.reached(rank, counter, value) {
-                    self.controls.sleep(rank, counter, value, SLICE)?;
-                    self.aborter.check()?;
-                    if !self.controls.reached(rank, counter, value) {
-                        self.find_lost(counter, value)?;
-                        if self.stall.is_some_and(|stall| started.elapsed() >= stall) {
-                            return Err(self.stalled(rank, call, started));
-                        }
-                    }
-                }
-            }
+    /// Says goodbye, so that a peer that still waits for this rank can tell an end from a death, and whose fault it is.
+    fn leave(&mut self) {
+        let blame = self.spent.get().and_then(|spent| spent.blame);
+        for link in self.links.iter().flatten() {
+            link.say_goodbye(blame);
         }
-        Ok(())
-    }
-
-    /// Whether the peer came while this rank spun.
-    fn spin(&self, rank: u32, counter: Counter, value: u64) -> Result<bool, Error> {
-        let started = Instant::now();
-        loop {
-            for _ in 0..32 {
-                if self.controls.reached(rank, counter, value) {
-                    return Ok(true);
-                }
-                std::hint::spin_loop();
-            }
-            if started.elapsed() >= SPIN {
-                return Ok(false);
-            }
-            self.aborter.check()?;
-        }
-    }
-
-    /// An error when a peer is gone that has not reached `value`. (One that has may leave: it has given all it had to.)
-    fn find_lost(&mut self, counter: Counter, value: u64) -> Result<(), Error> {
-        let mut left = None;
-        for rank in self.controls.peers() {
-            let Some(link) = self.links[rank as usize].as_mut() else {
-                continue;
-            };
-            let Some(end) = link.end()? else { continue };
-            // Looked at after the hang-up was seen, so this is the peer's last word.
-            if self.controls.reached(rank, counter, value) {
-                continue;
-            }
-            let pid = link.pid;
-            match end {
-                End::Silent => return Err(Error::PeerLost { rank, pid }),
-                End::Goodbye { lost } => left = Some((rank, pid, lost)),
-            }
-        }
-        left.map_or(Ok(()), |(rank, pid, lost)| Err(self.left(rank, pid, lost)))
-    }
-
-    /// The error for a peer that closed its end: the root of the matter, where the peer named it.
-    fn left(&self, rank: u32, pid: u32, lost: Option<u32>) -> Error {
-        match lost.filter(|lost| *lost != self.rank && *lost < self.size) {
-            Some(lost) => self.lost(lost),
-            None => Error::PeerLeft { rank, pid },
-        }
-    }
-
-    /// The error for a peer that is gone without a word.
-    fn lost(&self, rank: u32) -> Error {
-        match self.remotes.get(rank as usize).and_then(Option::as_ref) {
-            Some(TcpLink { pid, host, .. }) => Error::ConnectionLost {
-                rank,
-                pid: *pid,
-                host: host.clone(),
-            },
-            None => Error::PeerLost {
-                rank,
-                pid: self.pid(rank),
-            },
-        }
-    }
-
-    /// The error for a link that failed outside a wait for counters.
-    fn broken(&mut self, rank: u32, broken: Broken) -> Error {
-        if let Broken::Error(error) = broken {
-            return error;
-        }
-        let Some(link) = self.links[rank as usize].as_mut() else {
-            return Error::PeerLost { rank, pid: 0 };
-        };
-        let pid = link.pid;
-        match link.end() {
-            Ok(Some(End::Goodbye { lost })) => self.left(rank, pid, lost),
-            Ok(_) => Error::PeerLost { rank, pid },
-            Err(error) => error,
-        }
+        farewell(self.remotes.iter_mut().flatten(), blame);
     }
 }
 
 impl Drop for Communicator {
-    /// Says goodbye, so that a peer that still waits for this rank can tell an end from a death.
     fn drop(&mut self) {
-        let lost = self.spent.get().and_then(|spent| spent.lost);
-        for link in self.links.iter().flatten() {
-            link.say_goodbye(lost);
-        }
-        for link in self.remotes.iter_mut().flatten() {
-            link.say_goodbye(lost);
+        // After an error they have been told already.
+        if self.spent.get().is_none() {
+            self.leave();
         }
     }
 }

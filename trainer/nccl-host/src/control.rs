@@ -120,6 +120,12 @@ impl Controls {
         Some(self.peer(rank)?.calls.0[(number % 2) as usize].load(Ordering::Relaxed))
     }
 
+    /// How much a peer has done, in entered calls and publishes; none where it has no page here.
+    pub(crate) fn progress(&self, rank: u32) -> Option<u64> {
+        let page = self.peer(rank)?;
+        Some(page.entered.0.load(Ordering::Relaxed) + page.published.0.load(Ordering::Relaxed))
+    }
+
     /// Whether a peer's counter has reached `value`; then all that it wrote before is visible here.
     pub(crate) fn reached(&self, rank: u32, counter: Counter, value: u64) -> bool {
         let Some(peer) = self.peer(rank) else { return true };

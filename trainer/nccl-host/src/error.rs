@@ -1,5 +1,7 @@
 //! What can go wrong in a communicator, in sentences for people and in types for programs.
 
+use crate::goodbye::Fault;
+
 /// An error of a communicator. After any of them in a collective the communicator is spent: later calls return
 /// [`Error::Aborted`] with the first reason.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +58,26 @@ pub enum Error {
         /// Its process.
         pid: u32,
     },
+    /// A peer left, and said which rank was the cause.
+    #[error("rank {by} left the communicator because it {fault} rank {rank} (pid {pid})")]
+    Told {
+        /// The rank that was the cause.
+        rank: u32,
+        /// Its process, as far as it is known here; else 0.
+        pid: u32,
+        /// The rank that left because of it.
+        by: u32,
+        /// What had happened between the two.
+        fault: Fault,
+    },
+    /// A peer left, and said that this rank was the cause.
+    #[error("rank {by} left the communicator because it {fault} this rank")]
+    Accused {
+        /// The rank that left.
+        by: u32,
+        /// What it had seen of this rank.
+        fault: Fault,
+    },
     /// Somebody in this process called [`crate::Aborter::abort`], or an earlier collective failed.
     #[error("the communicator was aborted: {reason}")]
     Aborted {
@@ -63,12 +85,12 @@ pub enum Error {
         reason: String,
     },
     /// Not all peers came in time.
-    #[error("after {waited_ms} ms rank {rank} had not met {missing}{}", refused.as_deref().map(|why| format!("; a connection was refused: {why}")).unwrap_or_default())]
+    #[error("after {waited_ms} ms rank {rank} had not met {}{}", in_words(missing), refused.as_deref().map(|why| format!("; a connection was refused: {why}")).unwrap_or_default())]
     Deadline {
         /// The rank that waited.
         rank: u32,
-        /// Who was missing, in words.
-        missing: String,
+        /// Who was missing.
+        missing: Vec<u32>,
         /// How long the wait was.
         waited_ms: u64,
         /// The last connection that was turned away meanwhile, and why.
@@ -140,8 +162,37 @@ impl Error {
     /// The peer (rank, pid) whose loss this error reports, if that is what it is.
     pub fn lost_peer(&self) -> Option<(u32, u32)> {
         match self {
-            Error::PeerLost { rank, pid } | Error::ConnectionLost { rank, pid, .. } => Some((*rank, *pid)),
+            Error::PeerLost { rank, pid }
+            | Error::ConnectionLost { rank, pid, .. }
+            | Error::Told {
+                rank,
+                pid,
+                fault: Fault::Lost,
+                ..
+            } => Some((*rank, *pid)),
             _ => None,
+        }
+    }
+
+    /// The ranks that this error holds responsible; none where the cause is here, or in no rank.
+    pub fn named_ranks(&self) -> Vec<u32> {
+        match self {
+            Error::PeerLost { rank, .. }
+            | Error::ConnectionLost { rank, .. }
+            | Error::Stalled { rank, .. }
+            | Error::PeerLeft { rank, .. }
+            | Error::Told { rank, .. }
+            | Error::Accused { by: rank, .. }
+            | Error::Mismatch { rank, .. } => vec![*rank],
+            Error::Deadline { missing, .. } => missing.clone(),
+            Error::Refused { rank, .. } => rank.iter().copied().collect(),
+            Error::Listen { .. }
+            | Error::Aborted { .. }
+            | Error::BadId { .. }
+            | Error::BadWorld { .. }
+            | Error::TooLarge { .. }
+            | Error::NoMemory { .. }
+            | Error::System { .. } => Vec::new(),
         }
     }
 
@@ -150,6 +201,17 @@ impl Error {
         Error::System {
             call,
             source: source.into(),
+        }
+    }
+}
+
+/// Ranks, in words.
+fn in_words(ranks: &[u32]) -> String {
+    match ranks {
+        [one] => format!("rank {one}"),
+        _ => {
+            let names: Vec<String> = ranks.iter().map(u32::to_string).collect();
+            format!("ranks {}", names.join(", "))
         }
     }
 }

@@ -8,11 +8,12 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
 use crate::error::Error;
+use crate::goodbye::{Blame, Fault};
 use crate::link::{Broken, Patience, poll_for};
 use crate::memory::HostMemory;
 use crate::tcp::{CHUNK, Head, Stream, TcpLink};
@@ -48,6 +49,8 @@ pub(crate) struct Operation {
     pub(crate) call: u64,
     /// Whether every rank waits for every other one.
     pub(crate) full: bool,
+    /// This rank.
+    pub(crate) rank: u32,
 }
 
 /// The buffers, as the engine sees them.
@@ -66,12 +69,28 @@ pub(crate) enum Stopped {
     Error(Error),
 }
 
+impl Stopped {
+    /// By what became of the connection to `rank`.
+    fn by(rank: u32, broken: Broken) -> Stopped {
+        Stopped::Peer(
+            rank,
+            match broken {
+                Broken::Closed => Ended::Closed,
+                Broken::Late => Ended::Silent,
+                Broken::Left(blame) => Ended::Left(blame),
+                Broken::Error(Error::Refused { why, .. }) => Ended::Refused(why),
+                Broken::Error(error) => return Stopped::Error(error),
+            },
+        )
+    }
+}
+
 /// What became of a connection.
 pub(crate) enum Ended {
     /// It is closed.
     Closed,
-    /// The peer left, and may have named a rank that it had lost.
-    Left(Option<u32>),
+    /// The peer left, and may have blamed somebody.
+    Left(Option<Blame>),
     /// The peer is in another operation, which this word describes.
     Elsewhere(u64),
     /// The peer did not go on in time.
@@ -101,6 +120,11 @@ struct Piece {
 }
 
 impl Task {
+    /// Whether something of the peer has still to come.
+    fn is_waiting(&self) -> bool {
+        self.awaits_enter || !self.receives.is_empty()
+    }
+
     fn is_done(&self, link: &TcpLink) -> bool {
         self.sends.is_empty()
             && self.receives.is_empty()
@@ -111,14 +135,24 @@ impl Task {
     }
 }
 
-/// Does all transfers of an operation. `links` are by rank. `spin`: how long to look again before sleeping.
+/// How long a wait may be.
+#[derive(Clone, Copy)]
+pub(crate) struct Waiting<'a> {
+    /// How long to look again before sleeping.
+    pub(crate) spin: Duration,
+    pub(crate) patience: Patience<'a>,
+    /// How much longer to wait where several peers do not come: one of them may be waiting for another one, and says so
+    /// when its own patience ends.
+    pub(crate) grace: Duration,
+}
+
+/// Does all transfers of an operation. `links` are by rank.
 pub(crate) fn run(
     operation: Operation,
     links: &mut [Option<TcpLink>],
     (sends, receives): (&[Transfer], &[Transfer]),
     buffers: &mut impl Buffers,
-    patience: Patience<'_>,
-    spin: std::time::Duration,
+    waiting: Waiting<'_>,
 ) -> Result<(), Stopped> {
     let mut tasks: Vec<Task> = links
         .iter()
@@ -136,10 +170,44 @@ pub(crate) fn run(
             tasks[transfer.peer as usize].receives.push_back(piece)
         });
     }
+    let done = move_all(operation, links, &mut tasks, buffers, waiting);
+    if done.is_err() {
+        // A frame that was begun can then be finished without its buffer, so that a goodbye can follow it.
+        for (link, task) in links.iter_mut().zip(&tasks) {
+            if let (Some(link), Some(piece)) = (link, &task.sending) {
+                link.keep(buffers.own(piece.buffer).bytes(piece.bytes.clone()));
+            }
+        }
+    }
+    match done {
+        // This rank was silent because it waits for somebody itself.
+        Err(Stopped::Peer(peer, Ended::Left(Some(blame))))
+            if (blame.accused, blame.fault) == (operation.rank, Fault::Silent) =>
+        {
+            let mut awaited = (0u32..).zip(&tasks).zip(links).filter(|((rank, task), link)| {
+                let is_here = |link: &TcpLink| link.is_closed().is_ok_and(|closed| !closed);
+                *rank != peer && task.is_waiting() && link.as_ref().is_some_and(is_here)
+            });
+            Err(match awaited.next() {
+                Some(((rank, _), _)) => Stopped::Peer(rank, Ended::Silent),
+                None => Stopped::Peer(peer, Ended::Left(Some(blame))),
+            })
+        }
+        done => done,
+    }
+}
+
+fn move_all(
+    operation: Operation,
+    links: &mut [Option<TcpLink>],
+    tasks: &mut [Task],
+    buffers: &mut impl Buffers,
+    waiting: Waiting<'_>,
+) -> Result<(), Stopped> {
     let mut moved = Instant::now();
     loop {
         let (mut open, mut any) = (false, false);
-        for ((rank, link), task) in (0u32..).zip(links.iter_mut()).zip(&mut tasks) {
+        for ((rank, link), task) in (0u32..).zip(links.iter_mut()).zip(tasks.iter_mut()) {
             let Some(link) = link else { continue };
             if task.is_done(link) {
                 continue;
@@ -152,10 +220,10 @@ pub(crate) fn run(
         }
         if any {
             moved = Instant::now();
-        } else if moved.elapsed() < spin {
+        } else if moved.elapsed() < waiting.spin {
             std::hint::spin_loop();
         } else {
-            sleep(links, &tasks, patience)?;
+            sleep(links, tasks, waiting)?;
         }
     }
 }
@@ -182,15 +250,10 @@ fn step(
     task: &mut Task,
     buffers: &mut impl Buffers,
 ) -> Result<bool, Stopped> {
-    let of_peer = |broken: Broken| match broken {
-        Broken::Closed => Stopped::Peer(rank, Ended::Closed),
-        Broken::Late => Stopped::Peer(rank, Ended::Silent),
-        Broken::Error(Error::Refused { why, .. }) => Stopped::Peer(rank, Ended::Refused(why)),
-        Broken::Error(error) => Stopped::Error(error),
-    };
+    let of_peer = |broken| Stopped::by(rank, broken);
     let mut any = false;
     // Receiving first: what has arrived counts, also where the peer has closed its end meanwhile.
-    while task.awaits_enter || !task.receives.is_empty() {
+    while task.is_waiting() {
         let Some(head) = link.head().map_err(of_peer)? else {
             break;
         };
@@ -217,7 +280,11 @@ fn step(
             Some(piece) => buffers.own(piece.buffer).bytes(piece.bytes.clone()),
             None => &[],
         };
-        any |= link.push(payload).map_err(of_peer)?;
+        any |= match link.push(payload) {
+            // The peer may have said why before it closed, and nothing here may be waiting for what it says.
+            Err(Broken::Closed) => Err(of_peer(link.last_word())),
+            pushed => pushed.map_err(of_peer),
+        }?;
         if link.is_sending() {
             return Ok(any);
         }
@@ -234,14 +301,9 @@ fn take(
     buffers: &mut impl Buffers,
 ) -> Result<bool, Stopped> {
     let stopped = |ended| Stopped::Peer(rank, ended);
-    let of_peer = |broken: Broken| match broken {
-        Broken::Closed => stopped(Ended::Closed),
-        Broken::Late => stopped(Ended::Silent),
-        Broken::Error(Error::Refused { why, .. }) => stopped(Ended::Refused(why)),
-        Broken::Error(error) => Stopped::Error(error),
-    };
+    let of_peer = |broken| Stopped::by(rank, broken);
     if head.kind == Stream::Goodbye {
-        return Err(stopped(Ended::Left(head.call.checked_sub(1).map(|rank| rank as u32))));
+        return Err(stopped(Ended::Left(Blame::from_word(head.call))));
     }
     if (head.number, head.call) != (operation.number, operation.call) {
         return Err(stopped(Ended::Elsewhere(head.call)));
@@ -269,15 +331,16 @@ fn take(
 }
 
 /// Sleeps until a socket is ready, or a slice is over.
-fn sleep(links: &[Option<TcpLink>], tasks: &[Task], patience: Patience<'_>) -> Result<(), Stopped> {
+fn sleep(links: &[Option<TcpLink>], tasks: &[Task], mut waits: Waiting<'_>) -> Result<(), Stopped> {
     let mut polled: Vec<PollFd<'_>> = Vec::new();
-    let mut waiting = None;
+    let (mut waiting, mut awaited) = (None, 0);
     for ((rank, link), task) in (0u32..).zip(links).zip(tasks) {
         let Some(link) = link.as_ref().filter(|link| !task.is_done(link)) else {
             continue;
         };
-        let receives = task.awaits_enter || !task.receives.is_empty();
+        let receives = task.is_waiting();
         let sends = link.is_sending();
+        awaited += u32::from(receives);
         // Of several, the one that this rank waits to hear from.
         if waiting.is_none() || receives {
             waiting = Some(rank);
@@ -287,11 +350,14 @@ fn sleep(links: &[Option<TcpLink>], tasks: &[Task], patience: Patience<'_>) -> R
         events.set(PollFlags::OUT, sends);
         polled.push(PollFd::new(link, events));
     }
-    let slice = patience.slice().map_err(|broken| match (broken, waiting) {
+    if awaited > 1 {
+        waits.patience.until = waits.patience.until.map(|until| until + waits.grace);
+    }
+    let slice = waits.patience.slice().map_err(|broken| match (broken, waiting) {
         (Broken::Late, Some(rank)) => Stopped::Peer(rank, Ended::Silent),
         (Broken::Error(error), _) => Stopped::Error(error),
         // A wait without a peer has nothing to be late for.
-        (Broken::Late | Broken::Closed, _) => Stopped::Error(Error::Aborted {
+        (Broken::Late | Broken::Closed | Broken::Left(_), _) => Stopped::Error(Error::Aborted {
             reason: "nobody is left to wait for".into(),
         }),
     })?;

@@ -5,9 +5,11 @@
 //! one purpose cannot be taken for one of another. Over TCP the same secret and nonces give a key for each direction.
 
 use crate::error::Error;
+use crate::goodbye::Blame;
 use crate::id::{CommunicatorId, random};
 use crate::link::{Broken, Frame, Kind, Link, Patience};
-use crate::tcp::{Keys, TcpSocket};
+use crate::socket::TcpSocket;
+use crate::tcp::Keys;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,14 +25,14 @@ pub(crate) enum Purpose {
 /// A connection that carries short frames.
 pub(crate) trait Channel {
     fn send(&self, kind: Kind, payload: &[u8], patience: Patience<'_>) -> Result<(), Broken>;
-    fn receive(&self, patience: Patience<'_>) -> Result<Frame, Broken>;
+    fn receive(&mut self, patience: Patience<'_>) -> Result<Frame, Broken>;
 }
 
 impl Channel for Link {
     fn send(&self, kind: Kind, payload: &[u8], patience: Patience<'_>) -> Result<(), Broken> {
         Link::send(self, kind, payload, None, patience)
     }
-    fn receive(&self, patience: Patience<'_>) -> Result<Frame, Broken> {
+    fn receive(&mut self, patience: Patience<'_>) -> Result<Frame, Broken> {
         Link::receive(self, patience)
     }
 }
@@ -39,13 +41,17 @@ impl Channel for TcpSocket {
     fn send(&self, kind: Kind, payload: &[u8], patience: Patience<'_>) -> Result<(), Broken> {
         TcpSocket::send(self, kind, payload, patience)
     }
-    fn receive(&self, patience: Patience<'_>) -> Result<Frame, Broken> {
+    fn receive(&mut self, patience: Patience<'_>) -> Result<Frame, Broken> {
         TcpSocket::receive(self, patience)
     }
 }
 
 /// Why a handshake came to nothing.
 pub(crate) enum Failure {
+    /// A peer that has proved itself says goodbye: rank, process, whom it blames.
+    Left(u32, u32, Option<Blame>),
+    /// It would have to wait.
+    NotYet,
     /// Not this connection; the next may do.
     Connection(String),
     /// The whole meeting has failed.
@@ -62,7 +68,8 @@ impl From<Broken> for Failure {
     fn from(broken: Broken) -> Failure {
         match broken {
             Broken::Closed => Failure::Connection("it was closed during the handshake".into()),
-            Broken::Late => Failure::Connection("it was silent during the handshake".into()),
+            Broken::Late => Failure::NotYet,
+            Broken::Left(_) => Failure::Connection("it left during the handshake".into()),
             Broken::Error(Error::Refused { why, .. }) => Failure::Connection(why),
             Broken::Error(error) => Failure::Meeting(error),
         }
@@ -79,9 +86,9 @@ pub(crate) struct Introduction<'a> {
 
 /// What a proof is about.
 pub(crate) struct Parties {
-    purpose: Purpose,
+    pub(crate) purpose: Purpose,
     listening: u32,
-    connecting: u32,
+    pub(crate) connecting: u32,
     connecting_nonce: [u8; 32],
     listening_nonce: [u8; 32],
 }
@@ -96,14 +103,26 @@ struct Hello {
 }
 
 impl Introduction<'_> {
-    /// The connecting side.
+    /// The connecting side, from the greeting to the proof.
     pub(crate) fn greet(
         &self,
-        channel: &impl Channel,
+        channel: &mut impl Channel,
         rank: u32,
         purpose: Purpose,
         patience: Patience<'_>,
     ) -> Result<Parties, Failure> {
+        let nonce = self.say_hello(channel, purpose, patience)?;
+        let answer = channel.receive(patience)?;
+        self.prove(channel, &answer, (rank, purpose, nonce), patience)
+    }
+
+    /// The connecting side's greeting. Returns its nonce.
+    pub(crate) fn say_hello(
+        &self,
+        channel: &impl Channel,
+        purpose: Purpose,
+        patience: Patience<'_>,
+    ) -> Result<[u8; 32], Failure> {
         let nonce: [u8; 32] = random()?;
         let mut hello = Vec::new();
         hello.extend_from_slice(&self.rank.to_le_bytes());
@@ -112,10 +131,20 @@ impl Introduction<'_> {
         hello.push(purpose as u8);
         hello.extend_from_slice(&nonce);
         channel.send(Kind::Hello, &hello, patience)?;
-        let answer = channel.receive(patience)?;
+        Ok(nonce)
+    }
+
+    /// The connecting side's judgement of the answer of `rank` to its greeting, and its own proof.
+    pub(crate) fn prove(
+        &self,
+        channel: &impl Channel,
+        answer: &Frame,
+        (rank, purpose, nonce): (u32, Purpose, [u8; 32]),
+        patience: Patience<'_>,
+    ) -> Result<Parties, Failure> {
         let (theirs, proof) = match (answer.kind, answer.payload.split_first_chunk::<32>()) {
             (Kind::Challenge, Some((theirs, proof))) => (theirs, proof),
-            (Kind::Refusal, _) => return Err(refused_by(rank, &answer)),
+            (Kind::Refusal, _) => return Err(refused_by(rank, answer)),
             _ => {
                 return Err(refused(
                     rank,
@@ -143,37 +172,35 @@ impl Introduction<'_> {
         Ok(parties)
     }
 
-    /// The listening side. `expects`: whether a rank may come for a purpose now.
-    pub(crate) fn answer(
+    /// The listening side's answer to a greeting. `expects`: whether a rank may come for a purpose now. It never waits.
+    pub(crate) fn challenge(
         &self,
         channel: &impl Channel,
+        greeting: &Frame,
         expects: impl Fn(u32, u8) -> Option<Purpose>,
         patience: Patience<'_>,
-    ) -> Result<(u32, Parties), Failure> {
-        let refuse = |why: String| {
-            // The sentence is a courtesy to a peer; it may be gone already.
-            let _ = channel.send(Kind::Refusal, why.as_bytes(), patience);
-            Failure::Connection(why)
-        };
-        let frame = channel.receive(patience)?;
-        let Some(hello) = Hello::read(&frame) else {
-            return Err(refuse("its greeting was not one of ours".into()));
+    ) -> Result<Parties, Failure> {
+        let Some(hello) = Hello::read(greeting) else {
+            return Err(refuse(channel, "its greeting was not one of ours".into(), patience));
         };
         let rank = hello.rank;
         if hello.size != self.size {
-            return Err(refuse(format!(
+            let why = format!(
                 "rank {rank} expects {} ranks, rank {} {}",
                 hello.size, self.rank, self.size
-            )));
+            );
+            return Err(refuse(channel, why, patience));
         }
         if hello.generation != self.id.generation {
-            return Err(refuse(format!(
+            let why = format!(
                 "rank {rank} is of generation {}, not {}",
                 hello.generation, self.id.generation
-            )));
+            );
+            return Err(refuse(channel, why, patience));
         }
         let Some(purpose) = expects(rank, hello.purpose) else {
-            return Err(refuse(format!("rank {} does not wait for a rank {rank}", self.rank)));
+            let why = format!("rank {} does not wait for a rank {rank}", self.rank);
+            return Err(refuse(channel, why, patience));
         };
         let own: [u8; 32] = random()?;
         let parties = Parties {
@@ -189,19 +216,29 @@ impl Introduction<'_> {
         ]
         .concat();
         channel.send(Kind::Challenge, &challenge, patience)?;
-        let answer = channel.receive(patience)?;
+        Ok(parties)
+    }
+
+    /// The listening side's judgement of the answer to its challenge.
+    pub(crate) fn conclude(
+        &self,
+        channel: &impl Channel,
+        answer: &Frame,
+        parties: &Parties,
+        patience: Patience<'_>,
+    ) -> Result<(), Failure> {
+        let rank = parties.connecting;
         if answer.kind == Kind::Refusal {
             return Err(Failure::Connection(format!(
                 "rank {rank} said: {}",
                 sentence(&answer.payload)
             )));
         }
-        if answer.kind != Kind::Proof || !self.proves(&answer.payload, "connecting", &parties) {
-            return Err(refuse(format!(
-                "rank {rank} could not prove that it knows the secret of this generation"
-            )));
+        if answer.kind != Kind::Proof || !self.proves(&answer.payload, "connecting", parties) {
+            let why = format!("rank {rank} could not prove that it knows the secret of this generation");
+            return Err(refuse(channel, why, patience));
         }
-        Ok((rank, parties))
+        Ok(())
     }
 
     /// The keys of a connection whose ends have proved themselves.
@@ -255,6 +292,13 @@ impl Hello {
         };
         (frame.kind == Kind::Hello).then_some(hello)
     }
+}
+
+/// Turns a connection away, with a sentence.
+fn refuse(channel: &impl Channel, why: String, patience: Patience<'_>) -> Failure {
+    // The sentence is a courtesy to a peer; it may be gone already.
+    let _ = channel.send(Kind::Refusal, why.as_bytes(), patience);
+    Failure::Connection(why)
 }
 
 /// The error for a peer that this rank turns away.

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use crate::error::Error;
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Bytes of an address: 0 for none, 4 or 6 for the family; 16 of the address, of which IPv4 uses 4; 2 of the port.
 pub(crate) const ADDRESS: usize = 1 + 16 + 2;
 const LENGTH: usize = 4 + 16 + 8 + ADDRESS + 32;
@@ -45,6 +45,30 @@ impl Root {
     /// The id that the other ranks need.
     pub fn id(&self) -> &CommunicatorId {
         &self.id
+    }
+}
+
+/// Where a rank above 0 listens for ranks of other hosts, and the address that leads there.
+pub struct Listener {
+    pub(crate) socket: OwnedFd,
+    pub(crate) address: SocketAddr,
+}
+
+impl Listener {
+    /// Takes a listening socket that others reach at `reached_at`, which may be another port of another address: where
+    /// something between the hosts maps ports.
+    ///
+    /// # Errors
+    /// The socket cannot be made to return at once.
+    pub fn new(socket: TcpListener, reached_at: SocketAddr) -> Result<Listener, Error> {
+        let address = reached_at.ip();
+        socket
+            .set_nonblocking(true)
+            .map_err(|source| Error::Listen { address, source })?;
+        Ok(Listener {
+            socket: socket.into(),
+            address: reached_at,
+        })
     }
 }
 

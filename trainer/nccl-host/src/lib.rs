@@ -10,24 +10,30 @@
 
 mod abort;
 mod call;
+mod cards;
 mod communicator;
 mod control;
 mod error;
 mod exchange;
+mod goodbye;
 mod handshake;
 mod id;
 mod link;
 mod memory;
 mod peer;
 mod place;
+mod reception;
 mod rendezvous;
+mod socket;
 mod tcp;
+mod visits;
 
 pub use abort::Aborter;
 pub use call::{Call, CallKind};
 pub use communicator::{Communicator, Options, Signal};
 pub use error::Error;
 pub use exchange::{Into, Transfer};
-pub use id::{CommunicatorId, Root};
+pub use goodbye::Fault;
+pub use id::{CommunicatorId, Listener, Root};
 pub use memory::{HostMemory, MemoryHold, PeerMemory};
 pub use peer::PeerView;

@@ -17,9 +17,13 @@ use rustix::net::{
 
 use crate::abort::Aborter;
 use crate::error::Error;
+use crate::goodbye::Blame;
 
 /// No frame is longer.
 pub(crate) const LONGEST: usize = 128;
+
+/// Room for more than the one descriptor that is expected, so that surplus ones come here and are closed.
+const ROOM: usize = 4;
 
 /// How long a wait sleeps before it looks at abort and at its peers again.
 pub(crate) const SLICE: Duration = Duration::from_millis(10);
@@ -39,7 +43,7 @@ pub(crate) enum Kind {
     Control = 5,
     /// A buffer's descriptor.
     Buffer = 6,
-    /// This end closes on its own account; names the rank that this end lost, if that is why.
+    /// This end closes on its own account; says whom it blames, if anybody.
     Goodbye = 7,
 }
 
@@ -60,9 +64,10 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// The rank that a goodbye names as lost.
-    pub(crate) fn lost(&self) -> Option<u32> {
-        self.payload.first_chunk::<4>().map(|rank| u32::from_le_bytes(*rank))
+    /// Whom a goodbye blames.
+    pub(crate) fn blame(&self) -> Option<Blame> {
+        let word = self.payload.first_chunk::<8>()?;
+        Blame::from_word(u64::from_le_bytes(*word))
     }
 }
 
@@ -72,6 +77,8 @@ pub(crate) enum Broken {
     Closed,
     /// The time is over.
     Late,
+    /// The other end said goodbye, and may have blamed somebody.
+    Left(Option<Blame>),
     /// Abort, a system call's failure, or a frame that no peer of ours sends.
     Error(Error),
 }
@@ -115,8 +122,8 @@ impl Patience<'_> {
 pub(crate) enum End {
     /// Without a word: its process is gone.
     Silent,
-    /// With a goodbye, which may name a rank that it had lost.
-    Goodbye { lost: Option<u32> },
+    /// With a goodbye, which may blame somebody.
+    Goodbye { blame: Option<Blame> },
 }
 
 /// One end of a socket between two ranks.
@@ -192,10 +199,9 @@ impl Link {
     }
 
     /// The next frame, if it is there.
-    fn try_receive(&self) -> Result<Option<Frame>, Broken> {
+    pub(crate) fn try_receive(&self) -> Result<Option<Frame>, Broken> {
         let mut bytes = [0; LONGEST];
-        // Room for more than the one descriptor that is expected, so that surplus ones come here and are closed.
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(ROOM))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let mut reset = false;
@@ -224,6 +230,10 @@ impl Link {
         if received.bytes == 0 {
             return Err(Broken::Closed);
         }
+        // The kernel leaves out descriptors that this process may not have, and says no more than that.
+        if received.flags.contains(ReturnFlags::CTRUNC) && descriptors.len() < ROOM {
+            return Err(Broken::system("recvmsg(SCM_RIGHTS)")(Errno::MFILE));
+        }
         if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) || descriptors.len() > 1 {
             return Err(Broken::malformed("it sent a frame that is longer than any of ours"));
         }
@@ -243,6 +253,11 @@ impl Link {
         poll_for(&mut polled, slice).map_err(Broken::Error)
     }
 
+    /// Whether [`Link::end`] has found it closed.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
     /// How the other end was closed, once it is. What it had sent before is read and dropped.
     pub(crate) fn end(&mut self) -> Result<Option<End>, Error> {
         if self.end.is_some() {
@@ -260,16 +275,17 @@ impl Link {
         // A closed socket holds finitely many frames, and then says that it is closed.
         while let Ok(Some(frame)) = self.try_receive() {
             if frame.kind == Kind::Goodbye {
-                end = End::Goodbye { lost: frame.lost() };
+                end = End::Goodbye { blame: frame.blame() };
             }
         }
         self.end = Some(end);
         Ok(self.end)
     }
 
-    /// Tells the other end that this one closes on purpose, and whom it had lost, if that is why.
-    pub(crate) fn say_goodbye(&self, lost: Option<u32>) {
-        let payload = lost.map(u32::to_le_bytes);
+    /// Tells the other end that this one sends no more, on its own account, and whom it blames. What has come from there
+    /// can still be read.
+    pub(crate) fn say_goodbye(&self, blame: Option<Blame>) {
+        let payload = blame.map(|blame| blame.to_word().to_le_bytes());
         let aborter = Aborter::new();
         // Best effort, without waiting: a peer that does not get it sees the closed socket.
         let patience = Patience {
@@ -278,10 +294,11 @@ impl Link {
         };
         let _ = self.send(
             Kind::Goodbye,
-            payload.as_ref().map(<[u8; 4]>::as_slice).unwrap_or_default(),
+            payload.as_ref().map(<[u8; 8]>::as_slice).unwrap_or_default(),
             None,
             patience,
         );
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
     }
 }
 

@@ -9,16 +9,17 @@
 //! (zeros, values rounded to bfloat16) travel as their upper halves: half the bytes, the same bits.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, sendmsg, sockopt};
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use crate::error::Error;
-use crate::link::{Broken, Frame, Kind, LONGEST, Patience, poll_for};
+use crate::goodbye::Blame;
+use crate::link::{Broken, LONGEST, Patience, poll_for};
+use crate::socket::{TcpSocket, closed_or, wait};
 
 /// The longest payload of a frame, in bytes: bounds what a wrong length can cost, and is small enough to stay in the second
 /// cache between hashing and sending.
@@ -28,9 +29,6 @@ const HEAD: usize = 24;
 const HEAD_TAG: usize = 8;
 const TAG: usize = 16;
 
-/// How long sent bytes may stay unacknowledged before the kernel gives a connection up.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
-
 /// What a frame of the stream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stream {
@@ -38,7 +36,7 @@ pub(crate) enum Stream {
     Enter = 1,
     /// Payload of a call.
     Data = 2,
-    /// The sender closes on its own account; the call's word is 1 + the rank that it lost, or 0.
+    /// The sender closes on its own account; the call's word says whom it blames, or is 0.
     Goodbye = 3,
     /// What a rank says of itself while ranks meet.
     Card = 4,
@@ -137,89 +135,24 @@ pub(crate) struct Keys {
     pub(crate) receiving: [u8; 32],
 }
 
-/// A connected socket before its other end has proved itself: short frames, without tags.
-pub(crate) struct TcpSocket(OwnedFd);
+/// One end of an authenticated connection between two ranks.
+pub(crate) struct TcpLink {
+    socket: OwnedFd,
+    /// The process at the other end, as it has named itself.
+    pub(crate) pid: u32,
+    /// Its host, as it has named itself.
+    pub(crate) host: String,
+    outgoing: Outgoing,
+    incoming: Incoming,
+    /// What has come of a frame of the meeting.
+    short: Vec<u8>,
+}
 
-impl TcpSocket {
-    /// Begins to connect; the handshake waits for the rest.
-    pub(crate) fn connect(address: SocketAddr) -> Result<TcpSocket, Errno> {
-        let family = if address.is_ipv4() {
-            AddressFamily::INET
-        } else {
-            AddressFamily::INET6
-        };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-        match rustix::net::connect(&socket, &address) {
-            Ok(()) | Err(Errno::INPROGRESS) => TcpSocket::accepted(socket),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Takes a socket that was accepted.
-    pub(crate) fn accepted(socket: OwnedFd) -> Result<TcpSocket, Errno> {
-        sockopt::set_tcp_nodelay(&socket, true)?;
-        sockopt::set_socket_keepalive(&socket, true)?;
-        sockopt::set_tcp_keepidle(&socket, Duration::from_secs(5))?;
-        sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(5))?;
-        sockopt::set_tcp_keepcnt(&socket, 3)?;
-        sockopt::set_tcp_user_timeout(&socket, UNACKNOWLEDGED.as_millis() as u32)?;
-        Ok(TcpSocket(socket))
-    }
-
-    /// Sends a short frame: its length, its kind, its payload.
-    pub(crate) fn send(&self, kind: Kind, payload: &[u8], patience: Patience<'_>) -> Result<(), Broken> {
-        assert!(payload.len() < LONGEST, "frames are at most {LONGEST} bytes long");
-        let mut bytes = vec![payload.len() as u8 + 1, kind as u8];
-        bytes.extend_from_slice(payload);
-        let mut sent = 0;
-        while sent < bytes.len() {
-            match rustix::net::send(&self.0, &bytes[sent..], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                Ok(more) => sent += more,
-                Err(Errno::AGAIN) => wait(&self.0, PollFlags::OUT, patience)?,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(closed_or("send", error)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits for the next short frame.
-    pub(crate) fn receive(&self, patience: Patience<'_>) -> Result<Frame, Broken> {
-        let mut length = [0; 1];
-        self.fill(&mut length, patience)?;
-        let length = usize::from(length[0]);
-        if length == 0 || length > LONGEST {
-            return Err(Broken::malformed("it sent a frame that is longer than any of ours"));
-        }
-        let mut bytes = vec![0; length];
-        self.fill(&mut bytes, patience)?;
-        let kind = Kind::from_byte(bytes[0]).ok_or_else(|| Broken::malformed("it sent a frame of an unknown kind"))?;
-        Ok(Frame {
-            kind,
-            payload: bytes[1..].to_vec(),
-            descriptor: None,
-        })
-    }
-
-    fn fill(&self, bytes: &mut [u8], patience: Patience<'_>) -> Result<(), Broken> {
-        let mut got = 0;
-        while got < bytes.len() {
-            match rustix::io::read(&self.0, &mut bytes[got..]) {
-                Ok(0) => return Err(Broken::Closed),
-                Ok(more) => got += more,
-                Err(Errno::AGAIN) => wait(&self.0, PollFlags::IN, patience)?,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(closed_or("read", error)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Goes on with tags, once both ends have proved themselves.
-    pub(crate) fn into_link(self, keys: Keys, pid: u32, host: String) -> TcpLink {
+impl TcpLink {
+    /// Goes on with tags, on a connection whose ends have proved themselves.
+    pub(crate) fn new(socket: TcpSocket, keys: Keys, pid: u32, host: String) -> TcpLink {
         TcpLink {
-            socket: self.0,
+            socket: socket.into_inner(),
             pid,
             host,
             outgoing: Outgoing {
@@ -244,43 +177,10 @@ impl TcpSocket {
                 staged: Vec::new(),
                 got: 0,
             },
+            short: Vec::new(),
         }
     }
-}
 
-fn wait(socket: &OwnedFd, events: PollFlags, patience: Patience<'_>) -> Result<(), Broken> {
-    let mut polled = [PollFd::new(socket, events)];
-    poll_for(&mut polled, patience.slice()?).map_err(Broken::Error)
-}
-
-/// A connection that the network or the other end has ended is closed; anything else is a failure here.
-fn closed_or(call: &'static str, error: Errno) -> Broken {
-    match error {
-        Errno::PIPE
-        | Errno::CONNRESET
-        | Errno::CONNREFUSED
-        | Errno::CONNABORTED
-        | Errno::NOTCONN
-        | Errno::TIMEDOUT
-        | Errno::HOSTUNREACH
-        | Errno::NETUNREACH
-        | Errno::NETDOWN => Broken::Closed,
-        error => Broken::Error(Error::system(call, error)),
-    }
-}
-
-/// One end of an authenticated connection between two ranks.
-pub(crate) struct TcpLink {
-    socket: OwnedFd,
-    /// The process at the other end, as it has named itself.
-    pub(crate) pid: u32,
-    /// Its host, as it has named itself.
-    pub(crate) host: String,
-    outgoing: Outgoing,
-    incoming: Incoming,
-}
-
-impl TcpLink {
     /// Whether a frame is on its way out.
     pub(crate) fn is_sending(&self) -> bool {
         self.outgoing.length.is_some()
@@ -439,22 +339,32 @@ impl TcpLink {
         Ok(())
     }
 
-    /// Waits for one frame: for the meeting.
-    pub(crate) fn receive(&mut self, kind: Stream, patience: Patience<'_>) -> Result<Vec<u8>, Broken> {
-        let head = loop {
-            match self.head()? {
-                Some(head) => break head,
-                None => wait(&self.socket, PollFlags::IN, patience)?,
-            }
-        };
+    /// One frame, once it is whole: for the meeting.
+    pub(crate) fn try_receive(&mut self, kind: Stream) -> Result<Option<Vec<u8>>, Broken> {
+        let Some(head) = self.head()? else { return Ok(None) };
+        if head.kind == Stream::Goodbye {
+            return Err(Broken::Left(Blame::from_word(head.call)));
+        }
         if head.kind != kind || head.halved || head.length > LONGEST {
             return Err(Broken::malformed("it sent a frame that has no place in a meeting"));
         }
-        let mut payload = vec![0; head.length];
-        while !self.pull(&mut payload)? {
-            wait(&self.socket, PollFlags::IN, patience)?;
+        let mut payload = std::mem::take(&mut self.short);
+        payload.resize(head.length, 0);
+        if self.pull(&mut payload)? {
+            return Ok(Some(payload));
         }
-        Ok(payload)
+        self.short = payload;
+        Ok(None)
+    }
+
+    /// Waits for one frame: for the meeting.
+    pub(crate) fn receive(&mut self, kind: Stream, patience: Patience<'_>) -> Result<Vec<u8>, Broken> {
+        loop {
+            match self.try_receive(kind)? {
+                Some(payload) => return Ok(payload),
+                None => wait(&self.socket, PollFlags::IN, patience)?,
+            }
+        }
     }
 
     /// Whether the other end is closed, without reading what is still there.
@@ -466,19 +376,47 @@ impl TcpLink {
             .intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR))
     }
 
-    /// Tells the other end that this one closes on purpose, and whom it had lost, if that is why. Best effort.
-    pub(crate) fn say_goodbye(&mut self, lost: Option<u32>) {
-        if !self.is_sending() {
-            self.begin(
-                Stream::Goodbye,
-                0,
-                lost.map_or(0, |rank| 1 + u64::from(rank)),
-                &[],
-                false,
-            );
-            // A peer that does not get it sees the closed socket.
-            let _ = self.push(&[]);
+    /// Keeps the payload of the frame that is on its way out: it can then be pushed without it.
+    pub(crate) fn keep(&mut self, payload: &[u8]) {
+        if self.is_sending() && self.outgoing.staged.is_empty() {
+            self.outgoing.staged.extend_from_slice(payload);
         }
+    }
+
+    /// Begins to tell the other end that this one sends no more, on its own account, and whom it blames.
+    pub(crate) fn begin_goodbye(&mut self, blame: Option<Blame>) {
+        self.begin(Stream::Goodbye, 0, blame.map_or(0, Blame::to_word), &[], false);
+    }
+
+    /// What the other end, which is closed, has said last: [`Broken::Left`], where it said goodbye. What came before that is
+    /// dropped.
+    pub(crate) fn last_word(&mut self) -> Broken {
+        loop {
+            match self.head() {
+                Ok(Some(head)) if head.kind == Stream::Goodbye => return Broken::Left(Blame::from_word(head.call)),
+                Ok(Some(head)) if self.skip(head.length) => {}
+                _ => return Broken::Closed,
+            }
+        }
+    }
+
+    /// Drops the payload of the frame whose head has come. Its tag is not looked at: nothing of it is used. Whether all of it
+    /// was there.
+    fn skip(&mut self, length: usize) -> bool {
+        let whole = if length > 0 { length + TAG } else { 0 };
+        let mut dropped = [0; 4096];
+        while self.incoming.got < whole {
+            let most = dropped.len().min(whole - self.incoming.got);
+            match rustix::io::read(&self.socket, &mut dropped[..most]) {
+                Ok(more) if more > 0 => self.incoming.got += more,
+                Err(Errno::INTR) => {}
+                _ => return false,
+            }
+        }
+        self.incoming.direction.frames += 1;
+        self.incoming.parsed = None;
+        self.incoming.got = 0;
+        true
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nccl_host::{Aborter, Call, CallKind, Communicator, CommunicatorId, Error};
+use nccl_host::{Aborter, Call, CallKind, Communicator, CommunicatorId, Error, Fault};
 
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(300);
@@ -136,7 +136,7 @@ fn ranks_that_do_not_come_are_named_at_the_deadline() {
     let said = join(&id, 0, 3, SHORT).err().unwrap().to_string();
     assert!(said.contains("rank 0 had not met ranks 1, 2"), "{said}");
     let said = join(&id, 2, 3, SHORT).err().unwrap().to_string();
-    assert!(said.contains("rank 2 had not met rank 0"), "{said}");
+    assert!(said.contains("rank 2 had not met ranks 0, 1"), "{said}");
 }
 
 #[test]
@@ -158,14 +158,26 @@ fn meeting_can_be_aborted_from_another_thread() {
 }
 
 #[test]
-fn a_peer_that_is_lost_during_the_meeting_ends_it() {
+fn a_peer_that_gives_up_during_the_meeting_ends_it_and_says_who_is_missing() {
     let id = CommunicatorId::new(&[1; 32], 4).unwrap();
     thread::scope(|scope| {
         // Rank 1 reaches rank 0, gives up waiting for rank 2, and is gone.
         let waiting = scope.spawn(|| join(&id, 0, 3, LONG).err().unwrap());
         assert!(matches!(join(&id, 1, 3, SHORT).err().unwrap(), Error::Deadline { .. }));
+        // Rank 0 hears whose fault it is, and is not left to wait for rank 2 itself.
         let error = waiting.join().unwrap();
-        assert!(matches!(error, Error::PeerLost { rank: 1, .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                Error::Told {
+                    rank: 2,
+                    by: 1,
+                    fault: Fault::Silent,
+                    ..
+                }
+            ),
+            "{error}"
+        );
     });
 }
 

@@ -97,13 +97,9 @@ impl Link {
         while communicator.async_state().map_err(failed)? == State::InProgress {
             aborter.check()?;
             if rounds.began.elapsed() > deadline {
-                let others: Vec<String> = (0..size)
-                    .filter(|other| *other != rank)
-                    .map(|r| r.to_string())
-                    .collect();
                 return Err(CollectiveError::Transport(nccl_host::Error::Deadline {
                     rank,
-                    missing: format!("all of the ranks {} through NCCL", others.join(", ")),
+                    missing: (0..size).filter(|other| *other != rank).collect(),
                     waited_ms: rounds.waited_ms(),
                     refused: None,
                 }));
