@@ -3,7 +3,8 @@
 //! What lives here: [`Cuda`], the opened device (streams, work on a stream, pinned memory, statistics); [`Event`] and
 //! [`Recorded`] ([`event`]); the settings that decide bits ([`settings`]); typed errors ([`error`]). All of it goes
 //! through libtorch's device-generic interface (`device.cpp`), never through CUDA's own: the same code runs over a guard
-//! that records what it is told, in tests without a GPU.
+//! that records what it is told, in tests without a GPU. [`CollectiveDevice`] is the same device as collectives use it
+//! ([`collectives`]).
 //!
 //! Data flows: a thread calls [`Cuda::use_on_this_thread`] → gives work to a stream → records an event → sends the token
 //! to the thread whose stream, or which itself, waits for it.
@@ -25,11 +26,13 @@ use ffi::{
     lockstep_stream_default, lockstep_stream_from_pool, lockstep_stream_native, lockstep_stream_run,
 };
 
+mod collectives;
 pub mod error;
 pub mod event;
 mod ffi;
 pub mod settings;
 
+pub use collectives::CollectiveDevice;
 pub use error::DeviceError;
 pub use event::{Event, Recorded};
 
