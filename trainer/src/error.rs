@@ -9,6 +9,9 @@ pub enum TrainerError {
     /// The border to libtorch.
     #[error(transparent)]
     Autograd(#[from] lockstep_autograd::AutogradError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] lockstep_autograd::device::DeviceError),
     /// The optimiser.
     #[error(transparent)]
     Optimiser(#[from] lockstep_optim::OptimError),

@@ -18,6 +18,7 @@ use lockstep_proto::domain::{
 };
 use lockstep_session::{Session, SessionOptions};
 
+use crate::device::compute::Compute;
 use crate::error::TrainerError;
 use crate::fingerprint::fingerprint;
 use crate::model::choice::from_config;
@@ -183,7 +184,7 @@ impl Trainer {
         let communication = communicate(&config, mpi, (rank, world), (id, root, advertise), aborter)?;
         let lanes = generation.members.iter().map(|m| m.lanes.clone()).collect();
         let model = from_config(&config, dataset.vocab());
-        let mut engine = Engine::new(&config, model, communication, lanes)?;
+        let mut engine = Engine::new(&config, model, communication, lanes, &Compute::Host)?;
         let transports = engine.transports();
         session.ready(Ready {
             hash: engine.parameter_hash()?,

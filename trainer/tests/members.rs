@@ -213,7 +213,7 @@ fn run(config: &RunConfig, ranks: u32, steps: u64) -> Vec<(Vec<StepOutcome>, usi
             std::thread::spawn(move || {
                 tch::set_num_threads(1);
                 let communication = communicate(&id, rank, ranks);
-                let mut engine = Engine::new(&config, Box::new(Mixer::new()), communication, deal).unwrap();
+                let mut engine = Engine::new(&config, Box::new(Mixer::new()), communication, deal, &Compute::Host).unwrap();
                 let outcomes = (1..=steps).map(|step| {
                     let plan = plan(step);
                     let mut indices = engine.micro_batches_of(&plan).into_iter();
