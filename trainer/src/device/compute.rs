@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lockstep_autograd::device::CollectiveDevice;
-use lockstep_collective::{Device as _, HostDevice};
+use lockstep_collective::HostDevice;
 use lockstep_optim::products::Products;
 use tch::Device;
 

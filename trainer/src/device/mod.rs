@@ -57,9 +57,7 @@ pub fn close(
     action: &Action,
     elements: &Range<usize>,
 ) -> Result<(), TrainerError> {
-    let of = |buffer: usize, part: &Range<usize>| {
-        gradients[buffer].view::<f32>(part.start * 4, &[part.len() as i64])
-    };
+    let of = |buffer: usize, part: &Range<usize>| gradients[buffer].view::<f32>(part.start * 4, &[part.len() as i64]);
     match *action {
         Action::Add { into, from } => {
             let _ = of(into, elements)?.f_add_(&of(from, elements)?)?;

@@ -27,13 +27,13 @@ use crate::model::weights::Weights;
 use crate::sharding::layout::{Layout, Place};
 use crate::sharding::owners::OwnerMap;
 use crate::sharding::program::LaneProgram;
+use crate::step::Engine;
 use crate::step::filling::Filling;
 use crate::step::gathering::{self, Gates};
 use crate::step::lane_sums::LaneSums;
 use crate::step::owned::Owned;
 use crate::step::slots::Slots;
 use crate::step::update_slots::UpdateSlots;
-use crate::step::Engine;
 
 impl Engine {
     /// Allocates the buffers of this rank in `communication`, draws the initial values and closes no gate. `rank_lanes` are
@@ -72,12 +72,23 @@ impl Engine {
             })),
             _ => {
                 let sums = Box::new(Halving);
-                Shard::Device(Box::new(DeviceOwned::new(optimizer, owners, rank, compute.device(), sums)))
+                Shard::Device(Box::new(DeviceOwned::new(
+                    optimizer,
+                    owners,
+                    rank,
+                    compute.device(),
+                    sums,
+                )))
             }
         };
         for (index, spec) in model.inventory().iter().enumerate() {
             let tensor = (index, spec, &treatments[index], &layout.places[index]);
-            start(&mut shard, tensor, &values(spec, config.run.seed), (&gradients[0], &mut working))?;
+            start(
+                &mut shard,
+                tensor,
+                &values(spec, config.run.seed),
+                (&gradients[0], &mut working),
+            )?;
         }
         let weights = Weights::in_buffers(
             (model.inventory(), &layout),

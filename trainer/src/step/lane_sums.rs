@@ -49,7 +49,10 @@ impl LaneSums {
                 pointwise::add::<f32>(into, from.slice(elements.start * 4, elements.len())?);
             }
             Action::Round { buffer } => {
-                round_to_bf16(self.host(buffer)?.slice_mut::<f32>(elements.start * 4, elements.len())?);
+                round_to_bf16(
+                    self.host(buffer)?
+                        .slice_mut::<f32>(elements.start * 4, elements.len())?,
+                );
             }
             Action::Run { .. } => {}
         }
@@ -94,7 +97,10 @@ mod tests {
     fn lanes_are_added_and_rounded_with_the_bits_of_the_host() {
         let layout = layout();
         let all = layout.gradient_elements;
-        assert!(layout.buckets.len() > 1, "a range longer than a bucket is rounded in parts");
+        assert!(
+            layout.buckets.len() > 1,
+            "a range longer than a bucket is rounded in parts"
+        );
         let sums = |compute: &Compute| {
             let new = |seed: usize| {
                 let memory: Arc<dyn Memory> = Arc::new(HeapMemory::new(all * 4).unwrap());
