@@ -1,6 +1,6 @@
 //! The trainer binary, which lies beside this one: what needs libtorch is its work.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,6 +9,10 @@ use crate::ending::Ending;
 
 /// Overrides where the trainer binary is.
 const TRAINER: &str = "LOCKSTEP_TRAINER";
+/// Overrides where the trainer with MPI is.
+const MPI_TRAINER: &str = "LOCKSTEP_TRAINER_MPI";
+/// Overrides which mpirun starts it.
+const MPIRUN: &str = "LOCKSTEP_MPIRUN";
 
 /// Finds the trainer binary.
 ///
@@ -30,6 +34,47 @@ pub(crate) fn trainer() -> Result<PathBuf, Ending> {
         "the trainer {} is not there; build it with `cargo xtask setup` and `cargo build --release`, or name it in {TRAINER}",
         path.display()
     )))
+}
+
+/// Finds the trainer that is linked with MPI, and mpirun.
+///
+/// # Errors
+/// One of them is not there; the sentence says how to get it.
+pub(crate) fn mpi_trainer_and_mpirun() -> Result<(PathBuf, PathBuf), Ending> {
+    let trainer = match std::env::var_os(MPI_TRAINER) {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let own = std::env::current_exe()
+                .map_err(|error| Ending::Failed(format!("cannot tell where this program lies: {error}")))?;
+            own.with_file_name("lockstep-trainer-mpi")
+        }
+    };
+    if !trainer.is_file() {
+        return Err(Ending::BadInput(format!(
+            "the trainer for MPI {} is not there; build it with `cargo xtask setup` and `cargo build --release -p lockstep-trainer-mpi`, or name it in {MPI_TRAINER}; `--backend host` needs no MPI",
+            trainer.display()
+        )));
+    }
+    let name = std::env::var_os(MPIRUN).unwrap_or_else(|| "mpirun".into());
+    let mpirun = found(&name).ok_or_else(|| {
+        Ending::BadInput(format!(
+            "the program {} is not there; install the MPI that lockstep-trainer-mpi is linked with (`cargo xtask setup` says how), or name its mpirun in {MPIRUN}; `--backend host` needs no MPI",
+            name.display()
+        ))
+    })?;
+    Ok((trainer, mpirun))
+}
+
+/// A program by its path, or by its name on the search path.
+fn found(name: &OsStr) -> Option<PathBuf> {
+    let given = PathBuf::from(name);
+    if given.components().count() > 1 {
+        return Some(given).filter(|path| path.is_file());
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
 }
 
 /// Becomes `lockstep-trainer COMMAND ARGUMENTS…`; returns only when that fails.

@@ -56,7 +56,7 @@ pub fn collectives(options: &BenchOptions, mpi: Option<&'static dyn Mpi>) -> Res
             TrainerError::Refused("this trainer has no MPI: start lockstep-trainer-mpi instead".to_owned())
         })?;
         let (rank, size) = mpi.place();
-        let collective = mpi.connect(rank, size, PATIENCE, &Aborter::new())?;
+        let collective = mpi.connect(rank, size, PATIENCE, Some(PATIENCE), &Aborter::new())?;
         return measure(collective, options);
     }
     if let Ok(place) = std::env::var(ENVIRONMENT) {

@@ -10,6 +10,7 @@ use crate::bench::{BenchOptions, Carrier, collectives};
 use crate::error::TrainerError;
 use crate::generate::{GenerateOptions, generate};
 use crate::inspect::inspect;
+use crate::started::{end_with_starter, keep_log, member};
 use crate::train::{Mpi, TrainOptions, train};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use lockstep_proto::domain::Outcome;
@@ -29,9 +30,9 @@ enum Command {
         /// The coordinator's address.
         #[arg(long, env = "LOCKSTEP_COORDINATOR")]
         coordinator: String,
-        /// The name of this member, unique in the run.
+        /// The name of this member, unique in the run [default under mpirun: trainer-RANK].
         #[arg(long, env = "LOCKSTEP_MEMBER")]
-        member: String,
+        member: Option<String>,
         /// The run's folder [default: runs/NAME].
         #[arg(long, env = "LOCKSTEP_RUN_DIR")]
         run_dir: Option<PathBuf>,
@@ -138,18 +139,23 @@ fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<ExitCode, Trai
     match command {
         Command::Train {
             coordinator,
-            member,
+            member: member_name,
             run_dir,
             advertise,
         } => {
-            end_with_parent()?;
             let options = TrainOptions {
                 coordinator,
-                member,
+                member: member(member_name)?,
                 run_dir,
                 advertise,
             };
+            keep_log()?;
+            end_with_starter()?;
+            mpi.map_or(Ok(()), Mpi::start)?;
             let outcome = train(&options, mpi)?;
+            // After a failure MPI is not finished, since that waits for all ranks: this process then ends without, which
+            // tells mpirun to end the job.
+            mpi.map_or(Ok(()), Mpi::finish)?;
             Ok(match outcome {
                 Outcome::Completed => ExitCode::SUCCESS,
                 Outcome::Stopped => ExitCode::from(3),
@@ -189,7 +195,9 @@ fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<ExitCode, Trai
                 rounds: rounds as usize,
                 json,
             };
+            mpi.map_or(Ok(()), Mpi::start)?;
             collectives(&options, mpi)?;
+            mpi.map_or(Ok(()), Mpi::finish)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Inspect { path, ranks, sets } => print_out(&inspect(&path, ranks, &sets)?),
@@ -200,20 +208,4 @@ fn print_out(text: &str) -> Result<ExitCode, TrainerError> {
     // A reader that went away (a closed pipe) is no failure of ours.
     let _ = writeln!(std::io::stdout(), "{}", text.trim_end_matches('\n'));
     Ok(ExitCode::SUCCESS)
-}
-
-/// Asks the kernel to end this process when the launcher that started it ends, and refuses to start as an orphan.
-fn end_with_parent() -> Result<(), TrainerError> {
-    let Ok(parent) = std::env::var("LOCKSTEP_PARENT_PID") else {
-        return Ok(());
-    };
-    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
-        .map_err(|e| TrainerError::Broken(format!("cannot tie this process to its launcher: {e}")))?;
-    // The launcher may have ended before the line above.
-    if nix::unistd::getppid().to_string() != parent {
-        return Err(TrainerError::Broken(format!(
-            "the launcher, process {parent}, has ended"
-        )));
-    }
-    Ok(())
 }

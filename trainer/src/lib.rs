@@ -3,6 +3,7 @@
 //! - [`model`]: what is trained
 //! - [`sharding`]: where every number lies and who owns it (pure)
 //! - [`step`]: one step on one rank
+//! - [`started`]: what the environment says of who has started this process
 //! - [`device`]: what a step uses where the device is not the host
 //! - [`train`]: the life of a trainer: session, generation, plans, reports, final files
 //! - [`weights_file`]: final weights with tokenizer and config beside them
@@ -22,6 +23,7 @@ pub mod generate;
 pub mod inspect;
 pub mod model;
 pub mod sharding;
+pub mod started;
 pub mod step;
 pub mod train;
 pub mod weights_file;

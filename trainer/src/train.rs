@@ -35,11 +35,17 @@ pub trait Mpi: Sync {
     /// The library and its version, for `--version` and the log.
     fn version(&self) -> String;
 
-    /// This process's rank among those that MPI started together, and their number.
+    /// Starts MPI, once a process and before anything else of it; nothing happens where no MPI has started this process.
+    ///
+    /// # Errors
+    /// MPI fails, or it cannot be called from more than one thread.
+    fn start(&self) -> Result<(), CollectiveError>;
+
+    /// This process's rank among those that MPI started together, and their number; 0 of 1 where there is none.
     fn place(&self) -> (u32, u32);
 
     /// Joins the processes that MPI started together, as ranks of a generation. Called on the thread that will make the
-    /// calls.
+    /// calls. They meet within `deadline`, and a call waits for a rank that does nothing for `stall`, or for ever.
     ///
     /// # Errors
     /// MPI started another number of processes, or it fails.
@@ -48,8 +54,15 @@ pub trait Mpi: Sync {
         rank: u32,
         size: u32,
         deadline: Duration,
+        stall: Option<Duration>,
         aborter: &Aborter,
     ) -> Result<Box<dyn Collective>, CollectiveError>;
+
+    /// Ends MPI, when every rank has trained to the end: it waits for all of them. Not after a failure.
+    ///
+    /// # Errors
+    /// MPI fails.
+    fn finish(&self) -> Result<(), CollectiveError>;
 }
 
 /// What a trainer is told when it is started.
@@ -343,7 +356,7 @@ fn communicate(
     let stall = Duration::from_secs_f64(config.collective.deadline_seconds);
     let connect = move || {
         if let ("mpi", Some(mpi)) = (backend, mpi) {
-            return mpi.connect(rank, size, PATIENCE, &aborter);
+            return mpi.connect(rank, size, PATIENCE, Some(stall), &aborter);
         }
         let meeting = Meeting {
             rank,
@@ -354,6 +367,7 @@ fn communicate(
             advertise: Some(advertise),
             only_tcp,
             aborter: Some(&aborter),
+            ..Meeting::default()
         };
         let backend = if size == 1 { Backend::Solo } else { Backend::Host };
         join(backend, &id, meeting)

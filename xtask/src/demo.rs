@@ -10,7 +10,7 @@ use crate::failure::{Failure, on_path};
 use crate::metrics::{Metrics, Summary};
 use crate::plot::draw_loss;
 use crate::process::{self, Interrupts};
-use crate::setup::setup;
+use crate::setup::{mpi, setup};
 use crate::workspace::Workspace;
 
 /// So many steps keep the demo under three minutes on two cores once everything is built.
@@ -90,7 +90,10 @@ pub(crate) fn demo(workspace: &Workspace) -> Result<(), Failure> {
 pub(crate) fn build(workspace: &Workspace) -> Result<(), Failure> {
     process::run(
         "building",
-        workspace.cargo().args(["build", "--release", "--workspace", "--bins"]),
+        workspace
+            .cargo()
+            .args(["build", "--release", "--bins"])
+            .args(mpi::members()),
     )
 }
 

@@ -14,10 +14,12 @@ const UNSAFE_CRATES: &[&str] = &[
     "trainer/nccl-host/",
     "trainer/nccl-rs/",
     "trainer/nccl-double/",
+    "trainer/accelerator-double/",
     "trainer/autograd/",
     "trainer/device-recorder/",
     "trainer/gpu-kernels/",
     "trainer/kernels/",
+    "trainer/mpi/",
 ];
 
 /// What git ignores, and git itself.

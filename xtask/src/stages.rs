@@ -8,13 +8,13 @@ use clap::ValueEnum;
 use crate::failure::Failure;
 use crate::process;
 use crate::repository;
-use crate::setup::setup;
+use crate::setup::{mpi, setup};
 use crate::workspace::Workspace;
 
 /// A stage, in the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Stage {
-    /// Compiler and libtorch.
+    /// Compiler, libtorch and MPI.
     Setup,
     /// The rules about the files of the repository.
     Repository,
@@ -35,23 +35,22 @@ impl Stage {
     }
 
     fn run(self, workspace: &Workspace) -> Result<(), Failure> {
-        let cargo =
-            |arguments: &[&str]| process::run(&format!("`cargo {}`", arguments[0]), workspace.cargo().args(arguments));
+        let cargo = |arguments: &[&str]| {
+            let mut cargo = workspace.cargo();
+            if !mpi::is_there() {
+                // Tests of whole runs are left out with the trainer that they need.
+                cargo.env(mpi::WITHOUT, "1");
+            }
+            process::run(&format!("`cargo {}`", arguments[0]), cargo.args(arguments))
+        };
+        let with_members = |before: &[&str], after: &[&str]| cargo(&[before, &mpi::members(), after].concat());
         match self {
             Stage::Setup => setup(workspace, None),
             Stage::Repository => repository::check(&workspace.root),
             Stage::Format => cargo(&["fmt", "--all", "--check"]),
-            Stage::Clippy => cargo(&[
-                "clippy",
-                "--release",
-                "--workspace",
-                "--all-targets",
-                "--",
-                "--deny",
-                "warnings",
-            ]),
-            Stage::Build => cargo(&["build", "--release", "--workspace"]),
-            Stage::Tests => cargo(&["test", "--release", "--workspace", "--no-fail-fast"]),
+            Stage::Clippy => with_members(&["clippy", "--release"], &["--all-targets", "--", "--deny", "warnings"]),
+            Stage::Build => with_members(&["build", "--release"], &[]),
+            Stage::Tests => with_members(&["test", "--release"], &["--no-fail-fast"]),
         }
     }
 }

@@ -126,6 +126,16 @@ fn bad_input_is_one_sentence_and_exit_code_2() {
 }
 
 #[test]
+fn without_an_mpi_its_trainer_is_left_out_and_that_is_said() {
+    let tree = Tree::new();
+    let without = tree.xtask(&["test", "build"], &[("LOCKSTEP_WITHOUT_MPI", "1")]);
+    let said = text(&without.stdout);
+    assert!(without.status.success(), "{said}{}", text(&without.stderr));
+    assert!(said.contains("lockstep-trainer-mpi is left out"), "{said}");
+    assert!(said.contains("--exclude lockstep-trainer-mpi"), "{said}");
+}
+
+#[test]
 fn a_failing_stage_fails_the_test_and_is_named() {
     let tree = Tree::new();
     let output = tree.xtask(&["test"], &[("FAIL", "cargo")]);

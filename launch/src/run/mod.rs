@@ -2,18 +2,19 @@
 //!
 //! Way of data: [`check`] reads config and data and refuses what does not fit, before anything is made; [`folder`]
 //! claims the run's folder; [`serve`] starts the coordinator inside this process; [`trainers`] starts the trainer
-//! processes; then events of the run, exits of trainers, signals and the clock go into [`supervisor`], which decides,
+//! processes, over MPI by one [`mpirun`]; then events of the run, exits of trainers, signals and the clock go into [`supervisor`], which decides,
 //! and to [`show`], which tells. Whatever happens, every trainer is reaped and `coordinator.json` is gone at the end.
 
 pub(crate) mod address;
 mod check;
 pub(crate) mod folder;
+mod mpirun;
 mod serve;
 pub(crate) mod show;
 mod supervisor;
 mod trainers;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ use crate::run::check::{Checked, check};
 use crate::run::folder::{RUNS, RunFolder};
 use crate::run::serve::{Message, Serving};
 use crate::run::show::Screen;
-use crate::run::supervisor::{Action, Input, Supervisor, Verdict};
+use crate::run::supervisor::{Action, Input, Process, Supervisor, Verdict};
 use crate::run::trainers::{Start, Trainers, log_path, log_tail};
 use crate::sibling;
 
@@ -40,10 +41,13 @@ pub(crate) fn run(arguments: RunArguments) -> Result<(), Ending> {
     sets.extend(arguments.backend.map(|backend| backend.as_set().to_owned()));
     let config = RunConfig::read(&arguments.config, &sets).map_err(Ending::bad_input)?;
     let checked = check(config, arguments.ranks)?;
-    let trainer = sibling::trainer()?;
+    let backend = checked.config.backend_name(checked.ranks);
+    let programs = match backend {
+        "mpi" => sibling::mpi_trainer_and_mpirun().map(|(trainer, mpirun)| (trainer, Some(mpirun)))?,
+        _ => (sibling::trainer()?, None),
+    };
     serve::check_bind(&checked.config)?;
     let folder = RunFolder::claim(Path::new(RUNS), &checked.config.run.name)?;
-    let backend = checked.config.backend_name(checked.ranks);
     let (serving, messages) = match Serving::start(&checked, folder.path()) {
         Ok(started) => started,
         Err(ending) => {
@@ -55,7 +59,7 @@ pub(crate) fn run(arguments: RunArguments) -> Result<(), Ending> {
     let planner = Planner::new(&checked.config, checked.training_samples);
     let mut screen = Screen::new(arguments.json, planner.total_steps());
     announce(&mut screen, &checked, &planner, &serving, folder.path(), backend);
-    let verdict = train(&checked, &trainer, (&serving, &messages), folder.path(), &mut screen);
+    let verdict = train(&checked, &programs, (&serving, &messages), folder.path(), &mut screen);
     screen.close();
     serving.shut_down(folder.path());
     conclude(verdict?, &checked.config.run.name, folder.path(), &mut screen)
@@ -90,28 +94,36 @@ fn announce(
 /// Starts the trainers and sees the run through. When this returns, no trainer is left.
 fn train(
     checked: &Checked,
-    trainer: &Path,
+    (trainer, mpirun): &(PathBuf, Option<PathBuf>),
     (serving, messages): (&Serving, &Receiver<Message>),
     folder: &Path,
     screen: &mut Screen,
 ) -> Result<Verdict, Ending> {
     let start = Start {
         binary: trainer,
+        mpirun: mpirun.as_deref(),
         coordinator: serving.url(),
         threads: checked.config.run.intra_op_threads,
         folder,
         logs: folder.join("logs"),
     };
     let mut trainers = Trainers::start(&start, checked.ranks)?;
-    for (rank, pid) in trainers.pids() {
-        screen.fact(&json!({ "event": "trainer", "rank": rank, "pid": pid, "log": log_path(&start.logs, rank) }));
+    for (process, pid) in trainers.pids() {
+        let log = log_path(&start.logs, process);
+        screen.fact(&match process {
+            Process::Rank(rank) => json!({ "event": "trainer", "rank": rank, "pid": pid, "log": log }),
+            Process::Mpirun => json!({ "event": "mpirun", "pid": pid, "log": log }),
+        });
     }
     let verdict = supervise(&mut trainers, serving, messages, screen);
-    if let Verdict::Failed { rank: Some(rank), .. } = verdict {
-        let tail = log_tail(&start.logs, rank);
+    if let Verdict::Failed {
+        process: Some(process), ..
+    } = verdict
+    {
+        let tail = log_tail(&start.logs, process);
         screen.say(&format!(
             "last lines of {}:\n{tail}",
-            log_path(&start.logs, rank).display()
+            log_path(&start.logs, process).display()
         ));
     }
     Ok(verdict)
@@ -127,9 +139,11 @@ fn supervise(trainers: &mut Trainers, serving: &Serving, messages: &Receiver<Mes
             Err(_) => Vec::new(),
         };
         for exited in trainers.poll() {
-            screen.fact(&json!({
-                "event": "trainer-exit", "rank": exited.rank, "pid": exited.pid, "exit": exited.exit.to_string(),
-            }));
+            let (pid, exit) = (exited.pid, exited.exit.to_string());
+            screen.fact(&match exited.process {
+                Process::Rank(rank) => json!({ "event": "trainer-exit", "rank": rank, "pid": pid, "exit": exit }),
+                Process::Mpirun => json!({ "event": "mpirun-exit", "pid": pid, "exit": exit }),
+            });
             inputs.push(Input::Exited(exited));
         }
         inputs.push(Input::Clock);

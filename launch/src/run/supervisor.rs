@@ -52,17 +52,35 @@ fn signal_name(signal: i32) -> Option<&'static str> {
         .map(|(_, name)| *name)
 }
 
-/// A trainer that ended.
+/// A process that the launcher has started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Process {
+    /// A trainer.
+    Rank(u32),
+    /// mpirun, which has started all trainers.
+    Mpirun,
+}
+
+impl std::fmt::Display for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Process::Rank(rank) => write!(f, "rank {rank}"),
+            Process::Mpirun => f.write_str("mpirun"),
+        }
+    }
+}
+
+/// A process that ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exited {
-    pub(crate) rank: u32,
+    pub(crate) process: Process,
     pub(crate) pid: u32,
     pub(crate) exit: Exit,
 }
 
 impl std::fmt::Display for Exited {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "rank {} (pid {}) {}", self.rank, self.pid, self.exit)
+        write!(f, "{} (pid {}) {}", self.process, self.pid, self.exit)
     }
 }
 
@@ -103,15 +121,15 @@ pub(crate) enum Verdict {
     Failed {
         /// One sentence.
         reason: String,
-        /// The trainer whose log tells more.
-        rank: Option<u32>,
+        /// The process whose log tells more.
+        process: Option<Process>,
     },
 }
 
 /// The launcher's view of a run.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
-    running: BTreeMap<u32, u32>,
+    running: BTreeMap<Process, u32>,
     interrupts: u32,
     /// Exits that are not good ones, in the order in which they were seen, before anything was killed.
     bad_exits: Vec<Exited>,
@@ -122,8 +140,8 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Watches these trainers: `(rank, pid)`.
-    pub(crate) fn new(trainers: impl IntoIterator<Item = (u32, u32)>) -> Supervisor {
+    /// Watches these processes, with their ids.
+    pub(crate) fn new(trainers: impl IntoIterator<Item = (Process, u32)>) -> Supervisor {
         Supervisor {
             running: trainers.into_iter().collect(),
             interrupts: 0,
@@ -158,9 +176,9 @@ impl Supervisor {
                     let pids: Vec<String> = self
                         .running
                         .iter()
-                        .map(|(rank, pid)| format!("{rank} (pid {pid})"))
+                        .map(|(process, pid)| format!("{process} (pid {pid})"))
                         .collect();
-                    self.kill(format!("killing what has not ended: rank {}", pids.join(", ")))
+                    self.kill(format!("killing what has not ended: {}", pids.join(", ")))
                 }
                 _ => Vec::new(),
             },
@@ -181,7 +199,7 @@ impl Supervisor {
     }
 
     fn judge(&self) -> Verdict {
-        let failed = |reason: String, rank| Verdict::Failed { reason, rank };
+        let failed = |reason: String, process| Verdict::Failed { reason, process };
         if self.interrupts >= 2 {
             return failed(
                 "killed by the operator (second Ctrl-C); no final files were written".to_owned(),
@@ -195,13 +213,12 @@ impl Supervisor {
                 reason,
                 ..
             }) => match culprit {
-                Some(culprit) => failed(format!("{reason}; {culprit}"), Some(culprit.rank)),
+                Some(culprit) => failed(format!("{reason}; {culprit}"), Some(culprit.process)),
                 None => failed(reason.clone(), None),
             },
             _ if culprit.is_some() => {
-                let culprit = culprit.map(|culprit| (culprit.to_string(), culprit.rank));
-                let (reason, rank) = culprit.unwrap_or_default();
-                failed(reason, Some(rank))
+                let (reason, process) = culprit.map(|culprit| (culprit.to_string(), culprit.process)).unzip();
+                failed(reason.unwrap_or_default(), process)
             }
             Some(RunEnd {
                 outcome: Outcome::Completed,
@@ -254,7 +271,7 @@ impl Supervisor {
     }
 
     fn exited(&mut self, exited: Exited, now: Duration) -> Vec<Action> {
-        self.running.remove(&exited.rank);
+        self.running.remove(&exited.process);
         if self.running.is_empty() && self.ended.is_none() {
             self.wait_at_most(LAST_WORD_GRACE, now);
         }

@@ -1,25 +1,33 @@
-//! The trainer processes of a run: spawned, looked after, reaped. None outlives this value.
+//! The trainer processes of a run: spawned, by the launcher itself or by one mpirun, looked after, reaped. None outlives this
+//! value.
 
 use std::fs::File;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::ending::Ending;
-use crate::run::supervisor::{Exit, Exited};
+use crate::run::mpirun::{Scratch, command};
+use crate::run::supervisor::{Exit, Exited, Process};
 
 /// Lines of a log that are shown after a failure.
 const TAIL_LINES: usize = 8;
 /// Bytes of a log that are looked through for them.
 const TAIL_BYTES: usize = 4096;
 
+/// mpirun ends its ranks when it is asked to, and needs so long for it; killed, it leaves files behind.
+const MPIRUN_GRACE: Duration = Duration::from_secs(3);
+
 /// What every trainer is started with.
 #[derive(Debug)]
 pub(crate) struct Start<'a> {
     /// The trainer binary.
     pub(crate) binary: &'a Path,
+    /// The mpirun that starts the trainers, if one does.
+    pub(crate) mpirun: Option<&'a Path>,
     /// The coordinator's address.
     pub(crate) coordinator: &'a str,
     /// Threads of its tensor library.
@@ -33,14 +41,18 @@ pub(crate) struct Start<'a> {
 /// The trainers of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Trainers {
-    children: Vec<Trainer>,
+    children: Vec<Started>,
+    /// Where mpirun keeps its files.
+    _scratch: Option<Scratch>,
 }
 
 #[derive(Debug)]
-struct Trainer {
-    rank: u32,
+struct Started {
+    process: Process,
     child: Child,
     reaped: bool,
+    /// When it is killed, if it has not ended as it was asked to.
+    patience: Option<Instant>,
 }
 
 impl Trainers {
@@ -51,85 +63,125 @@ impl Trainers {
     /// A log cannot be made or a process not be started; those that were started are ended and reaped.
     pub(crate) fn start(start: &Start<'_>, ranks: u32) -> Result<Trainers, Ending> {
         let failed = |error: std::io::Error| {
-            Ending::Failed(format!("cannot start the trainer {}: {error}", start.binary.display()))
+            let binary = start.mpirun.unwrap_or(start.binary);
+            Ending::Failed(format!("cannot start {}: {error}", binary.display()))
         };
         std::fs::create_dir_all(&start.logs).map_err(failed)?;
         let folder = std::path::absolute(start.folder).map_err(failed)?;
         let mut trainers = Trainers::default();
-        for rank in 0..ranks {
-            let log = File::create(log_path(&start.logs, rank)).map_err(failed)?;
-            let threads = start.threads.to_string();
-            let child = Command::new(start.binary)
-                .args([
-                    "train",
-                    "--coordinator",
-                    start.coordinator,
-                    "--member",
-                    &format!("trainer-{rank}"),
-                ])
-                .env("OMP_NUM_THREADS", &threads)
-                .env("MKL_NUM_THREADS", &threads)
-                .env("LOCKSTEP_RUN_DIR", &folder)
-                .env("LOCKSTEP_PARENT_PID", std::process::id().to_string())
-                .stdin(Stdio::null())
-                .stdout(log.try_clone().map_err(failed)?)
-                .stderr(log)
-                // A group of its own: Ctrl-C at the terminal is for the launcher, which stops the run in order.
-                .process_group(0)
-                .spawn()
+        if let Some(mpirun) = start.mpirun {
+            let scratch = Scratch::make().map_err(failed)?;
+            let logs = std::path::absolute(&start.logs).map_err(failed)?;
+            let command = command(mpirun, start.binary, ranks, &logs, &scratch);
+            trainers._scratch = Some(scratch);
+            trainers
+                .spawn(Process::Mpirun, command, start, &folder)
                 .map_err(failed)?;
-            trainers.children.push(Trainer {
-                rank,
-                child,
-                reaped: false,
-            });
+            return Ok(trainers);
+        }
+        for rank in 0..ranks {
+            let mut command = Command::new(start.binary);
+            command
+                .args(["train", "--member", &format!("trainer-{rank}")])
+                .env("LOCKSTEP_PARENT_PID", std::process::id().to_string());
+            trainers
+                .spawn(Process::Rank(rank), command, start, &folder)
+                .map_err(failed)?;
         }
         Ok(trainers)
     }
 
-    /// Ranks and process ids.
-    pub(crate) fn pids(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        self.children.iter().map(|trainer| (trainer.rank, trainer.child.id()))
+    fn spawn(
+        &mut self,
+        process: Process,
+        mut command: Command,
+        start: &Start<'_>,
+        folder: &Path,
+    ) -> std::io::Result<()> {
+        let log = File::create(log_path(&start.logs, process))?;
+        let threads = start.threads.to_string();
+        let child = command
+            .env("LOCKSTEP_COORDINATOR", start.coordinator)
+            .env("OMP_NUM_THREADS", &threads)
+            .env("MKL_NUM_THREADS", &threads)
+            .env("LOCKSTEP_RUN_DIR", folder)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // A group of its own: Ctrl-C at the terminal is for the launcher, which stops the run in order.
+            .process_group(0)
+            .spawn()?;
+        self.children.push(Started {
+            process,
+            child,
+            reaped: false,
+            patience: None,
+        });
+        Ok(())
+    }
+
+    /// What was started, and process ids.
+    pub(crate) fn pids(&self) -> impl Iterator<Item = (Process, u32)> + '_ {
+        self.children
+            .iter()
+            .map(|started| (started.process, started.child.id()))
     }
 
     /// Reaps those that have ended since the last call; those that a signal killed come first.
     pub(crate) fn poll(&mut self) -> Vec<Exited> {
-        let mut exits: Vec<Exited> = self.children.iter_mut().filter_map(Trainer::poll).collect();
+        let mut exits: Vec<Exited> = self.children.iter_mut().filter_map(Started::poll).collect();
         exits.sort_by_key(|exited| matches!(exited.exit, Exit::Code(_)));
         exits
     }
 
     /// Kills all that are left, and what they started.
     pub(crate) fn kill_all(&mut self) {
-        self.children.iter_mut().for_each(Trainer::kill);
+        self.children.iter_mut().for_each(Started::end);
     }
 }
 
-impl Trainer {
+impl Started {
     fn poll(&mut self) -> Option<Exited> {
         if self.reaped {
             return None;
         }
-        let status = self.child.try_wait().ok()??;
+        let Some(status) = self.child.try_wait().ok()? else {
+            if self.patience.is_some_and(|patience| Instant::now() >= patience) {
+                self.signal(Signal::KILL);
+            }
+            return None;
+        };
         self.reaped = true;
         let exit = match (status.signal(), status.code()) {
             (Some(signal), _) => Exit::Signal(signal),
             (None, code) => Exit::Code(code.unwrap_or(-1)),
         };
         Some(Exited {
-            rank: self.rank,
+            process: self.process,
             pid: self.child.id(),
             exit,
         })
     }
 
-    fn kill(&mut self) {
+    /// Ends it at once; mpirun as soon as its ranks have ended.
+    fn end(&mut self) {
+        match self.process {
+            Process::Rank(_) => self.signal(Signal::KILL),
+            Process::Mpirun => {
+                self.signal(Signal::TERM);
+                self.patience.get_or_insert(Instant::now() + MPIRUN_GRACE);
+            }
+        }
+    }
+
+    /// To it and its group.
+    fn signal(&self, signal: Signal) {
         // Not yet reaped, so the id is still this process's own and that of its group.
         if !self.reaped
             && let Some(group) = Pid::from_raw(self.child.id().cast_signed())
         {
             // It may have ended by itself meanwhile.
-            let _ = kill_process_group(group, Signal::KILL);
+            let _ = kill_process_group(group, signal);
         }
     }
 }
@@ -137,23 +189,25 @@ impl Trainer {
 impl Drop for Trainers {
     fn drop(&mut self) {
         self.kill_all();
-        for trainer in &mut self.children {
-            if !trainer.reaped {
-                // Killed above, so this ends at once.
-                let _ = trainer.child.wait();
+        for started in &mut self.children {
+            while !started.reaped && started.poll().is_none() {
+                std::thread::sleep(Duration::from_millis(5));
             }
         }
     }
 }
 
-/// Where a rank's log is.
-pub(crate) fn log_path(logs: &Path, rank: u32) -> PathBuf {
-    logs.join(format!("rank-{rank}.log"))
+/// Where a process's log is.
+pub(crate) fn log_path(logs: &Path, process: Process) -> PathBuf {
+    logs.join(match process {
+        Process::Rank(rank) => format!("rank-{rank}.log"),
+        Process::Mpirun => "mpirun.log".to_owned(),
+    })
 }
 
-/// The last lines of a rank's log.
-pub(crate) fn log_tail(logs: &Path, rank: u32) -> String {
-    let bytes = std::fs::read(log_path(logs, rank)).unwrap_or_default();
+/// The last lines of a process's log.
+pub(crate) fn log_tail(logs: &Path, process: Process) -> String {
+    let bytes = std::fs::read(log_path(logs, process)).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(TAIL_BYTES)..]).into_owned();
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")

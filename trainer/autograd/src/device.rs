@@ -4,7 +4,7 @@
 //! [`Recorded`] ([`event`]); the settings that decide bits ([`settings`]); typed errors ([`error`]). All of it goes
 //! through libtorch's device-generic interface (`device.cpp`), never through CUDA's own: the same code runs over a guard
 //! that records what it is told, in tests without a GPU. [`CollectiveDevice`] is the same device as collectives use it
-//! ([`collectives`]).
+//! (`collectives`), with what NCCL's backend needs of it (`accelerator`).
 //!
 //! Data flows: a thread calls [`Cuda::use_on_this_thread`] → gives work to a stream → records an event → sends the token
 //! to the thread whose stream, or which itself, waits for it.
@@ -26,6 +26,7 @@ use ffi::{
     lockstep_stream_default, lockstep_stream_from_pool, lockstep_stream_native, lockstep_stream_run,
 };
 
+mod accelerator;
 mod collectives;
 pub mod error;
 pub mod event;

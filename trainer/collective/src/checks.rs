@@ -13,8 +13,13 @@ use crate::error::CollectiveError;
 /// # Errors
 /// [`CollectiveError::Misuse`], with the rule.
 pub fn gather(memory: Option<&HostMemory>, ranges: &[GatherRange], size: u32) -> Result<(), CollectiveError> {
+    gather_in(memory.map(HostMemory::len), ranges, size)
+}
+
+/// As [`gather`], of a buffer of so many bytes.
+pub(crate) fn gather_in(length: Option<usize>, ranges: &[GatherRange], size: u32) -> Result<(), CollectiveError> {
     for (bytes, owner) in ranges {
-        inside("all_gather_v", memory, bytes)?;
+        inside("all_gather_v", length, bytes)?;
         rank("all_gather_v", *owner, size)?;
     }
     Ok(())
@@ -30,7 +35,17 @@ pub fn broadcast(
     root: u32,
     size: u32,
 ) -> Result<(), CollectiveError> {
-    inside("broadcast", memory, bytes)?;
+    broadcast_in(memory.map(HostMemory::len), bytes, root, size)
+}
+
+/// As [`broadcast`], of a buffer of so many bytes.
+pub(crate) fn broadcast_in(
+    length: Option<usize>,
+    bytes: &Range<usize>,
+    root: u32,
+    size: u32,
+) -> Result<(), CollectiveError> {
+    inside("broadcast", length, bytes)?;
     rank("broadcast", root, size)
 }
 
@@ -51,21 +66,19 @@ pub fn slots(table: &[u64], owner_of_slot: &[u32], size: u32) -> Result<(), Coll
         .map_or(Ok(()), |owner| rank("exchange_slots", *owner, size))
 }
 
-fn inside(call: &'static str, memory: Option<&HostMemory>, bytes: &Range<usize>) -> Result<(), CollectiveError> {
-    let Some(memory) = memory else {
+fn inside(call: &'static str, length: Option<usize>, bytes: &Range<usize>) -> Result<(), CollectiveError> {
+    let Some(length) = length else {
         return Err(CollectiveError::misuse(
             call,
             "a buffer of another communicator was given",
         ));
     };
-    if bytes.start > bytes.end || bytes.end > memory.len() {
+    if bytes.start > bytes.end || bytes.end > length {
         return Err(CollectiveError::misuse(
             call,
             format!(
-                "the bytes {}..{} are not inside a buffer of {}",
-                bytes.start,
-                bytes.end,
-                memory.len()
+                "the bytes {}..{} are not inside a buffer of {length}",
+                bytes.start, bytes.end
             ),
         ));
     }

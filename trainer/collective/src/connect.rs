@@ -1,13 +1,16 @@
 //! Which backend serves a world, and how its communicator comes about.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nccl_host::{Aborter, Communicator, CommunicatorId, Options, Root};
 
 use crate::Collective;
+use crate::accelerator::Accelerator;
 use crate::error::CollectiveError;
 use crate::host::Host;
+use crate::nccl::Nccl;
 use crate::solo::Solo;
 
 /// The ways in which ranks can be joined.
@@ -17,6 +20,8 @@ pub enum Backend {
     Solo,
     /// Ranks on any hosts: over shared memory inside a host, over TCP between hosts.
     Host,
+    /// Ranks on GPUs, by NCCL. Its id is from [`new_nccl_id`].
+    Nccl,
 }
 
 impl Backend {
@@ -25,6 +30,7 @@ impl Backend {
         match self {
             Backend::Solo => "solo",
             Backend::Host => "host",
+            Backend::Nccl => "nccl",
         }
     }
 }
@@ -36,6 +42,20 @@ impl Backend {
 /// The system has no random numbers.
 pub fn new_id(secret: &[u8; 32], generation: u64) -> Result<Vec<u8>, CollectiveError> {
     Ok(CommunicatorId::new(secret, generation)?.to_bytes())
+}
+
+/// A fresh communicator id for one generation whose ranks meet through NCCL. It names a listener in this process, which has
+/// to live until all ranks have met, and it serves one attempt. NCCL is for trusted networks: the id is no secret.
+///
+/// # Errors
+/// NCCL finds no network interface.
+pub fn new_nccl_id(nccl: &nccl_rs::Nccl) -> Result<Vec<u8>, CollectiveError> {
+    let id = nccl.unique_id().map_err(|source| CollectiveError::Nccl {
+        rank: 0,
+        call: "new_nccl_id",
+        source,
+    })?;
+    Ok(id.to_bytes().to_vec())
 }
 
 /// What a rank brings to a meeting.
@@ -57,6 +77,11 @@ pub struct Meeting<'a> {
     pub only_tcp: bool,
     /// Ends the wait here and every wait of the communicator.
     pub aborter: Option<&'a Aborter>,
+    /// The device whose memory is moved, already the calling thread's; needed by [`Backend::Nccl`], which is bound to that
+    /// thread.
+    pub accelerator: Option<Arc<dyn Accelerator>>,
+    /// The NCCL to use; the one that the process has, if not given.
+    pub nccl: Option<nccl_rs::Nccl>,
 }
 
 /// Joins the ranks that hold the same `id` into a communicator; returns when this rank is connected to every other one.
@@ -65,14 +90,39 @@ pub struct Meeting<'a> {
 /// An id of another version; a rank outside the world; peers that do not come in time or cannot prove the id's secret;
 /// abort.
 pub fn join(backend: Backend, id: &[u8], meeting: Meeting<'_>) -> Result<Box<dyn Collective>, CollectiveError> {
-    let id = CommunicatorId::from_bytes(id)?;
     let aborter = meeting.aborter.cloned().unwrap_or_default();
     aborter.check()?;
     let Meeting { rank, size, .. } = meeting;
     match backend {
         Backend::Solo if (rank, size) != (0, 1) => Err(CollectiveError::NotSolo { rank, size }),
-        Backend::Solo => Ok(Box::new(Solo::new(&aborter))),
+        Backend::Solo => {
+            CommunicatorId::from_bytes(id)?;
+            Ok(Box::new(Solo::new(&aborter)))
+        }
+        Backend::Nccl => {
+            let accelerator = meeting
+                .accelerator
+                .ok_or_else(|| CollectiveError::misuse("join", "the nccl backend was given no device"))?;
+            let nccl = meeting
+                .nccl
+                .map_or_else(nccl_rs::Nccl::load, Ok)
+                .map_err(|source| CollectiveError::Nccl {
+                    rank,
+                    call: "join",
+                    source,
+                })?;
+            let times = (meeting.deadline, meeting.stall);
+            Ok(Box::new(Nccl::meet(
+                &nccl,
+                id,
+                (rank, size),
+                times,
+                accelerator,
+                &aborter,
+            )?))
+        }
         Backend::Host => {
+            let id = CommunicatorId::from_bytes(id)?;
             let options = Options {
                 root: meeting.root,
                 advertise: meeting.advertise,

@@ -29,6 +29,34 @@ pub enum CollectiveError {
         /// What it said, and which peer it was about, where that is known.
         why: String,
     },
+    /// NCCL has failed, or refused a call.
+    #[error("rank {rank}: {call}: {source}")]
+    Nccl {
+        /// This rank.
+        rank: u32,
+        /// The call of [`crate::Collective`].
+        call: &'static str,
+        /// What NCCL said.
+        source: nccl_rs::Error,
+    },
+    /// Time was up, and NCCL does not say which of the ranks it waits for is missing.
+    #[error(
+        "rank {rank} waited {waited_ms} ms in {call} for {}: {}, or slower than collective.deadline_seconds allows",
+        one_of(waited_for),
+        if *begun { "stopped" } else { "it has not begun on this rank's device, or a rank is stopped" }
+    )]
+    Overdue {
+        /// This rank.
+        rank: u32,
+        /// The call of [`crate::Collective`].
+        call: &'static str,
+        /// The ranks without which the call does not end; this one too where its own device has not begun.
+        waited_for: Vec<u32>,
+        /// Whether NCCL had put the work on this rank's device.
+        begun: bool,
+        /// How long the wait was.
+        waited_ms: u64,
+    },
     /// A backend that cannot serve this world.
     #[error("the solo backend serves one rank, not rank {rank} of {size}; use the host backend")]
     NotSolo {
@@ -37,6 +65,17 @@ pub enum CollectiveError {
         /// The world's size.
         size: u32,
     },
+}
+
+/// "rank 3", or "one of the ranks 0, 1, 3".
+fn one_of(ranks: &[u32]) -> String {
+    match ranks {
+        [rank] => format!("rank {rank}"),
+        _ => {
+            let words: Vec<String> = ranks.iter().map(u32::to_string).collect();
+            format!("one of the ranks {}", words.join(", "))
+        }
+    }
 }
 
 impl CollectiveError {

@@ -26,7 +26,13 @@
 //! | slot tables | `exchange_slots` | the caller's table: at once (a copy is exchanged) | the copies alternate between two halves: call k + 2 writes the half of call k, and call k + 1 lies between |
 //!
 //! One more rule: between a bucket's `publish` and its `reduce_lanes` no other collective may read or write its buffers.
+//!
+//! # Buffers of a device
+//! Where a buffer is [`Memory::Device`], `reduce_lanes`, `all_gather_v` and `broadcast` return when their work is on the
+//! communication stream, and that stream alone orders it: the caller has it wait for what comes before, and records a mark for
+//! what comes after. The table above then speaks of the order of streams.
 
+mod accelerator;
 pub mod backend;
 mod checks;
 pub mod communication;
@@ -34,6 +40,8 @@ mod connect;
 mod device;
 mod error;
 mod host;
+mod memory;
+mod nccl;
 mod order;
 mod reduce;
 mod solo;
@@ -43,9 +51,12 @@ mod wire;
 
 use std::ops::Range;
 
-pub use connect::{Backend, Meeting, connect, join, new_id};
+pub use accelerator::{Accelerator, DeviceMemory, Operand, Pinned};
+pub use connect::{Backend, Meeting, connect, join, new_id, new_nccl_id};
 pub use device::{Device, HostDevice, Recorded, Stream};
 pub use error::CollectiveError;
+pub use memory::Memory;
+pub use nccl::nccl_scratch_bytes;
 pub use nccl_host::{Aborter, HostMemory, MemoryHold, Root};
 pub use order::Publisher;
 pub use transfers::{Transfer, Transfers};
@@ -128,10 +139,15 @@ pub trait Collective: Send {
     /// No memory; a rank that allocates something else; a rank that is gone; abort.
     fn allocate(&mut self, name: &str, bytes: usize) -> Result<BufferId, CollectiveError>;
 
-    /// This rank's own memory of a buffer, at one address for the life of the communicator.
+    /// This rank's own memory of a buffer, wherever it lies, at one address for the life of the communicator.
+    fn memory(&self, id: BufferId) -> Memory {
+        Memory::Host(self.buffer(id).hold())
+    }
+
+    /// As [`Collective::memory`], where the backend works on the host's memory; others panic.
     fn buffer(&self, id: BufferId) -> &HostMemory;
 
-    /// This rank's own memory of a buffer, to write by safe code.
+    /// As [`Collective::buffer`], to write by safe code.
     fn buffer_mut(&mut self, id: BufferId) -> &mut HostMemory;
 
     /// What says that partials are final; for whichever thread finds that they are.
@@ -180,6 +196,27 @@ pub trait Collective: Send {
 
     /// The aborter that was given to [`connect()`].
     fn aborter(&self) -> Aborter;
+
+    /// Tells what every step will ask for, so that memory is made before it is needed. Called again, it may do nothing.
+    ///
+    /// # Errors
+    /// No memory.
+    fn reserve(&mut self, _program: &communication::Program) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    /// Between calls, now and then, by the thread that is bound to make them: acts on an abort, and tells of a failure that came
+    /// after a call had returned.
+    ///
+    /// # Errors
+    /// As those of calls.
+    fn tend(&mut self) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    /// Ends this rank's part: what is under way is waited for where all is well, and given up where it is not. Every later
+    /// call is refused. Dropping does the same; this is for the thread that is bound to make the calls.
+    fn leave(&mut self) {}
 
     /// Whether every call must be made on the thread that connected.
     fn is_bound_to_thread(&self) -> bool {

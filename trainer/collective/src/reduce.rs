@@ -47,6 +47,16 @@ impl<'a> Reduction<'a> {
         size: u32,
         memories: &impl Memories,
     ) -> Result<Reduction<'a>, CollectiveError> {
+        Reduction::plan_over(request, rank, size, |buffer| memories.own(buffer).map(HostMemory::len))
+    }
+
+    /// As [`Reduction::plan`]; `length` tells the bytes of a buffer of this rank, wherever it lies.
+    pub(crate) fn plan_over(
+        request: &ReduceLanes<'a>,
+        rank: u32,
+        size: u32,
+        length: impl Fn(BufferId) -> Option<usize>,
+    ) -> Result<Reduction<'a>, CollectiveError> {
         let misuse = |why: String| Err(CollectiveError::misuse("reduce_lanes", why));
         let Some(result) = request.buffers.first().copied() else {
             return misuse("no buffer was given".into());
@@ -58,10 +68,10 @@ impl<'a> Reduction<'a> {
             ));
         }
         for buffer in request.buffers {
-            let Some(memory) = memories.own(*buffer) else {
+            let Some(length) = length(*buffer) else {
                 return misuse("a buffer of another communicator was given".into());
             };
-            let elements = memory.len() / size_of::<f32>();
+            let elements = length / size_of::<f32>();
             if let Some((range, _)) = request
                 .owners
                 .iter()
@@ -86,6 +96,11 @@ impl<'a> Reduction<'a> {
             result,
             wire: request.wire,
         })
+    }
+
+    /// How the parts add up, and where each lies: its rank and its buffer there.
+    pub(crate) fn parts(&self) -> (&Expression, &[(u32, BufferId)]) {
+        (&self.expression, &self.places)
     }
 
     /// Whether the sum is already where it belongs: this rank holds the whole tree in one partial.

@@ -13,6 +13,8 @@ use crate::state::Id;
 const FILE: &str = "libnccl_double.so";
 
 type HookFunction = unsafe extern "C" fn(*mut c_void, *const StreamOperation);
+type WorkFunction = unsafe extern "C" fn(*mut c_void);
+type Work = Box<dyn FnOnce() + Send>;
 type Closure = Box<dyn Fn(&StreamOperation) + Send + Sync>;
 
 macro_rules! steering {
@@ -52,6 +54,8 @@ steering! {
     done = nccl_double_done(*mut c_void) -> u64;
     wait = nccl_double_wait(*mut c_void, u64, u64) -> bool;
     hold = nccl_double_hold(*mut c_void, bool);
+    run = nccl_double_run(*mut c_void, WorkFunction, *mut c_void);
+    order = nccl_double_order(*mut c_void, *mut c_void, u64);
     set_stream_hook = nccl_double_set_stream_hook(Option<HookFunction>, *mut c_void);
     group_depth = nccl_double_group_depth() -> u32;
     set_device = nccl_double_set_device(c_int);
@@ -146,7 +150,7 @@ impl Double {
         unsafe { (self.pending)(stream.handle()) }
     }
 
-    /// Kernels (groups) that have been put on `stream`: the place of an event that is recorded now.
+    /// Kernels (groups, and work beside them) that have been put on `stream`: the place of an event that is recorded now.
     pub fn launched(&self, stream: Stream) -> u64 {
         // SAFETY: see above the `impl`.
         unsafe { (self.launched)(stream.handle()) }
@@ -169,6 +173,21 @@ impl Double {
     pub fn hold(&self, stream: Stream, held: bool) {
         // SAFETY: see above the `impl`.
         unsafe { (self.hold)(stream.handle(), held) }
+    }
+
+    /// Puts `work` on `stream`, as a launch of a kernel or a copy does: it is called, from some thread, when what is before
+    /// it has ended. It never calls the double, which waits for it.
+    pub fn run(&self, stream: Stream, work: impl FnOnce() + Send + 'static) {
+        let work: Work = Box::new(work);
+        let user: *mut Work = Box::into_raw(Box::new(work));
+        // SAFETY: see above the `impl`; the closure is on the heap until it is called, which happens once.
+        unsafe { (self.run)(stream.handle(), call_work, user.cast()) }
+    }
+
+    /// Has `stream` wait until `place` kernels of `other` have ended, as `cudaStreamWaitEvent` does.
+    pub fn order(&self, stream: Stream, other: Stream, place: u64) {
+        // SAFETY: see above the `impl`.
+        unsafe { (self.order)(stream.handle(), other.handle(), place) }
     }
 
     /// Calls `hook` for each operation of every rank when it gets on its stream, from the launching thread. There is one
@@ -198,4 +217,10 @@ unsafe extern "C" fn call_closure(user: *mut c_void, operation: *const StreamOpe
     // SAFETY: `user` is the leaked closure of `set_stream_hook`, and the operation lives for the call.
     let (closure, operation) = unsafe { (&*user.cast::<Closure>(), &*operation) };
     closure(operation);
+}
+
+unsafe extern "C" fn call_work(user: *mut c_void) {
+    // SAFETY: `user` is the box of `run`, and this is the only call with it.
+    let work = unsafe { Box::from_raw(user.cast::<Work>()) };
+    work();
 }

@@ -6,7 +6,8 @@
 //! Way of an operation: a call puts it into the thread's open group (`group`) → the group's end starts a thread for each
 //! communicator and says "in progress" → after so many polls the thread puts the operations on their streams (`launch`)
 //! → a kernel runs when it is the first of its streams → data moves by copying when the kernels of both sides, or of all
-//! ranks, run (`streams`, `moving`, `reduce`). Everything is in one [`state`] behind one lock.
+//! ranks, run (`streams`, `moving`, `reduce`); what a test puts beside them waits in the same lines (`beside`). Everything is
+//! in one [`state`] behind one lock.
 //!
 //! What it holds its callers to (NCCL 2.29.7's own rules):
 //! 1. A communicator in progress answers everything but the poll and the abort with 4.
@@ -18,6 +19,7 @@
 //!
 //! Unlike NCCL: a group waits for its polls, additions go in the order of ranks, and nothing is ever in a hurry.
 
+mod beside;
 mod control;
 mod group;
 mod launch;

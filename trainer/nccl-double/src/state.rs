@@ -26,6 +26,8 @@ pub(crate) struct State {
     pub(crate) communicators: BTreeMap<Handle, Communicator>,
     /// Kernels that are on streams and have not ended, by their number.
     pub(crate) kernels: BTreeMap<u64, Kernel>,
+    /// What is on streams beside NCCL's, by numbers of the same count.
+    pub(crate) beside: HashMap<u64, crate::beside::Beside>,
     pub(crate) streams: HashMap<usize, Stream>,
     pub(crate) hook: Option<Hook>,
     /// Uses of handles that never were.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nccl_rs::raw::{ResultCode, StreamHandle};
 
+use crate::beside::{Beside, Function};
 use crate::operation::{Call, Stage, StreamOperation};
 use crate::state::{Disturbance, Hook, Id, State, changed, lock, wait_for};
 
@@ -142,6 +143,23 @@ pub extern "C" fn nccl_double_hold(stream: StreamHandle, held: bool) {
     state.streams.entry(stream.addr()).or_default().held = held;
     State::advance(&mut state);
     changed();
+}
+
+/// Puts a call of `function` with `user` on `stream`.
+///
+/// # Safety
+/// It may be called from any thread, once, as soon as what is before it on the stream has ended; it does not call the double.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nccl_double_run(stream: StreamHandle, function: Function, user: *mut c_void) {
+    let user = user.expose_provenance();
+    lock().put_beside(stream.addr(), Beside::Run { function, user });
+}
+
+/// Has `stream` wait until `place` kernels of `other` have ended.
+#[unsafe(no_mangle)]
+pub extern "C" fn nccl_double_order(stream: StreamHandle, other: StreamHandle, place: u64) {
+    let other = other.addr();
+    lock().put_beside(stream.addr(), Beside::Wait { stream: other, place });
 }
 
 /// Calls `function` with `user` for each operation when it gets on its stream, from the launching thread and in the order

@@ -47,7 +47,8 @@ impl State {
 
     /// Runs all that can run, until nothing does.
     pub(crate) fn advance(&mut self) {
-        while self.advance_once() {}
+        while self.advance_beside() || self.advance_once() {}
+        crate::state::changed();
     }
 
     fn advance_once(&mut self) -> bool {
@@ -180,7 +181,7 @@ impl State {
         }
     }
 
-    fn end(&mut self, number: u64) {
+    pub(crate) fn end(&mut self, number: u64) {
         self.kernels.remove(&number);
         for stream in self.streams.values_mut() {
             stream.queue.retain(|(_, queued)| *queued != number);

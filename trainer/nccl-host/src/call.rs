@@ -27,8 +27,18 @@ impl Call {
         Call((kind as u64) << 56 | digest & (u64::MAX >> 8))
     }
 
+    /// The word that a rank sends to others: kind and digest.
+    pub fn word(self) -> u64 {
+        self.0
+    }
+
+    /// What another rank has sent, whatever it is.
+    pub fn from_word(word: u64) -> Call {
+        Call(word)
+    }
+
     /// Its name, as callers know it.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         use CallKind::*;
         let kind = [Allocate, Barrier, AllGather, ExchangeSlots, Broadcast, Reduce]
             .into_iter()
@@ -45,7 +55,7 @@ impl Call {
     }
 
     /// In words, for an error.
-    pub(crate) fn describe(self) -> String {
+    pub fn describe(self) -> String {
         let name = self.name();
         format!("{name} (arguments {:014x})", self.0 & (u64::MAX >> 8))
     }

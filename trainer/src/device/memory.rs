@@ -26,7 +26,20 @@ pub enum Flat {
 }
 
 impl Flat {
-    /// Memory of a communicator, as `compute` uses it; it lies where `compute` computes.
+    /// Memory of a communicator, as `compute` uses it.
+    ///
+    /// # Errors
+    /// It lies on a device, and our kernels are to work on it.
+    pub fn of(memory: lockstep_collective::Memory, compute: &Compute) -> Result<Flat, TrainerError> {
+        match (memory, compute) {
+            (lockstep_collective::Memory::Device(memory), Compute::HostTensors | Compute::Gpu(_)) => {
+                Ok(Flat::over(Arc::new(memory), compute))
+            }
+            (memory, _) => Ok(Flat::over(Arc::new(memory.on_host()?), compute)),
+        }
+    }
+
+    /// Memory that lies where `compute` computes.
     pub fn over(memory: Arc<dyn Memory>, compute: &Compute) -> Flat {
         match compute {
             Compute::Host => Flat::Host(FlatBuffer::new(memory)),

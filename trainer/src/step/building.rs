@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use lockstep_autograd::{Memory, on_gradient_ready};
+use lockstep_autograd::on_gradient_ready;
 use lockstep_collective::communication::{Communication, Program};
 use lockstep_collective::{BufferId, Wire};
 use lockstep_config::{Precision, Reduction, RunConfig};
@@ -153,7 +153,7 @@ impl Engine {
 }
 
 /// Gradient buffers that each rank has: as many as the rank with most partial sums.
-pub fn gradient_buffers(config: &RunConfig, rank_lanes: &[Range<u32>]) -> usize {
+fn gradient_buffers(config: &RunConfig, rank_lanes: &[Range<u32>]) -> usize {
     let most = |lanes: &Range<u32>| match config.run.reduction {
         Reduction::Invariant => LaneProgram::most_buffers(config.run.lanes, lanes.clone()),
         Reduction::Fast => 1,
@@ -167,9 +167,8 @@ fn allocate(
     name: &str,
     bytes: usize,
 ) -> Result<(BufferId, Flat), TrainerError> {
-    let (id, hold) = communication.allocate(name, bytes)?;
-    let memory: Arc<dyn Memory> = Arc::new(hold);
-    Ok((id, Flat::over(memory, compute)))
+    let (id, memory) = communication.allocate(name, bytes)?;
+    Ok((id, Flat::of(memory, compute)?))
 }
 
 /// Takes a tensor's initial values (all of it, row-major): into its working copy, and into what this rank owns of it.

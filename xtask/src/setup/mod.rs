@@ -1,6 +1,6 @@
 //! `setup`: a C++ compiler and libtorch, then nothing more is needed to build.
 //!
-//! The way of things: [`tools`] checks the compiler; a `LIBTORCH` of the user's is checked by [`chosen`] and used;
+//! The way of things: [`tools`] checks the compiler, [`mpi`] sees to an MPI, which may be missing; a `LIBTORCH` of the user's is checked by [`chosen`] and used;
 //! else [`stamp`] says whether `third_party/libtorch` is complete. If not, [`wheels`] fetches the pinned wheels into
 //! `third_party/.download` and checks their hashes, [`unpack`] takes what a build needs out of them into
 //! `third_party/.libtorch.partial`, and the folder is renamed when its stamp is written. So an interruption at any
@@ -8,6 +8,7 @@
 //! Other chores that fetch wheels go the same way with a [`Selection`] of their own.
 
 mod chosen;
+pub(crate) mod mpi;
 mod stamp;
 mod tools;
 mod unpack;
@@ -34,6 +35,7 @@ pub(crate) fn setup(workspace: &Workspace, root: Option<&Path>) -> Result<(), Fa
     let third_party = root.map_or_else(|| workspace.third_party(), Path::to_path_buf);
     fs::create_dir_all(&third_party).map_err(on_path("create", &third_party))?;
     tools::check_compiler(&third_party)?;
+    mpi::prepare();
     if root.is_none()
         && let Some(libtorch) = workspace.user_libtorch()
     {

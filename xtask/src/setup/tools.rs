@@ -18,7 +18,7 @@ pub(crate) fn check_compiler(folder: &Path) -> Result<(), Failure> {
     }
     // A compiler that the user has named is the user's to mend.
     if std::env::var_os("CXX").is_none() && may_install() {
-        install("build-essential")?;
+        install(&["build-essential"])?;
         if compiles(folder)? {
             return Ok(());
         }
@@ -26,7 +26,7 @@ pub(crate) fn check_compiler(folder: &Path) -> Result<(), Failure> {
     Err(Failure::input(format!(
         "the C++ compiler `{}` is missing or does not compile C++20 with OpenMP, and g++ 11 or newer is needed; run `{}` (or set CXX to such a compiler) and then `cargo xtask setup` again",
         compiler(),
-        install_command("build-essential")
+        install_command(&["build-essential"])
     )))
 }
 
@@ -68,14 +68,14 @@ pub(crate) fn check_pip(chore: &str) -> Result<(), Failure> {
         return Ok(());
     }
     if may_install() {
-        install("python3-pip")?;
+        install(&["python3-pip"])?;
         if has_pip() {
             return Ok(());
         }
     }
     Err(Failure::input(format!(
         "`python3 -m pip` is needed to fetch what `cargo xtask {chore}` needs and does not work here; run `{}` and then the same command again (a LIBTORCH of your own spares you the setup's)",
-        install_command("python3-pip")
+        install_command(&["python3-pip"])
     )))
 }
 
@@ -93,12 +93,15 @@ fn has_apt() -> bool {
     Path::new("/usr/bin/apt-get").exists()
 }
 
-fn may_install() -> bool {
+/// Whether system packages can be installed without asking anybody.
+pub(crate) fn may_install() -> bool {
     rustix::process::geteuid().is_root() && has_apt()
 }
 
-fn install(package: &str) -> Result<(), Failure> {
-    println!("setup: installing the system package {package}");
+/// Installs system packages; only where [`may_install`] says so.
+pub(crate) fn install(packages: &[&str]) -> Result<(), Failure> {
+    let names = packages.join(" ");
+    println!("setup: installing the system packages {names}");
     let apt = |what: &str, arguments: &[&str]| {
         process::run(
             what,
@@ -107,28 +110,30 @@ fn install(package: &str) -> Result<(), Failure> {
                 .args(arguments),
         )
     };
-    let done = apt("apt-get update", &["-qq", "update"]).and_then(|()| {
-        apt(
-            "apt-get install",
-            &["-qq", "install", "--yes", "--no-install-recommends", package],
-        )
-    });
+    let arguments = ["-qq", "install", "--yes", "--no-install-recommends"];
+    let done = apt("apt-get update", &["-qq", "update"])
+        .and_then(|()| apt("apt-get install", &[arguments.as_slice(), packages].concat()));
     done.map_err(|failure| {
         Failure::work(format!(
-            "the system package {package} could not be installed ({failure}); install it by hand with `{}` and run `cargo xtask setup` again",
-            install_command(package)
+            "the system packages {names} could not be installed ({failure}); install them by hand with `{}` and run `cargo xtask setup` again",
+            install_command(packages)
         ))
     })
 }
 
-fn install_command(package: &str) -> String {
+/// What a person types to install them.
+pub(crate) fn install_command(packages: &[&str]) -> String {
     if has_apt() {
-        return format!("sudo apt-get install {package}");
+        return format!("sudo apt-get install {}", packages.join(" "));
     }
-    match package {
-        "build-essential" => "sudo dnf install gcc-c++".into(),
-        _ => format!("sudo dnf install {package}"),
-    }
+    let elsewhere = packages.iter().map(|package| match *package {
+        "build-essential" => "gcc-c++",
+        "openmpi-bin" => "openmpi",
+        "libopenmpi-dev" => "openmpi-devel",
+        "libclang-dev" => "clang-devel",
+        package => package,
+    });
+    format!("sudo dnf install {}", elsewhere.collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]

@@ -10,12 +10,12 @@ const START: Duration = Duration::ZERO;
 const LATER: Duration = Duration::from_secs(100);
 
 fn two() -> Supervisor {
-    Supervisor::new([(0, 100), (1, 101)])
+    Supervisor::new([(Process::Rank(0), 100), (Process::Rank(1), 101)])
 }
 
 fn exited(rank: u32, exit: Exit) -> Input {
     Input::Exited(Exited {
-        rank,
+        process: Process::Rank(rank),
         pid: 100 + rank,
         exit,
     })
@@ -105,7 +105,7 @@ fn a_killed_trainer_is_told_at_once_and_named_with_rank_and_pid() {
         supervisor.verdict(START),
         Some(Verdict::Failed {
             reason: reason.to_owned(),
-            rank: Some(1)
+            process: Some(Process::Rank(1))
         })
     );
 }
@@ -117,7 +117,10 @@ fn the_culprit_is_the_one_killed_even_where_its_victim_is_seen_first() {
     supervisor.on(exited(1, Exit::Signal(9)), START);
     assert!(matches!(
         supervisor.verdict(LATER),
-        Some(Verdict::Failed { rank: Some(1), .. })
+        Some(Verdict::Failed {
+            process: Some(Process::Rank(1)),
+            ..
+        })
     ));
 }
 
@@ -130,7 +133,11 @@ fn the_culprit_is_the_one_that_the_coordinator_names() {
         failed("rank 1 (pid 101, trainer-1 on here) failed: the loss is not finite"),
         START,
     );
-    let Some(Verdict::Failed { reason, rank: Some(1) }) = supervisor.verdict(START) else {
+    let Some(Verdict::Failed {
+        reason,
+        process: Some(Process::Rank(1)),
+    }) = supervisor.verdict(START)
+    else {
         panic!()
     };
     assert!(
@@ -148,10 +155,14 @@ fn those_that_outlive_a_failure_are_killed_after_a_while() {
     assert_eq!(supervisor.on(Input::Clock, LATER), [], "once");
     assert_eq!(supervisor.verdict(LATER), None);
     supervisor.on(exited(0, Exit::Signal(9)), LATER);
-    let Some(Verdict::Failed { rank, .. }) = supervisor.verdict(LATER) else {
+    let Some(Verdict::Failed { process, .. }) = supervisor.verdict(LATER) else {
         panic!()
     };
-    assert_eq!(rank, Some(1), "what was killed afterwards is not to blame");
+    assert_eq!(
+        process,
+        Some(Process::Rank(1)),
+        "what was killed afterwards is not to blame"
+    );
 }
 
 #[test]
@@ -202,7 +213,7 @@ proptest! {
     /// good one is given only to a run that the coordinator ended well.
     #[test]
     fn there_is_always_an_end(inputs in proptest::collection::vec((any_input(), 0..2000u64), 0..20)) {
-        let mut supervisor = Supervisor::new((0..3).map(|rank| (rank, 100 + rank)));
+        let mut supervisor = Supervisor::new((0..3).map(|rank| (Process::Rank(rank), 100 + rank)));
         let mut left: Vec<u32> = vec![0, 1, 2];
         let mut now = START;
         let mut first_end = None;
@@ -210,8 +221,8 @@ proptest! {
         for (input, later) in inputs {
             now += Duration::from_millis(later);
             match &input {
-                Input::Exited(exited) if !left.contains(&exited.rank) => continue,
-                Input::Exited(exited) => left.retain(|rank| *rank != exited.rank),
+                Input::Exited(exited) if !left.contains(&(exited.pid - 100)) => continue,
+                Input::Exited(exited) => left.retain(|rank| *rank != exited.pid - 100),
                 Input::Ended(end) => { first_end.get_or_insert(end.outcome.clone()); }
                 _ => {}
             }

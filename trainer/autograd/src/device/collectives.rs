@@ -5,7 +5,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lockstep_collective::{CollectiveError, Device, Recorded, Stream};
+use lockstep_collective::{CollectiveError, Device, Pinned, Recorded, Stream};
+use tch::Tensor;
 
 use super::{Cuda, DeviceError, Event, StreamName, event};
 
@@ -28,19 +29,46 @@ impl Drop for Mark {
 }
 
 /// A device that the threads of a rank share, in the words of its collectives.
-#[derive(Debug)]
 pub struct CollectiveDevice {
     cuda: Arc<Cuda>,
+    /// As NCCL knows them: compute, communication.
+    native: [nccl_rs::Stream; 2],
     pool: Pool,
+    /// By stream, memory that roundings go through.
+    pub(super) rounding: Mutex<[Option<Tensor>; 2]>,
+    /// All pinned memory that was ever asked for: copies may be under way when their caller has gone.
+    pub(super) pinned: Mutex<Vec<Arc<dyn Pinned>>>,
+}
+
+impl std::fmt::Debug for CollectiveDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CollectiveDevice({})", self.cuda.index())
+    }
 }
 
 impl CollectiveDevice {
     /// The device, without an event so far.
-    pub fn new(cuda: Arc<Cuda>) -> CollectiveDevice {
-        CollectiveDevice {
+    ///
+    /// # Errors
+    /// The device does not tell its streams.
+    pub fn new(cuda: Arc<Cuda>) -> Result<CollectiveDevice, DeviceError> {
+        let native = |name| {
+            let handle = cuda.native_stream(name)?;
+            // SAFETY: a stream of libtorch's for this device, which lives as long as the process.
+            Ok(unsafe { nccl_rs::Stream::from_raw(handle) })
+        };
+        Ok(CollectiveDevice {
+            native: [native(StreamName::Compute)?, native(StreamName::Communication)?],
             cuda,
             pool: Pool::default(),
-        }
+            rounding: Mutex::default(),
+            pinned: Mutex::default(),
+        })
+    }
+
+    /// The streams as NCCL knows them: compute, communication.
+    pub(super) fn native_streams(&self) -> [nccl_rs::Stream; 2] {
+        self.native
     }
 
     /// The device itself.
@@ -105,7 +133,7 @@ fn token_of(recorded: &Recorded) -> Result<Option<&event::Recorded>, DeviceError
 }
 
 /// The device's stream for one of the collectives'.
-fn name_of(stream: Stream) -> StreamName {
+pub(super) fn name_of(stream: Stream) -> StreamName {
     match stream {
         Stream::Compute => StreamName::Compute,
         Stream::Communication => StreamName::Communication,
@@ -113,7 +141,7 @@ fn name_of(stream: Stream) -> StreamName {
 }
 
 /// An error of the device in the collectives' words.
-fn failed(call: &'static str) -> impl Fn(DeviceError) -> CollectiveError {
+pub(super) fn failed(call: &'static str) -> impl Fn(DeviceError) -> CollectiveError {
     move |error| CollectiveError::Library {
         library: "the device",
         call,

@@ -18,14 +18,16 @@ mod queue;
 mod work;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nccl_host::{Aborter, MemoryHold};
+use nccl_host::Aborter;
 
 use crate::device::{Device, Recorded, Stream};
 use crate::error::CollectiveError;
+use crate::memory::Memory;
 use crate::order::Publisher;
 use crate::tree::LaneTree;
 use crate::{BufferId, Collective, GatherRange, Transport, Wire};
@@ -76,6 +78,8 @@ struct Shared {
     collective: Mutex<Box<dyn Collective>>,
     device: Arc<dyn Device>,
     program: Mutex<Arc<Program>>,
+    /// Whether the backend has not heard of the program yet.
+    is_new: AtomicBool,
     /// The lanes with work in the present step.
     tree: Mutex<Arc<LaneTree>>,
 }
@@ -168,6 +172,7 @@ impl Communication {
             queue: Queue::default(),
             device,
             program: Mutex::default(),
+            is_new: AtomicBool::new(false),
             tree: Mutex::new(Arc::new(LaneTree::full(1))),
             collective: Mutex::new(collective),
         };
@@ -229,21 +234,22 @@ impl Communication {
         }
     }
 
-    /// As [`Collective::allocate`]; the memory stays mapped for as long as the hold lives.
+    /// As [`Collective::allocate`]; the memory stays for as long as its value lives.
     ///
     /// # Errors
     /// As there.
-    pub fn allocate(&mut self, name: &str, bytes: usize) -> Result<(BufferId, MemoryHold), CollectiveError> {
+    pub fn allocate(&mut self, name: &str, bytes: usize) -> Result<(BufferId, Memory), CollectiveError> {
         let name = name.to_owned();
         self.call(move |collective| {
             let id = collective.allocate(&name, bytes)?;
-            Ok((id, collective.buffer(id).hold()))
+            Ok((id, collective.memory(id)))
         })
     }
 
     /// Says what every step does. Between steps only.
     pub fn set_program(&mut self, program: Program) {
         *locked(&self.shared.program) = Arc::new(program);
+        self.shared.is_new.store(true, Ordering::Release);
     }
 
     /// Begins a step with the lanes that have work in it. Gathers of the step before may still go on.
@@ -310,13 +316,21 @@ impl Communication {
         Ok(())
     }
 
-    /// As [`Collective::all_gather_v`], at once.
+    /// As [`Collective::all_gather_v`], at once: after the work that the compute stream has been given, and before what it is
+    /// given later.
     ///
     /// # Errors
-    /// As there.
+    /// As there; the device refuses.
     pub fn all_gather_v(&mut self, buffer: BufferId, ranges: &[GatherRange]) -> Result<(), CollectiveError> {
+        let device = Arc::clone(&self.shared.device);
+        let before = device.record(Stream::Compute)?;
         let ranges = ranges.to_vec();
-        self.call(move |collective| collective.all_gather_v(buffer, &ranges))
+        let after = self.call(move |collective| {
+            device.wait(Stream::Communication, &before)?;
+            collective.all_gather_v(buffer, &ranges)?;
+            device.record(Stream::Communication)
+        })?;
+        self.shared.device.wait(Stream::Compute, &after)
     }
 
     /// As [`Collective::barrier`].

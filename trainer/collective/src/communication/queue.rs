@@ -25,6 +25,14 @@ pub(super) enum Task {
     Call(Call),
 }
 
+/// What [`Queue::next`] has found.
+pub(super) enum Next {
+    Task(Task),
+    /// The time is over.
+    Nothing,
+    Closed,
+}
+
 /// What a task has left behind.
 pub(super) enum Done {
     Reduced(u32, Recorded, Duration),
@@ -101,18 +109,30 @@ impl Queue {
         self.state().progress.gathered.clear();
     }
 
-    /// Waits for the next task; none when the queue is closed.
-    pub(super) fn next(&self) -> Option<Task> {
+    /// Waits for the next task, for so long at most where a time is given.
+    pub(super) fn next(&self, patience: Option<Duration>) -> Next {
         let mut state = self.state();
         loop {
             if state.closed {
-                return None;
+                return Next::Closed;
             }
             if let Some(task) = state.tasks.pop_front() {
                 state.busy = true;
-                return Some(task);
+                return Next::Task(task);
             }
-            state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = match patience {
+                None => self.filled.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(patience) => {
+                    let (state, waited) = self
+                        .filled
+                        .wait_timeout(state, patience)
+                        .unwrap_or_else(PoisonError::into_inner);
+                    if waited.timed_out() && state.tasks.is_empty() && !state.closed {
+                        return Next::Nothing;
+                    }
+                    state
+                }
+            };
         }
     }
 

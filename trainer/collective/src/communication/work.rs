@@ -1,18 +1,36 @@
 //! One task of the communication thread, from its mark to the next.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use super::queue::{Done, Task};
+use super::queue::{Done, Next, Task};
 use super::{Shared, locked};
 use crate::ReduceLanes;
 use crate::device::Stream;
 use crate::error::CollectiveError;
 
+/// How long a thread that alone may act on an abort leaves it unseen while it has nothing to do.
+const BETWEEN_CALLS: Duration = Duration::from_millis(20);
+
 /// Does tasks until the queue is closed.
 pub(super) fn serve(shared: &Shared) {
-    while let Some(task) = shared.queue.next() {
-        shared.queue.finish(run(shared, task));
+    let bound = locked(&shared.collective).is_bound_to_thread();
+    let patience = bound.then_some(BETWEEN_CALLS);
+    loop {
+        match shared.queue.next(patience) {
+            Next::Task(task) => shared.queue.finish(run(shared, task)),
+            Next::Nothing => {
+                let tended = locked(&shared.collective).tend();
+                if tended.is_err() {
+                    shared.queue.finish(tended.map(|()| Done::Called));
+                }
+            }
+            Next::Closed => break,
+        }
+    }
+    if bound {
+        locked(&shared.collective).leave();
     }
 }
 
@@ -37,6 +55,9 @@ fn run(shared: &Shared, task: Task) -> Result<Done, CollectiveError> {
             let owners = program.owners.get(bucket as usize).ok_or_else(|| {
                 CollectiveError::misuse("reduce_lanes", format!("bucket {bucket} is not in the program"))
             })?;
+            if shared.is_new.swap(false, Ordering::Acquire) {
+                locked(&shared.collective).reserve(&program)?;
+            }
             shared.device.wait(Stream::Communication, &ready)?;
             let began = Instant::now();
             locked(&shared.collective).reduce_lanes(&ReduceLanes {

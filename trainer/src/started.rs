@@ -1,0 +1,105 @@
+//! How this process was started: by the launcher, or by an MPI that a launcher or a person has started. Said by the
+//! environment; a trainer that was started by hand knows none of it.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{dup2_stderr, dup2_stdout, getppid};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::error::TrainerError;
+
+/// The launcher's process, where it is this one's parent.
+const PARENT: &str = "LOCKSTEP_PARENT_PID";
+/// The launcher's process on this machine, where there are others between.
+const LAUNCHER: &str = "LOCKSTEP_LAUNCHER_PID";
+/// The folder in which every process of an MPI job keeps a log of its own.
+const LOGS: &str = "LOCKSTEP_LOGS";
+/// A folder of the launcher's, with mpirun's files in it: the launcher removes it if it can.
+const SCRATCH: &str = "LOCKSTEP_SCRATCH";
+/// What MPIs say: Open MPI, anything that speaks PMIx, MPICH and its kin.
+const RANKS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"];
+
+/// The rank that MPI gave this process; none if no MPI started it.
+pub fn mpi_rank() -> Option<u32> {
+    RANKS
+        .iter()
+        .find_map(|name| std::env::var(name).ok()?.trim().parse().ok())
+}
+
+/// The member's name: as given, or after the rank that MPI gave.
+pub(crate) fn member(given: Option<String>) -> Result<String, TrainerError> {
+    match (given, mpi_rank()) {
+        (Some(name), _) => Ok(name),
+        (None, Some(rank)) => Ok(format!("trainer-{rank}")),
+        (None, None) => Err(TrainerError::Refused(
+            "this trainer has no name: give --member NAME, unique in the run (mpirun's processes get theirs from their ranks)"
+                .to_owned(),
+        )),
+    }
+}
+
+/// Ends this process with whoever started it, however that ends; refuses to start as an orphan.
+pub(crate) fn end_with_starter() -> Result<(), TrainerError> {
+    let broken = |error: &dyn std::fmt::Display| {
+        TrainerError::Broken(format!("cannot tie this process to its launcher: {error}"))
+    };
+    if let Ok(parent) = std::env::var(PARENT) {
+        set_pdeathsig(Signal::SIGKILL).map_err(|error| broken(&error))?;
+        // The launcher may have ended before the line above.
+        if getppid().to_string() != parent {
+            return Err(TrainerError::Broken(format!(
+                "the launcher, process {parent}, has ended"
+            )));
+        }
+    }
+    if let Ok(launcher) = std::env::var(LAUNCHER) {
+        // mpirun, or what it starts processes by.
+        set_pdeathsig(Signal::SIGKILL).map_err(|error| broken(&error))?;
+        watch(&launcher)?;
+    }
+    Ok(())
+}
+
+/// Ends this process when another one, which is not its parent, has ended.
+fn watch(launcher: &str) -> Result<(), TrainerError> {
+    let process = launcher
+        .parse()
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| TrainerError::Refused(format!("{LAUNCHER} is \"{launcher}\", which is no process")))?;
+    let process = pidfd_open(process, PidfdFlags::empty())
+        .map_err(|error| TrainerError::Broken(format!("the launcher, process {launcher}, is not there: {error}")))?;
+    std::thread::Builder::new()
+        .name("launcher-watch".to_owned())
+        .spawn(move || {
+            // Readable when it has ended; a signal to this process may interrupt the wait.
+            while poll(&mut [PollFd::new(&process, PollFlags::IN)], None) == Err(rustix::io::Errno::INTR) {}
+            eprintln!("lockstep-trainer: the launcher has ended, and so does this rank");
+            if let Some(scratch) = std::env::var_os(SCRATCH) {
+                // Every rank tries, and one is the first.
+                let _ = std::fs::remove_dir_all(scratch);
+            }
+            std::process::exit(1);
+        })
+        .map(drop)
+        .map_err(|error| TrainerError::Broken(format!("the system gives no thread: {error}")))
+}
+
+/// Sends what this process says into a log of its own, where it was told to keep one.
+pub(crate) fn keep_log() -> Result<(), TrainerError> {
+    let (Some(folder), Some(rank)) = (std::env::var_os(LOGS), mpi_rank()) else {
+        return Ok(());
+    };
+    let path = PathBuf::from(folder).join(format!("rank-{rank}.log"));
+    let log = File::options().create(true).append(true).open(&path);
+    let redirected = log.and_then(|log| {
+        dup2_stdout(&log)?;
+        dup2_stderr(&log)?;
+        Ok(())
+    });
+    redirected.map_err(|error| TrainerError::Broken(format!("cannot keep the log {}: {error}", path.display())))
+}
