@@ -161,7 +161,7 @@ impl World {
             run_backward(&loss).unwrap();
             self.losses.add(0, &loss).unwrap();
         }
-        assert!(self.weights.end_lane().is_empty());
+        assert!(self.weights.end_lane().unwrap().is_empty());
         (self.losses.sums().unwrap().read().unwrap()[0], 2 * ROWS * COLUMNS)
     }
 

@@ -4,18 +4,21 @@
 //!   additions of a lane program
 //! - [`owned`]: what a rank owns, and the passes over it
 //! - [`shard`]: that or the host's pieces, with one face
+//! - [`statistics`]: how much of its memory is used, and what to do when there is none left
 //! - [`pending`]: results that a pass has left on the device; [`reading`] brings them to the host
-//! - [`compute`]: where a rank computes; [`memory`]: its flat memory there
+//! - [`compute`]: where a rank computes; [`opening`] opens it; [`memory`]: its flat memory there
 //!
 //! Data flows: flat memory → leaves and slots ([`crate::model::weights::Weights::in_buffers`]) → gradients → owned pieces →
 //! results on the device → read once an exchange → the same slots as on the host.
 
 pub mod compute;
 pub mod memory;
+pub mod opening;
 pub mod owned;
 pub mod pending;
 pub mod reading;
 pub mod shard;
+pub mod statistics;
 
 use std::ops::Range;
 

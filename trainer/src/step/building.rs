@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use lockstep_autograd::on_gradient_ready;
 use lockstep_collective::communication::{Communication, Program};
 use lockstep_collective::{BufferId, Wire};
-use lockstep_config::{Precision, Reduction, RunConfig};
+use lockstep_config::{Precision, RunConfig};
 use lockstep_inventory::{TensorSpec, Treatment, treatments};
 use lockstep_kernels::real::{bf16, convert};
 use lockstep_optim::decision::ModelState;
@@ -26,7 +26,7 @@ use crate::model::lane_losses::LaneLosses;
 use crate::model::weights::Weights;
 use crate::sharding::layout::{Layout, Place};
 use crate::sharding::owners::OwnerMap;
-use crate::sharding::program::LaneProgram;
+use crate::sharding::program::gradient_buffers;
 use crate::step::Engine;
 use crate::step::filling::Filling;
 use crate::step::gathering::{self, Gates};
@@ -53,7 +53,7 @@ impl Engine {
             .map_err(|error| TrainerError::Refused(error.to_string()))?;
         let layout = Layout::new(model.inventory(), &treatments, bf16);
         let owners = OwnerMap::new(&treatments, &layout, communication.size());
-        let buffers = gradient_buffers(config, &rank_lanes);
+        let buffers = gradient_buffers(config.run.reduction, config.run.lanes, &rank_lanes);
         let (mut gradient_ids, mut gradients) = (Vec::new(), Vec::new());
         for index in 0..buffers {
             let name = format!("gradients {index}");
@@ -150,15 +150,6 @@ impl Engine {
             missing_named: Vec::new(),
         })
     }
-}
-
-/// Gradient buffers that each rank has: as many as the rank with most partial sums.
-fn gradient_buffers(config: &RunConfig, rank_lanes: &[Range<u32>]) -> usize {
-    let most = |lanes: &Range<u32>| match config.run.reduction {
-        Reduction::Invariant => LaneProgram::most_buffers(config.run.lanes, lanes.clone()),
-        Reduction::Fast => 1,
-    };
-    rank_lanes.iter().map(most).max().unwrap_or(1)
 }
 
 fn allocate(

@@ -268,7 +268,7 @@ impl Engine {
             run_backward(&loss)?;
             clock.lap("backward_ms");
         }
-        for tensor in self.weights.end_lane() {
+        for tensor in self.weights.end_lane()? {
             // Named once: a parameter that takes no part is legal, and its gradient counts as zero.
             if !self.missing_named.contains(&tensor) {
                 self.missing_named.push(tensor);
