@@ -7,12 +7,14 @@
 
 mod error;
 mod fields;
+mod gpu;
 mod overrides;
 mod read;
 mod sections;
 mod write;
 
 pub use error::ConfigError;
+pub use gpu::{GPU_DEFAULTS, GPU_ENVIRONMENT, LOCAL_RANK};
 pub use sections::{
     BatchSchedule, BatchSection, CollectiveBackend, CollectiveSection, CoordinatorSection, DataSection, Descent,
     Device, GroupRule, HiddenRule, HostTransport, LearningRateSchedule, LearningRateSection, LearningRateShape, Length,

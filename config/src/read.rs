@@ -302,19 +302,19 @@ fn collective(mut fields: Fields<'_>, run: &RunSection) -> Result<CollectiveSect
     let backend = fields.word("backend", CollectiveBackend::WORDS, Some(CollectiveBackend::Auto))?;
     let fits = match backend {
         CollectiveBackend::Nccl => run.device == Device::Cuda,
-        CollectiveBackend::Mpi => run.device == Device::Cpu,
-        CollectiveBackend::Auto | CollectiveBackend::Host => true,
+        CollectiveBackend::Mpi | CollectiveBackend::Host => run.device == Device::Cpu,
+        CollectiveBackend::Auto => true,
     };
     if !fits {
         let other = match backend {
             CollectiveBackend::Nccl => "\"host\" or \"mpi\", since run.device is \"cpu\"",
-            _ => "\"nccl\" or \"host\", since run.device is \"cuda\"",
+            _ => "\"nccl\", since run.device is \"cuda\"",
         };
         return Err(fields.refuse_with(
             "backend",
             &Value::String(backend.word().to_owned()),
             other,
-            "NCCL serves GPUs and MPI processors; leave collective.backend at \"auto\" or change run.device",
+            "NCCL serves GPUs, host and MPI serve processors; leave collective.backend at \"auto\" or change run.device",
         ));
     }
     let section = CollectiveSection {

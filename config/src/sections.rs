@@ -296,13 +296,15 @@ impl RunConfig {
 }
 
 impl RunConfig {
-    /// The name of what carries data in a world of `ranks` ranks; one rank has nobody to talk to.
+    /// The name of what carries data in a world of `ranks` ranks. One rank has nobody to talk to; on a GPU it adds its lanes
+    /// by what adds them among several.
     pub fn backend_name(&self, ranks: u32) -> &'static str {
         match (ranks, self.collective.backend, self.run.device) {
-            (1, _, _) => "solo",
+            (_, _, Device::Cuda) => "nccl",
+            (1, _, Device::Cpu) => "solo",
             (_, CollectiveBackend::Mpi, _) => "mpi",
-            (_, CollectiveBackend::Nccl, _) | (_, CollectiveBackend::Auto, Device::Cuda) => "nccl",
-            (_, CollectiveBackend::Host, _) | (_, CollectiveBackend::Auto, Device::Cpu) => "host",
+            (_, CollectiveBackend::Nccl, _) => "nccl",
+            (_, CollectiveBackend::Host | CollectiveBackend::Auto, _) => "host",
         }
     }
 }

@@ -222,6 +222,28 @@ fn values_out_of_their_range_are_refused_with_key_value_and_range() {
 }
 
 #[test]
+fn only_nccl_moves_the_memory_of_gpus() {
+    let on_gpus = |backend: &str| {
+        let sets = ["run.device=cuda".to_owned(), format!("collective.backend={backend}")];
+        RunConfig::parse(GOOD, "run.toml", &sets)
+    };
+    for backend in ["auto", "nccl"] {
+        let config = on_gpus(backend).unwrap();
+        assert_eq!((config.backend_name(1), config.backend_name(4)), ("nccl", "nccl"));
+    }
+    for backend in ["host", "mpi"] {
+        let sentence = on_gpus(backend).unwrap_err().to_string();
+        for part in [
+            "`collective.backend`",
+            backend,
+            "\"nccl\", since run.device is \"cuda\"",
+        ] {
+            assert!(sentence.contains(part), "{part} is missing in: {sentence}");
+        }
+    }
+}
+
+#[test]
 fn a_set_that_does_not_parse_is_refused() {
     for (set, reason) in [
         ("run.lanes", "no `=`"),

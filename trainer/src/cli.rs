@@ -119,23 +119,31 @@ pub fn main(mpi: Option<&'static dyn Mpi>) -> ExitCode {
     if !lockstep_autograd::keep_freed_memory() {
         tracing::warn!("the C allocator cannot be told to keep freed memory; steps will be slower");
     }
-    match run(arguments.command, mpi) {
+    let code = match run(arguments.command, mpi) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("lockstep-trainer: {error}");
-            ExitCode::from(if is_bad_input(&error) { 2 } else { 1 })
+            if is_bad_input(&error) { 2 } else { 1 }
         }
-    }
+    };
+    // A reader that went away is no failure of ours.
+    let _ = std::io::stdout().flush();
+    lockstep_autograd::device::leave_if_opened(code);
+    ExitCode::from(code)
 }
 
 fn is_bad_input(error: &TrainerError) -> bool {
     matches!(
         error,
-        TrainerError::Refused(_) | TrainerError::Config(_) | TrainerError::Data(_) | TrainerError::File { .. }
+        TrainerError::Refused(_)
+            | TrainerError::OutOfMemory(_)
+            | TrainerError::Config(_)
+            | TrainerError::Data(_)
+            | TrainerError::File { .. }
     )
 }
 
-fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<ExitCode, TrainerError> {
+fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerError> {
     match command {
         Command::Train {
             coordinator,
@@ -157,9 +165,9 @@ fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<ExitCode, Trai
             // tells mpirun to end the job.
             mpi.map_or(Ok(()), Mpi::finish)?;
             Ok(match outcome {
-                Outcome::Completed => ExitCode::SUCCESS,
-                Outcome::Stopped => ExitCode::from(3),
-                Outcome::Failed { .. } => ExitCode::FAILURE,
+                Outcome::Completed => 0,
+                Outcome::Stopped => 3,
+                Outcome::Failed { .. } => 1,
             })
         }
         Command::Generate {
@@ -198,14 +206,14 @@ fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<ExitCode, Trai
             mpi.map_or(Ok(()), Mpi::start)?;
             collectives(&options, mpi)?;
             mpi.map_or(Ok(()), Mpi::finish)?;
-            Ok(ExitCode::SUCCESS)
+            Ok(0)
         }
         Command::Inspect { path, ranks, sets } => print_out(&inspect(&path, ranks, &sets)?),
     }
 }
 
-fn print_out(text: &str) -> Result<ExitCode, TrainerError> {
+fn print_out(text: &str) -> Result<u8, TrainerError> {
     // A reader that went away (a closed pipe) is no failure of ours.
     let _ = writeln!(std::io::stdout(), "{}", text.trim_end_matches('\n'));
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }

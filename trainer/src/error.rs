@@ -9,6 +9,12 @@ pub enum TrainerError {
     /// The border to libtorch.
     #[error(transparent)]
     Autograd(#[from] lockstep_autograd::AutogradError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] lockstep_autograd::device::DeviceError),
+    /// A device has no room for what the run needs: a whole sentence with the account.
+    #[error("{0}")]
+    OutOfMemory(String),
     /// The optimiser.
     #[error(transparent)]
     Optimiser(#[from] lockstep_optim::OptimError),
@@ -45,6 +51,14 @@ pub enum TrainerError {
     Refused(String),
 }
 
+impl TrainerError {
+    /// Whether memory of a device ran out; libtorch says so in words only.
+    pub fn is_out_of_memory(&self) -> bool {
+        let words = self.to_string();
+        words.contains("CUDA out of memory") || words.contains("no memory left")
+    }
+}
+
 impl From<tch::TchError> for TrainerError {
     fn from(error: tch::TchError) -> TrainerError {
         let text = error.to_string();
@@ -55,5 +69,23 @@ impl From<tch::TchError> for TrainerError {
                 .unwrap_or_default()
                 .to_owned(),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_ran_out_is_told_apart_whoever_says_it() {
+        let torch = |text: &str| TrainerError::from(tch::TchError::Torch(text.to_owned()));
+        let full = "CUDA out of memory. Tried to allocate 2.00 GiB.\nException raised from malloc";
+        assert!(torch(full).is_out_of_memory());
+        assert!(!torch("shapes differ").is_out_of_memory());
+        let full = lockstep_autograd::device::DeviceError::OutOfMemory {
+            what: "a test",
+            text: full.to_owned(),
+        };
+        assert!(TrainerError::from(full).is_out_of_memory());
     }
 }

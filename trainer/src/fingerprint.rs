@@ -9,24 +9,28 @@ use lockstep_inventory::{Initial, Role, TensorSpec};
 use lockstep_optim::polar::Polar;
 use lockstep_optim::products::Products;
 use lockstep_optim::settings::Optimizer;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use crate::device::opening::Opened;
 use crate::error::TrainerError;
 use crate::model::initial::values;
 
-/// The fingerprint under a config, as one line.
-pub fn fingerprint(config: &RunConfig) -> Result<String, TrainerError> {
-    let products = Products::for_precision(config.run.precision == Precision::Bf16);
-    let optimizer = Optimizer::new(&config.optimizer);
+/// The fingerprint under a config where a rank computes, as one line.
+pub fn fingerprint(config: &RunConfig, opened: &Opened) -> Result<String, TrainerError> {
+    let device = opened.compute.device();
+    let products = opened.compute.products(config.run.precision == Precision::Bf16);
+    let optimizer = Optimizer::for_device(&config.optimizer, device);
     let polar = optimizer.polar();
+    let place = match &opened.facts {
+        Some(facts) => facts.clone(),
+        None => format!("cpu {}; threads {}", instruction_set(), config.run.intra_op_threads),
+    };
     Ok(format!(
-        "{}; cpu {}; threads {}; products {}; polar {}; probe {}",
+        "{}; {place}; products {}; polar {}; probe {}",
         library_versions(),
-        instruction_set(),
-        config.run.intra_op_threads,
         products.name(),
         polar.products.name(),
-        probe(config, products, polar)?
+        probe(config, products, polar, device)?
     ))
 }
 
@@ -45,7 +49,7 @@ fn instruction_set() -> &'static str {
 }
 
 /// The hash of one product and one polar factor of fixed matrices of the model's width.
-fn probe(config: &RunConfig, products: Products, polar: &Polar) -> Result<String, TrainerError> {
+fn probe(config: &RunConfig, products: Products, polar: &Polar, device: Device) -> Result<String, TrainerError> {
     let width = i64::from(config.model.width);
     let matrix = |name: &str, rows: i64| -> Result<Tensor, TrainerError> {
         let spec = TensorSpec {
@@ -55,7 +59,9 @@ fn probe(config: &RunConfig, products: Products, polar: &Polar) -> Result<String
             role: Role::Hidden,
             initial: Initial::Normal(1.0),
         };
-        Ok(Tensor::from_slice(&values(&spec, 0)).f_reshape([rows, width])?)
+        Ok(Tensor::from_slice(&values(&spec, 0))
+            .f_reshape([rows, width])?
+            .f_to_device(device)?)
     };
     let (a, b) = (matrix("probe a", 64)?, matrix("probe b", 4 * width)?);
     let product = products.multiply(
@@ -65,7 +71,11 @@ fn probe(config: &RunConfig, products: Products, polar: &Polar) -> Result<String
     let factor = polar.factors(&b.f_unsqueeze(0)?)?;
     let mut hasher = blake3::Hasher::new();
     for tensor in [product, factor] {
-        for value in elements::<f32>(&tensor.f_to_kind(Kind::Float)?.f_contiguous()?) {
+        let values = tensor
+            .f_to_kind(Kind::Float)?
+            .f_to_device(Device::Cpu)?
+            .f_contiguous()?;
+        for value in elements::<f32>(&values) {
             hasher.update(&value.to_bits().to_le_bytes());
         }
     }

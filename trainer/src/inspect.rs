@@ -3,16 +3,15 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use lockstep_config::{Method, Precision, Reduction, RunConfig};
+use lockstep_config::{Method, Precision, RunConfig};
 use lockstep_data::{Dataset, rank_lanes};
 use lockstep_inventory::{TensorSpec, Treatment, Use, treatments_of};
-use lockstep_optim::piece::planned_bytes;
 
 use crate::error::TrainerError;
+use crate::memory_account::{MemoryAccount, mib, state_bytes};
 use crate::model::choice::from_config;
 use crate::sharding::layout::Layout;
 use crate::sharding::owners::{OwnerMap, polar_cost};
-use crate::sharding::program::LaneProgram;
 use crate::weights_file;
 
 /// What `inspect` prints for a config file or a folder of final weights, for a world of `ranks`.
@@ -48,10 +47,6 @@ fn weights(folder: &Path) -> Result<String, TrainerError> {
     }
     let _ = writeln!(out, "\n{total} parameters");
     Ok(out)
-}
-
-fn mib(bytes: usize) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 /// The whole description of a config.
@@ -106,12 +101,7 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> Result<Strin
     );
     let cost: u64 = owners.hidden_cost.iter().sum();
     for rank in 0..ranks {
-        let state: usize = owners
-            .pieces
-            .iter()
-            .filter(|p| p.owner == rank)
-            .map(|p| planned_bytes(&treatments[p.tensor], p.elements.len(), &config.optimizer))
-            .sum();
+        let state = state_bytes(config, &treatments, &owners, rank);
         let load = owners.hidden_cost[rank as usize];
         let lanes = rank_lanes(rank, ranks, config.run.lanes);
         let _ = writeln!(
@@ -128,21 +118,15 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> Result<Strin
             mib(state)
         );
     }
-    let buffers = match config.run.reduction {
-        Reduction::Invariant => (0..ranks)
-            .map(|r| LaneProgram::most_buffers(config.run.lanes, rank_lanes(r, ranks, config.run.lanes)))
-            .max()
-            .unwrap_or(1),
-        Reduction::Fast => 1,
-    };
+    let account = MemoryAccount::of(config, vocabulary, 0, ranks)?;
     let largest = treatments.iter().map(polar_cost).max().filter(|cost| *cost > 0);
     let _ = writeln!(out, "\nmemory of each rank, without activations:");
-    let _ = writeln!(out, "  working copies            {}", mib(layout.working_bytes));
+    let _ = writeln!(out, "  working copies            {}", mib(account.working_copies));
     let _ = writeln!(
         out,
         "  gradient buffers          {} × {}",
-        buffers,
-        mib(layout.gradient_elements * 4)
+        account.gradient_buffers,
+        mib(account.gradients)
     );
     let _ = writeln!(out, "  masters and state         as above");
     if let Some(largest) = largest {

@@ -5,6 +5,7 @@
 //! - [`step`]: one step on one rank
 //! - [`started`]: what the environment says of who has started this process
 //! - [`device`]: what a step uses where the device is not the host
+//! - [`memory_account`]: what a rank's memory is for
 //! - [`train`]: the life of a trainer: session, generation, plans, reports, final files
 //! - [`weights_file`]: final weights with tokenizer and config beside them
 //! - [`generate`], [`inspect`], [`bench`]: the other commands
@@ -21,6 +22,7 @@ pub mod error;
 pub mod fingerprint;
 pub mod generate;
 pub mod inspect;
+pub mod memory_account;
 pub mod model;
 pub mod sharding;
 pub mod started;

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 
+use lockstep_config::LOCAL_RANK;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{dup2_stderr, dup2_stdout, getppid};
@@ -22,6 +23,16 @@ const LOGS: &str = "LOCKSTEP_LOGS";
 const SCRATCH: &str = "LOCKSTEP_SCRATCH";
 /// What MPIs say: Open MPI, anything that speaks PMIx, MPICH and its kin.
 const RANKS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"];
+
+/// What says a process's number among the ranks of its host: our launcher, Open MPI, Slurm.
+const LOCAL_RANKS: [&str; 3] = [LOCAL_RANK, "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"];
+
+/// This process's number among the ranks of its host, where whoever started it has said so.
+pub fn local_rank() -> Option<usize> {
+    LOCAL_RANKS
+        .iter()
+        .find_map(|name| std::env::var(name).ok()?.trim().parse().ok())
+}
 
 /// The rank that MPI gave this process; none if no MPI started it.
 pub fn mpi_rank() -> Option<u32> {

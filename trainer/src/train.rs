@@ -3,14 +3,13 @@
 //! The thread that calls [`train`] drives the device; the session carries the connection on threads of its own. Decisions
 //! that concern all ranks (the verdict on a step, pause, stop) are taken from exchanged slots only.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_collective::communication::{Communication, Overlap};
-use lockstep_collective::{Aborter, Backend, Collective, CollectiveError, HostDevice, Meeting, Root, join};
-use lockstep_config::{Device, HostTransport, RunConfig};
+use lockstep_collective::{Aborter, Collective, CollectiveError};
+use lockstep_config::{Device, LOCAL_RANK, RunConfig};
 use lockstep_data::{Dataset, Loader, Order, ValidationSet, micro_batch_samples};
 use lockstep_proto::domain::{
     Directive, DirectiveKind, Generation, JoinInfo, Orthogonality, Outcome, Plan, Ready, StepMetrics, StepReport,
@@ -18,11 +17,19 @@ use lockstep_proto::domain::{
 };
 use lockstep_session::{Session, SessionOptions};
 
+use crate::device::opening::{Opened, open, place_on_host};
+use crate::device::statistics::DeviceMemory;
 use crate::error::TrainerError;
 use crate::fingerprint::fingerprint;
+use crate::memory_account::MemoryAccount;
 use crate::model::choice::from_config;
+use crate::started::local_rank;
 use crate::step::{Engine, StepOutcome};
 use crate::weights_file::Writer;
+
+mod meeting;
+
+use meeting::{Place, address_towards, meet};
 
 /// How long a trainer waits for the coordinator and for its peers to meet.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -130,6 +137,8 @@ struct Trainer {
     generation: Generation,
     rank: u32,
     engine: Engine,
+    /// What is known of the memory of its device.
+    memory: DeviceMemory,
     loader: Loader,
     /// Steps made so far.
     made: u64,
@@ -145,11 +154,8 @@ impl Trainer {
         config_toml: &str,
     ) -> Result<Trainer, TrainerError> {
         let config = RunConfig::parse(config_toml, "the config from the coordinator", &[])?;
-        if config.run.device == Device::Cuda {
-            return Err(TrainerError::Refused(
-                "run.device is \"cuda\", and this build cannot train on GPUs yet: set run.device to \"cpu\"".to_owned(),
-            ));
-        }
+        let told = local_rank();
+        let mut opened = open(&config, told.unwrap_or(0))?;
         tch::set_num_threads(config.run.intra_op_threads as i32);
         let dataset = Arc::new(Dataset::open(&config.data.path)?);
         let validated = match &config.data.validation {
@@ -166,8 +172,8 @@ impl Trainer {
             build: env!("CARGO_PKG_VERSION").to_owned(),
             config_hash: config.hash(),
             data_hash: dataset.manifest_hash(),
-            fingerprint: fingerprint(&config)?,
-            devices: vec!["cpu".to_owned()],
+            fingerprint: fingerprint(&config, &opened)?,
+            devices: vec![opened.facts.clone().unwrap_or_else(|| "cpu".to_owned())],
         })?;
         let place = generation.place_of(&options.member).ok_or_else(|| {
             TrainerError::Broken(format!(
@@ -176,6 +182,11 @@ impl Trainer {
             ))
         })?;
         let (rank, world) = (place.rank, generation.ranks());
+        let index = place_on_host(&generation, &options.member);
+        if told.is_none() && index > 0 && config.run.device == Device::Cuda {
+            opened = another(&config, index, &opened)?;
+        }
+        let account = MemoryAccount::of(&config, dataset.vocab(), rank, world)?;
         let aborter = Aborter::default();
         let signal = session.abort_signal();
         let (told, reasons) = (aborter.clone(), signal.clone());
@@ -184,19 +195,18 @@ impl Trainer {
             Some(address) => address,
             None => address_towards(&options.coordinator)?,
         };
-        let root = match rank {
-            0 => Some(
-                Root::open(&generation.secret, generation.stamp.generation, advertise)
-                    .map_err(CollectiveError::from)?,
-            ),
-            _ => None,
+        let meeting = Place {
+            rank,
+            size: world,
+            advertise,
+            aborter,
         };
-        let made_id = root.as_ref().map(|root| root.id().to_bytes()).unwrap_or_default();
-        let id = session.exchange_comm_id(rank == 0, || made_id)?;
-        let communication = communicate(&config, mpi, (rank, world), (id, root, advertise), aborter)?;
+        let communication = meet(session, &config, mpi, meeting, &generation, &opened.compute)?;
         let lanes = generation.members.iter().map(|m| m.lanes.clone()).collect();
         let model = from_config(&config, dataset.vocab());
-        let mut engine = Engine::new(&config, model, communication, lanes)?;
+        let memory = DeviceMemory::new(&opened.compute, account);
+        let engine = Engine::new(&config, model, communication, lanes, &opened.compute);
+        let mut engine = engine.map_err(|error| memory.explain(error))?;
         let transports = engine.transports();
         session.ready(Ready {
             hash: engine.parameter_hash()?,
@@ -210,6 +220,7 @@ impl Trainer {
             generation,
             rank,
             engine,
+            memory,
             loader,
             made: 0,
             handled: 0,
@@ -234,7 +245,9 @@ impl Trainer {
             let loader = &mut self.loader;
             let outcome = self
                 .engine
-                .step(&plan, session.directive().to_word(), &mut || Ok(loader.next()?))?;
+                .step(&plan, session.directive().to_word(), &mut || Ok(loader.next()?));
+            let outcome = outcome.map_err(|error| self.memory.explain(error))?;
+            self.memory.watch(plan.step)?;
             self.made = plan.step;
             let directive = self.newer(outcome.directive);
             let stopping = matches!(directive, Some(DirectiveKind::Stop));
@@ -307,7 +320,7 @@ impl Trainer {
                     .map(|(tensor, error)| Orthogonality { tensor, error }),
             }),
             validation: validation.filter(|_| self.rank == 0),
-            peak_memory_mib: peak_memory_mib(),
+            peak_memory_mib: self.memory.peak_mib().unwrap_or_else(peak_memory_mib),
         }
     }
 
@@ -333,71 +346,18 @@ impl Trainer {
     }
 }
 
-/// Starts the communication of one rank of `size`, over the backend that the config names.
-fn communicate(
-    config: &RunConfig,
-    mpi: Option<&'static dyn Mpi>,
-    (rank, size): (u32, u32),
-    (id, root, advertise): (Vec<u8>, Option<Root>, IpAddr),
-    aborter: Aborter,
-) -> Result<Communication, TrainerError> {
-    let backend = config.backend_name(size);
-    if backend == "mpi" && mpi.is_none() {
-        return Err(TrainerError::Refused(
-            "collective.backend is \"mpi\", and this trainer has no MPI: start lockstep-trainer-mpi instead".to_owned(),
-        ));
+/// The GPU of this rank's number on its host, where nobody had said the number before the ranks were known. It must be such a
+/// device as the one that the fingerprint speaks of.
+fn another(config: &RunConfig, index: usize, first: &Opened) -> Result<Opened, TrainerError> {
+    let opened = open(config, index)?;
+    match opened.facts == first.facts {
+        true => Ok(opened),
+        false => Err(TrainerError::Refused(format!(
+            "GPU {index} is another device than GPU 0 of this host ({} and {}), and this rank has joined as the latter; set {LOCAL_RANK} to this rank's number on its host",
+            opened.facts.unwrap_or_default(),
+            first.facts.clone().unwrap_or_default()
+        ))),
     }
-    let overlap = match config.collective.overlap {
-        true => Overlap::Thread,
-        false => Overlap::None,
-    };
-    let only_tcp = config.collective.transport == HostTransport::Tcp;
-    let stall = Duration::from_secs_f64(config.collective.deadline_seconds);
-    let connect = move || {
-        if let ("mpi", Some(mpi)) = (backend, mpi) {
-            return mpi.connect(rank, size, PATIENCE, Some(stall), &aborter);
-        }
-        let meeting = Meeting {
-            rank,
-            size,
-            deadline: PATIENCE,
-            stall: Some(stall),
-            root,
-            advertise: Some(advertise),
-            only_tcp,
-            aborter: Some(&aborter),
-            ..Meeting::default()
-        };
-        let backend = if size == 1 { Backend::Solo } else { Backend::Host };
-        join(backend, &id, meeting)
-    };
-    Ok(Communication::start(Arc::new(HostDevice), overlap, connect)?)
-}
-
-/// The address of this host that leads to the coordinator: what other hosts most likely reach it by.
-fn address_towards(coordinator: &str) -> Result<IpAddr, TrainerError> {
-    let unknown = |why: String| {
-        TrainerError::Refused(format!(
-            "cannot find the address of this host that leads to {coordinator}: {why}. Give it with --advertise"
-        ))
-    };
-    let authority = coordinator.split_once("://").map_or(coordinator, |(_, rest)| rest);
-    let authority = authority.split('/').next().unwrap_or_default();
-    let target = authority
-        .to_socket_addrs()
-        .map_err(|error| unknown(error.to_string()))?
-        .next()
-        .ok_or_else(|| unknown("it names no address".to_owned()))?;
-    let any: IpAddr = match target {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    // Connecting a datagram socket sends nothing; it asks the kernel for the route.
-    let local = UdpSocket::bind((any, 0)).and_then(|socket| {
-        socket.connect(target)?;
-        socket.local_addr()
-    });
-    Ok(local.map_err(|error| unknown(error.to_string()))?.ip())
 }
 
 fn host_name() -> String {

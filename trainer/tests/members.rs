@@ -15,6 +15,7 @@ use lockstep_data::MicroBatch;
 use lockstep_inventory::{Initial, Norm, Role, TensorSpec};
 use lockstep_kernels::attention::Shape as Heads;
 use lockstep_proto::domain::Plan;
+use lockstep_trainer::device::compute::Compute;
 use lockstep_trainer::error::TrainerError;
 use lockstep_trainer::model::functions::{add_norm, attention, embed, head_loss, linear};
 use lockstep_trainer::model::weights::Weights;
@@ -213,7 +214,8 @@ fn run(config: &RunConfig, ranks: u32, steps: u64) -> Vec<(Vec<StepOutcome>, usi
             std::thread::spawn(move || {
                 tch::set_num_threads(1);
                 let communication = communicate(&id, rank, ranks);
-                let mut engine = Engine::new(&config, Box::new(Mixer::new()), communication, deal).unwrap();
+                let mut engine =
+                    Engine::new(&config, Box::new(Mixer::new()), communication, deal, &Compute::Host).unwrap();
                 let outcomes = (1..=steps).map(|step| {
                     let plan = plan(step);
                     let mut indices = engine.micro_batches_of(&plan).into_iter();

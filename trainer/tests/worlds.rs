@@ -13,6 +13,7 @@ use lockstep_config::{Method, Reduction, RunConfig, Wire};
 use lockstep_data::MicroBatch;
 use lockstep_inventory::gpt2::Shape;
 use lockstep_proto::domain::Plan;
+use lockstep_trainer::device::compute::Compute;
 use lockstep_trainer::model::choice::from_config;
 use lockstep_trainer::model::initial::values;
 use lockstep_trainer::step::Engine;
@@ -86,7 +87,14 @@ fn run(
                 tch::set_num_threads(1);
                 let communication = communicate(&id, rank, world);
                 let model = from_config(&config, VOCABULARY);
-                let mut engine = Engine::new(&config, model, communication, deal(config.run.lanes, world)).unwrap();
+                let mut engine = Engine::new(
+                    &config,
+                    model,
+                    communication,
+                    deal(config.run.lanes, world),
+                    &Compute::Host,
+                )
+                .unwrap();
                 let mut hashes = vec![engine.parameter_hash().unwrap()];
                 let mut losses = Vec::new();
                 for step in 1..=steps {
@@ -205,8 +213,14 @@ fn a_gradient_that_is_not_finite_is_refused_on_every_rank_before_anything_has_ch
             std::thread::spawn(move || {
                 tch::set_num_threads(1);
                 let communication = communicate(&id, rank, 2);
-                let mut engine =
-                    Engine::new(&config, from_config(&config, VOCABULARY), communication, deal(4, 2)).unwrap();
+                let mut engine = Engine::new(
+                    &config,
+                    from_config(&config, VOCABULARY),
+                    communication,
+                    deal(4, 2),
+                    &Compute::Host,
+                )
+                .unwrap();
                 let before = engine.parameter_hash().unwrap();
                 // A learning rate that no float32 holds makes the first step's parameters infinite or NaN.
                 let plan = Plan {

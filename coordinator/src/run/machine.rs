@@ -368,6 +368,16 @@ impl Run {
         directives: &mut Vec<Directive>,
     ) -> Answer {
         let Some(member) = self.members.get_mut(&peer) else {
+            // It failed before it joined. Its launcher sees it end; the ledger keeps why, and it need not wait for an answer.
+            let reason = format!("a trainer ended before it joined: {}", in_words(&outcome));
+            directives.push(Directive::Persist(Record::Decision { reason }));
+            directives.push(self.send(
+                peer,
+                CoordinatorBody::Acknowledged {
+                    step: self.committed,
+                    finished: true,
+                },
+            ));
             return Ok(None);
         };
         let farewell = (outcome.clone(), step);

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use lockstep_config::RunConfig;
+use lockstep_config::{Device, RunConfig};
 use lockstep_data::Dataset;
 use lockstep_inventory::treatments_of;
 
@@ -28,7 +28,11 @@ pub(crate) struct Checked {
 /// # Errors
 /// One sentence that says what does not fit and what to do.
 pub(crate) fn check(mut config: RunConfig, ranks: Ranks) -> Result<Checked, Ending> {
-    let ranks = choose_ranks(ranks, &config, cores())?;
+    let places = match config.run.device {
+        Device::Cpu => cores() / config.run.intra_op_threads,
+        Device::Cuda => gpus(),
+    };
+    let ranks = choose_ranks(ranks, &config, places)?;
     config.data.path = absolute(&config.data.path)?;
     let data = Dataset::open(&config.data.path).map_err(Ending::bad_input)?;
     let path = data.folder().display();
@@ -94,10 +98,27 @@ fn cores() -> u32 {
         .unwrap_or(u32::MAX)
 }
 
-fn choose_ranks(ranks: Ranks, config: &RunConfig, cores: u32) -> Result<u32, Ending> {
+/// The GPUs of this machine that trainers may use. Which are there is the driver's to say; none where there is no driver,
+/// and then a trainer says what is missing.
+fn gpus() -> u32 {
+    let there = std::fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count);
+    visible(there, std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref())
+}
+
+/// How many of `there` GPUs a list of visible ones leaves.
+fn visible(there: usize, list: Option<&str>) -> u32 {
+    let named = list.map(|list| list.split(',').filter(|name| !name.trim().is_empty()).count());
+    named
+        .map_or(there, |named| named.min(there))
+        .try_into()
+        .unwrap_or(u32::MAX)
+}
+
+/// As many ranks as asked for; by themselves as many as there are `places` to compute.
+fn choose_ranks(ranks: Ranks, config: &RunConfig, places: u32) -> Result<u32, Ending> {
     let lanes = config.run.lanes;
     match ranks {
-        Ranks::Auto => Ok((cores / config.run.intra_op_threads).clamp(1, lanes)),
+        Ranks::Auto => Ok(places.clamp(1, lanes)),
         Ranks::Exactly(ranks) if ranks > lanes => Err(Ending::BadInput(format!(
             "-n {ranks} is more than run.lanes, which is {lanes}: every rank needs a lane; lower -n, or raise run.lanes"
         ))),
@@ -119,9 +140,22 @@ mod tests {
     }
 
     #[test]
-    fn auto_takes_as_many_ranks_as_cores_and_lanes_allow() {
-        for (lanes, threads, cores, ranks) in [(4, 1, 2, 2), (4, 1, 64, 4), (4, 2, 4, 2), (4, 8, 2, 1), (1, 1, 8, 1)] {
-            assert_eq!(choose_ranks(Ranks::Auto, &config(lanes, threads), cores), Ok(ranks));
+    fn auto_takes_as_many_ranks_as_places_and_lanes_allow() {
+        for (lanes, places, ranks) in [(4, 2, 2), (4, 64, 4), (4, 0, 1), (1, 8, 1)] {
+            assert_eq!(choose_ranks(Ranks::Auto, &config(lanes, 1), places), Ok(ranks));
+        }
+    }
+
+    #[test]
+    fn a_list_of_visible_gpus_leaves_as_many_as_it_names() {
+        for (there, list, left) in [
+            (8, None, 8),
+            (8, Some("0,3"), 2),
+            (8, Some(""), 0),
+            (1, Some("0,1"), 1),
+            (0, None, 0),
+        ] {
+            assert_eq!(visible(there, list), left, "{list:?} of {there}");
         }
     }
 

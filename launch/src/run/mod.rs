@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use lockstep_config::RunConfig;
+use lockstep_config::{Device, RunConfig};
 use lockstep_coordinator::plan::Planner;
 use serde_json::json;
 
@@ -104,6 +104,7 @@ fn train(
         mpirun: mpirun.as_deref(),
         coordinator: serving.url(),
         threads: checked.config.run.intra_op_threads,
+        gpu: checked.config.run.device == Device::Cuda,
         folder,
         logs: folder.join("logs"),
     };

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lockstep_config::{GPU_DEFAULTS, GPU_ENVIRONMENT, LOCAL_RANK};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::ending::Ending;
@@ -32,6 +33,8 @@ pub(crate) struct Start<'a> {
     pub(crate) coordinator: &'a str,
     /// Threads of its tensor library.
     pub(crate) threads: u32,
+    /// Whether it computes on a GPU.
+    pub(crate) gpu: bool,
     /// The run's folder.
     pub(crate) folder: &'a Path,
     /// Folder of the logs.
@@ -83,7 +86,8 @@ impl Trainers {
             let mut command = Command::new(start.binary);
             command
                 .args(["train", "--member", &format!("trainer-{rank}")])
-                .env("LOCKSTEP_PARENT_PID", std::process::id().to_string());
+                .env("LOCKSTEP_PARENT_PID", std::process::id().to_string())
+                .env(LOCAL_RANK, rank.to_string());
             trainers
                 .spawn(Process::Rank(rank), command, start, &folder)
                 .map_err(failed)?;
@@ -100,6 +104,9 @@ impl Trainers {
     ) -> std::io::Result<()> {
         let log = File::create(log_path(&start.logs, process))?;
         let threads = start.threads.to_string();
+        if start.gpu {
+            prepare_for_gpu(&mut command);
+        }
         let child = command
             .env("LOCKSTEP_COORDINATOR", start.coordinator)
             .env("OMP_NUM_THREADS", &threads)
@@ -137,6 +144,21 @@ impl Trainers {
     /// Kills all that are left, and what they started.
     pub(crate) fn kill_all(&mut self) {
         self.children.iter_mut().for_each(Started::end);
+    }
+}
+
+/// What CUDA's libraries read when they begin.
+fn prepare_for_gpu(command: &mut Command) {
+    for (name, value) in GPU_ENVIRONMENT {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    for (name, value) in GPU_DEFAULTS {
+        if std::env::var_os(name).is_none() {
+            command.env(name, value);
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //! What lives here: [`Cuda`], the opened device (streams, work on a stream, pinned memory, statistics); [`Event`] and
 //! [`Recorded`] ([`event`]); the settings that decide bits ([`settings`]); typed errors ([`error`]). All of it goes
 //! through libtorch's device-generic interface (`device.cpp`), never through CUDA's own: the same code runs over a guard
-//! that records what it is told, in tests without a GPU.
+//! that records what it is told, in tests without a GPU. [`CollectiveDevice`] is the same device as collectives use it
+//! (`collectives`), with what NCCL's backend needs of it (`accelerator`).
 //!
 //! Data flows: a thread calls [`Cuda::use_on_this_thread`] → gives work to a stream → records an event → sends the token
 //! to the thread whose stream, or which itself, waits for it.
@@ -25,11 +26,14 @@ use ffi::{
     lockstep_stream_default, lockstep_stream_from_pool, lockstep_stream_native, lockstep_stream_run,
 };
 
+mod accelerator;
+mod collectives;
 pub mod error;
 pub mod event;
 mod ffi;
 pub mod settings;
 
+pub use collectives::CollectiveDevice;
 pub use error::DeviceError;
 pub use event::{Event, Recorded};
 
@@ -83,6 +87,19 @@ pub struct Cuda {
 fn opened() -> &'static Mutex<Vec<Arc<Cuda>>> {
     static OPENED: Mutex<Vec<Arc<Cuda>>> = Mutex::new(Vec::new());
     &OPENED
+}
+
+/// Ends the process at once, with an exit code and without what would run at a normal end, once a device was opened: CUDA's
+/// libraries have no order in which they can be taken down, and libtorch waits for its threads. Does nothing where no
+/// device was opened. The caller has flushed what it has to say.
+pub fn leave_if_opened(code: u8) {
+    unsafe extern "C" {
+        fn _exit(code: c_int) -> !;
+    }
+    if !opened().lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        // SAFETY: ends the process, and runs no code of ours.
+        unsafe { _exit(c_int::from(code)) }
+    }
 }
 
 impl Cuda {

@@ -61,6 +61,11 @@ impl DeviceBuffer {
         })
     }
 
+    /// A buffer over memory that is there already and lies on `device`.
+    pub fn over(memory: Arc<dyn Memory>, device: Device) -> DeviceBuffer {
+        DeviceBuffer { memory, device }
+    }
+
     /// Where it lies.
     pub fn device(&self) -> Device {
         self.device

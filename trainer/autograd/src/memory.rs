@@ -11,6 +11,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use half::bf16;
+use lockstep_collective::DeviceMemory;
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
@@ -21,7 +22,8 @@ use crate::shim::{check, lockstep_over_memory};
 ///
 /// # Safety
 /// `start()` must stay valid for reads and writes of `bytes()` bytes, at the same address, until the value is dropped,
-/// and be aligned to 256 bytes.
+/// and be aligned to 256 bytes, or to its elements where it is a part that nobody lays a layout over. Where the memory is
+/// a device's, all that holds for work of that device.
 pub unsafe trait Memory: Send + Sync {
     /// Its first byte.
     fn start(&self) -> NonNull<u8>;
@@ -279,5 +281,16 @@ unsafe impl Memory for nccl_host::MemoryHold {
     }
     fn bytes(&self) -> usize {
         self.len()
+    }
+}
+
+// SAFETY: a device's memory keeps its address for as long as the value lives; its maker has promised the border
+// (`Accelerator::allocate`).
+unsafe impl Memory for DeviceMemory {
+    fn start(&self) -> NonNull<u8> {
+        NonNull::new(self.pointer().address().cast()).unwrap_or(NonNull::dangling())
+    }
+    fn bytes(&self) -> usize {
+        self.pointer().bytes()
     }
 }

@@ -4,20 +4,27 @@
 //!   additions of a lane program
 //! - [`owned`]: what a rank owns, and the passes over it
 //! - [`shard`]: that or the host's pieces, with one face
-//! - [`pending`]: results that a pass has left on the device
+//! - [`statistics`]: how much of its memory is used, and what to do when there is none left
+//! - [`pending`]: results that a pass has left on the device; [`reading`] brings them to the host
+//! - [`compute`]: where a rank computes; [`opening`] opens it; [`memory`]: its flat memory there
 //!
 //! Data flows: flat memory → leaves and slots ([`crate::model::weights::Weights::in_buffers`]) → gradients → owned pieces →
 //! results on the device → read once an exchange → the same slots as on the host.
 
+pub mod compute;
+pub mod memory;
+pub mod opening;
 pub mod owned;
 pub mod pending;
+pub mod reading;
 pub mod shard;
+pub mod statistics;
 
 use std::ops::Range;
 
-use lockstep_autograd::{AutogradError, Element, FlatBuffer};
+use lockstep_autograd::{AutogradError, DeviceBuffer, Element, FlatBuffer};
 use lockstep_kernels::real::bf16;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::error::TrainerError;
 use crate::sharding::layout::Place;
@@ -45,59 +52,33 @@ pub fn write_copy(working: &impl FlatTensors, place: &Place, initial: &[f32]) ->
     Ok(copy.f_copy_(&Tensor::from_slice(initial))?)
 }
 
-/// Does an addition or a rounding of a lane program on some elements of the gradient buffers, with the bits of the host's
-/// (`crate::step::filling`).
-pub fn close(gradients: &[impl FlatTensors], action: &Action, elements: &Range<usize>) -> Result<(), TrainerError> {
-    let of = |buffer: usize| gradients[buffer].view::<f32>(elements.start * 4, &[elements.len() as i64]);
+/// Does an addition or a rounding of a lane program on some elements of the gradient buffers, with the bits of the host's.
+/// `rounding` is bf16 memory of any length that a rounding goes through, part by part: nothing is allocated.
+pub fn close(
+    gradients: &[impl FlatTensors],
+    rounding: Option<&DeviceBuffer>,
+    action: &Action,
+    elements: &Range<usize>,
+) -> Result<(), TrainerError> {
+    let of = |buffer: usize, part: &Range<usize>| gradients[buffer].view::<f32>(part.start * 4, &[part.len() as i64]);
     match *action {
         Action::Add { into, from } => {
-            let _ = of(into)?.f_add_(&of(from)?)?;
+            let _ = of(into, elements)?.f_add_(&of(from, elements)?)?;
         }
         Action::Round { buffer } => {
-            let mut sums = of(buffer)?;
-            let rounded = sums.f_to_kind(Kind::BFloat16)?;
-            sums.f_copy_(&rounded)?;
+            let rounding = rounding.filter(|memory| memory.bytes() >= 2).ok_or_else(|| {
+                TrainerError::Broken("sums are to be rounded, and no memory was made for it".to_owned())
+            })?;
+            let step = rounding.bytes() / 2;
+            for start in elements.clone().step_by(step) {
+                let part = start..elements.end.min(start + step);
+                let mut sums = of(buffer, &part)?;
+                let mut rounded = rounding.view::<bf16>(0, &[part.len() as i64])?;
+                rounded.f_copy_(&sums)?;
+                sums.f_copy_(&rounded)?;
+            }
         }
         Action::Run { .. } => {}
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::step::filling;
-
-    #[test]
-    fn lanes_are_added_and_rounded_with_the_bits_of_the_host() {
-        let buffers = || -> Vec<FlatBuffer> {
-            let new = |seed: usize| {
-                let mut buffer = FlatBuffer::heap(4000).unwrap();
-                for (i, value) in buffer.slice_mut::<f32>(0, 1000).unwrap().iter_mut().enumerate() {
-                    *value = ((i * 7919 + seed * 104_729) % 20_011) as f32 / 3.0 - 3000.0;
-                }
-                // Half way between two bf16 numbers, below the smallest normal one, zero.
-                let special = [1.003_906_3, 1.011_718_8, 1e-40, -0.0, 3e38];
-                buffer.slice_mut::<f32>(800, 5).unwrap().copy_from_slice(&special);
-                buffer
-            };
-            vec![new(1), new(2)]
-        };
-        let (mut host, device) = (buffers(), buffers());
-        for action in [
-            Action::Round { buffer: 1 },
-            Action::Add { into: 0, from: 1 },
-            Action::Round { buffer: 0 },
-        ] {
-            filling::close(&mut host, &action, &(100..900)).unwrap();
-            close(&device, &action, &(100..900)).unwrap();
-            for (host, device) in host.iter().zip(&device) {
-                let bits = |buffer: &FlatBuffer| -> Vec<u32> {
-                    let values = buffer.slice::<f32>(0, 1000).unwrap();
-                    values.iter().map(|value| value.to_bits()).collect()
-                };
-                assert_eq!(bits(host), bits(device), "{action:?}");
-            }
-        }
-    }
 }

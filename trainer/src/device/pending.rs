@@ -37,19 +37,37 @@ impl<T: 'static> Pending<T> {
         }
     }
 
+    /// Its words on the device, if it is there, and what they will say.
+    fn parts(self) -> (Option<Tensor>, Say<T>) {
+        match self {
+            Pending::Known(value) => (None, Box::new(|_| value)),
+            Pending::OnDevice { words, say } => (Some(words), say),
+        }
+    }
+
+    /// Both as one, so that one exchange reads once.
+    pub fn and<U: 'static>(self, other: Pending<U>) -> Result<Pending<(T, U)>, TrainerError> {
+        let ((words, say), (others, say_other)) = (self.parts(), other.parts());
+        let first = words.as_ref().map_or(0, Tensor::numel);
+        let say = move |words: &[u64]| (say(&words[..first]), say_other(&words[first..]));
+        let tensors: Vec<Tensor> = words.into_iter().chain(others).collect();
+        Ok(match tensors.is_empty() {
+            true => Pending::Known(say(&[])),
+            false => Pending::OnDevice {
+                words: Tensor::f_cat(&tensors, 0)?,
+                say: Box::new(say),
+            },
+        })
+    }
+
     /// All of them as one, so that one exchange reads once.
     pub fn joined(all: Vec<Pending<T>>) -> Result<Pending<Vec<T>>, TrainerError> {
         let mut tensors = Vec::new();
         let mut parts: Vec<(usize, Say<T>)> = Vec::new();
         for pending in all {
-            parts.push(match pending {
-                Pending::Known(value) => (0, Box::new(|_| value)),
-                Pending::OnDevice { words, say } => {
-                    let length = words.numel();
-                    tensors.push(words);
-                    (length, say)
-                }
-            });
+            let (words, say) = pending.parts();
+            parts.push((words.as_ref().map_or(0, Tensor::numel), say));
+            tensors.extend(words);
         }
         let say = move |words: &[u64]| {
             let mut rest = words;

@@ -7,6 +7,7 @@ use lockstep_optim::decision::TensorStep;
 use lockstep_optim::results::Applied;
 use lockstep_optim::settings::Optimizer;
 
+use crate::device::memory::Flat;
 use crate::device::owned::{DeviceOwned, Squares, Stepped};
 use crate::device::pending::Pending;
 use crate::error::TrainerError;
@@ -125,6 +126,14 @@ impl Shard {
         match self {
             Shard::Host(host) => Ok(Pending::Known(host.owned.hashes())),
             Shard::Device(owned) => owned.hashes(),
+        }
+    }
+
+    /// Writes the masters into the gradient buffer that is reduced, each at its place: `gradients`.
+    pub fn write_masters(&mut self, gradients: &Flat) -> Result<(), TrainerError> {
+        match self {
+            Shard::Host(host) => host.owned.write_masters(&mut host.gradients),
+            Shard::Device(owned) => owned.write_masters(gradients),
         }
     }
 }

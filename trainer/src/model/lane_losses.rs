@@ -1,9 +1,10 @@
 //! The losses of a step's lanes, where the loss is: each micro-batch's is added into its lane's place on the device, and
 //! the host reads all of them once, when it needs them for the slots.
 
-use lockstep_optim::tensors::table::read;
+use lockstep_optim::tensors::table::Table;
 use tch::{Device, Kind, Tensor};
 
+use crate::device::pending::Pending;
 use crate::error::TrainerError;
 
 /// Σ loss of each lane, float64, on one device.
@@ -19,6 +20,11 @@ impl LaneLosses {
         })
     }
 
+    /// Where they are.
+    pub fn device(&self) -> Device {
+        self.sums.device()
+    }
+
     /// Makes every lane's sum zero, for a new step.
     pub fn clear(&mut self) -> Result<(), TrainerError> {
         let _ = self.sums.f_zero_()?;
@@ -32,13 +38,17 @@ impl LaneLosses {
         Ok(())
     }
 
-    /// The sums as a tensor, for those who copy them without waiting.
-    pub fn sums(&self) -> &Tensor {
-        &self.sums
+    /// The sum of each lane; nothing waits for it.
+    pub fn sums(&self) -> Result<Pending<Vec<f64>>, TrainerError> {
+        numbers(std::slice::from_ref(&self.sums), self.sums.device())
     }
+}
 
-    /// Waits for the device and reads the sum of each lane.
-    pub fn read(&self) -> Result<Vec<f64>, TrainerError> {
-        Ok(read(&self.sums)?.into_iter().map(f64::from_bits).collect())
+/// Float64 numbers of tensors on one device, in their order; nothing waits for them.
+pub fn numbers(tensors: &[Tensor], device: Device) -> Result<Pending<Vec<f64>>, TrainerError> {
+    let mut table = Table::new(device);
+    for tensor in tensors {
+        table.put(tensor)?;
     }
+    Pending::new(&table, |words| words.iter().map(|word| f64::from_bits(*word)).collect())
 }

@@ -81,9 +81,10 @@ impl Slot {
     }
 
     /// Makes the gradient zeros.
-    pub fn clear(&self) {
-        let _ = self.view().zero_();
+    pub fn clear(&self) -> Result<(), TchError> {
+        let _ = self.view().f_zero_()?;
         self.take_fresh();
+        Ok(())
     }
 
     /// Goes to another place, where `fresh` says whether it is still untouched.
@@ -212,14 +213,14 @@ impl Weights {
     }
 
     /// Zeroes the slots that the lane left untouched and returns their tensors.
-    pub fn end_lane(&self) -> Vec<usize> {
+    pub fn end_lane(&self) -> Result<Vec<usize>, TrainerError> {
         let missing: Vec<usize> = (0..self.slots.len())
             .filter(|t| self.slots[*t].is_untouched())
             .collect();
         for &tensor in &missing {
-            self.slots[tensor].clear();
+            self.slots[tensor].clear()?;
         }
-        missing
+        Ok(missing)
     }
 
     /// The kind of activations.

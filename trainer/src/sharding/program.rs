@@ -10,6 +10,7 @@
 use std::ops::Range;
 
 use lockstep_collective::{LaneTree, Wire};
+use lockstep_config::Reduction;
 
 /// One step of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +99,16 @@ impl LaneProgram {
             .buffers
             .max(1)
     }
+}
+
+/// Gradient buffers that each rank has, where `rank_lanes` are the lanes of every rank of a run of `lanes`: as many as the
+/// one with most partial sums.
+pub fn gradient_buffers(reduction: Reduction, lanes: u32, rank_lanes: &[Range<u32>]) -> usize {
+    let most = |hosted: &Range<u32>| match reduction {
+        Reduction::Invariant => LaneProgram::most_buffers(lanes, hosted.clone()),
+        Reduction::Fast => 1,
+    };
+    rank_lanes.iter().map(most).max().unwrap_or(1)
 }
 
 /// A program under construction.

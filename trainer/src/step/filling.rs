@@ -7,21 +7,19 @@
 
 use std::ops::Range;
 
-use lockstep_autograd::FlatBuffer;
 use lockstep_collective::communication::Ready;
-use lockstep_collective::round_to_bf16;
-use lockstep_kernels::pointwise;
 
 use crate::error::TrainerError;
 use crate::sharding::layout::Layout;
 use crate::sharding::program::Action;
+use crate::step::lane_sums::LaneSums;
 
 /// The buckets of one rank in one step.
 pub struct Filling {
     elements: Vec<Range<usize>>,
     tensors: Vec<usize>,
     bucket_of: Vec<usize>,
-    gradients: Vec<FlatBuffer>,
+    sums: LaneSums,
     buckets: Ready,
     armed: bool,
     complete: Vec<bool>,
@@ -33,12 +31,12 @@ pub struct Filling {
 
 impl Filling {
     /// The buckets of a layout over gradient buffers.
-    pub fn new(layout: &Layout, gradients: Vec<FlatBuffer>, buckets: Ready) -> Filling {
+    pub fn new(layout: &Layout, sums: LaneSums, buckets: Ready) -> Filling {
         Filling {
             elements: layout.buckets.iter().map(|b| b.elements.clone()).collect(),
             tensors: layout.buckets.iter().map(|b| b.tensors.len()).collect(),
             bucket_of: layout.places.iter().map(|p| p.bucket).collect(),
-            gradients,
+            sums,
             buckets,
             armed: false,
             complete: vec![false; layout.places.len()],
@@ -92,24 +90,8 @@ impl Filling {
     fn close(&mut self, bucket: usize) -> Result<(), TrainerError> {
         let elements = self.elements[bucket].clone();
         for action in &self.closing {
-            close(&mut self.gradients, action, &elements)?;
+            self.sums.close(action, &elements)?;
         }
         Ok(self.buckets.bucket(bucket as u32)?)
     }
-}
-
-/// Does an addition or a rounding of a lane program on some elements.
-pub fn close(gradients: &mut [FlatBuffer], action: &Action, elements: &Range<usize>) -> Result<(), TrainerError> {
-    match *action {
-        Action::Add { into, from } => {
-            let from = gradients[from].clone();
-            let into = gradients[into].slice_mut::<f32>(elements.start * 4, elements.len())?;
-            pointwise::add::<f32>(into, from.slice(elements.start * 4, elements.len())?);
-        }
-        Action::Round { buffer } => {
-            round_to_bf16(gradients[buffer].slice_mut::<f32>(elements.start * 4, elements.len())?);
-        }
-        Action::Run { .. } => {}
-    }
-    Ok(())
 }

@@ -1,9 +1,10 @@
 //! A step on one rank: from a plan and its micro-batches to new parameters and a report.
 //!
-//! - this file: [`Engine`], the order of a step's phases
+//! - this file: [`Engine`], the order of a step's phases; `building` makes it
 //! - [`filling`]: buckets fill by gradient-ready hooks, close in index order, and are handed to the communication thread
+//! - [`lane_sums`]: the rank's own additions
 //! - [`gathering`]: the gates, behind which the next forward waits for a layer's gather
-//! - [`owned`]: what this rank owns, and the passes over it
+//! - [`owned`]: what this rank owns, and the passes over it, on the host; on a device it is [`crate::device::owned`]
 //! - [`slots`]: the slots of the first exchange, and the verdict on the step
 //! - [`updating`]: from accepted gradients to new parameters
 //! - [`update_slots`]: the slots of what was prepared and applied
@@ -15,8 +16,10 @@
 //! at the gates. Where steps depend on no sum over all tensors, each bucket is prepared and applied in one go, and slots 2
 //! and 3 are one exchange.
 
+mod building;
 pub mod filling;
 pub mod gathering;
+pub mod lane_sums;
 pub mod owned;
 pub mod slots;
 pub mod update_slots;
@@ -26,28 +29,27 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use lockstep_autograd::{FlatBuffer, on_gradient_ready, run_backward};
-use lockstep_collective::communication::{Communication, Program, Shares};
-use lockstep_collective::{BufferId, LaneTree, MemoryHold, Transport, Wire};
-use lockstep_config::{Precision, Reduction, RunConfig};
+use lockstep_autograd::run_backward;
+use lockstep_collective::communication::{Communication, Shares};
+use lockstep_collective::{BufferId, LaneTree, Transport, Wire};
+use lockstep_config::Reduction;
 use lockstep_data::{MicroBatch, ValidationSet, lane_micro_batches};
-use lockstep_inventory::{Treatment, treatments};
-use lockstep_kernels::real::bf16;
+use lockstep_inventory::Treatment;
 use lockstep_optim::decision::{LossModel, ModelState};
-use lockstep_optim::products::Products;
-use lockstep_optim::settings::Optimizer;
 use lockstep_proto::domain::{Plan, Validation};
 
+use crate::device::memory::Flat;
+use crate::device::reading::Reader;
+use crate::device::shard::Shard;
 use crate::error::TrainerError;
-use crate::model::initial::values;
+use crate::model::lane_losses::{LaneLosses, numbers};
 use crate::model::weights::Weights;
 use crate::model::{Batch, Model, OpenGate};
 use crate::sharding::layout::Layout;
-use crate::sharding::owners::OwnerMap;
 use crate::sharding::program::{Action, LaneProgram};
-use crate::step::filling::{Filling, close};
+use crate::step::filling::Filling;
 use crate::step::gathering::Gates;
-use crate::step::owned::Owned;
+use crate::step::lane_sums::LaneSums;
 use crate::step::slots::{Lane, Slots, Verdict};
 use crate::step::update_slots::UpdateSlots;
 
@@ -92,12 +94,14 @@ pub struct Engine {
     wire: Wire,
     weights: Weights,
     communication: Communication,
-    gradients: Vec<FlatBuffer>,
+    gradients: Vec<Flat>,
     gradient_ids: Vec<BufferId>,
-    working: FlatBuffer,
+    sums: LaneSums,
     filling: Arc<Mutex<Filling>>,
     gates: Gates,
-    owned: Owned,
+    shard: Shard,
+    losses: LaneLosses,
+    reader: Reader,
     slots: Slots,
     update_slots: UpdateSlots,
     treatments: Vec<Treatment>,
@@ -107,114 +111,10 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Allocates the buffers of this rank in `communication`, draws the initial values and closes no gate. `rank_lanes` are
-    /// the lanes of every rank.
-    pub fn new(
-        config: &RunConfig,
-        model: Box<dyn Model>,
-        mut communication: Communication,
-        rank_lanes: Vec<Range<u32>>,
-    ) -> Result<Engine, TrainerError> {
-        let rank = communication.rank();
-        let bf16 = config.run.precision == Precision::Bf16;
-        let head_width = i64::from(config.model.width / config.model.heads);
-        let treatments = treatments(&config.optimizer, model.inventory(), Some(head_width))
-            .map_err(|error| TrainerError::Refused(error.to_string()))?;
-        let layout = Layout::new(model.inventory(), &treatments, bf16);
-        let owners = OwnerMap::new(&treatments, &layout, communication.size());
-        let lanes = config.run.lanes;
-        let most = |lanes_of_rank: &Range<u32>| match config.run.reduction {
-            Reduction::Invariant => LaneProgram::most_buffers(lanes, lanes_of_rank.clone()),
-            Reduction::Fast => 1,
-        };
-        let buffers = rank_lanes.iter().map(most).max().unwrap_or(1);
-        let over = |hold: MemoryHold| FlatBuffer::new(Arc::new(hold));
-        let (mut gradient_ids, mut gradients) = (Vec::new(), Vec::new());
-        for index in 0..buffers {
-            let (id, memory) = communication.allocate(&format!("gradients {index}"), layout.gradient_elements * 4)?;
-            gradient_ids.push(id);
-            gradients.push(over(memory.on_host()?));
-        }
-        let (working_id, memory) = communication.allocate("working copies", layout.working_bytes)?;
-        let mut working = over(memory.on_host()?);
-        let mut owned = Owned::new(Optimizer::new(&config.optimizer), owners, rank);
-        for (index, spec) in model.inventory().iter().enumerate() {
-            let initial = values(spec, config.run.seed);
-            let place = &layout.places[index];
-            match place.bf16 {
-                true => {
-                    let copies = working.slice_mut::<bf16>(place.working.start, initial.len())?;
-                    lockstep_kernels::real::convert::<f32, bf16>(&initial, copies);
-                }
-                false => working
-                    .slice_mut::<f32>(place.working.start, initial.len())?
-                    .copy_from_slice(&initial),
-            }
-            owned.start(index, spec, &treatments[index], place, &initial);
-        }
-        let weights = Weights::new(
-            model.inventory(),
-            &layout,
-            Products::for_precision(bf16),
-            &working,
-            &gradients,
-        )?;
-        let wire = match config.collective.wire {
-            lockstep_config::Wire::Fp32 => Wire::Float32,
-            lockstep_config::Wire::Bf16 => Wire::Bf16,
-        };
-        communication.set_program(Program {
-            wire,
-            rank_lanes: rank_lanes.clone(),
-            partials: gradient_ids.clone(),
-            owners: layout
-                .buckets
-                .iter()
-                .map(|b| owned.map().owners_in(&b.elements))
-                .collect(),
-            working: Some(working_id),
-            layers: gathering::ranges(&*model, &layout, owned.map()),
-        });
-        let filling = Filling::new(&layout, gradients.clone(), communication.ready());
-        let filling = Arc::new(Mutex::new(filling));
-        for tensor in 0..model.inventory().len() {
-            let filling = Arc::clone(&filling);
-            on_gradient_ready(weights.leaf(tensor), move || {
-                filling
-                    .lock()
-                    .unwrap_or_else(|poisoned| poisoned.into_inner())
-                    .ready(tensor);
-            })?;
-        }
-        let slots = Slots::new(&layout, owned.map(), &rank_lanes, lanes);
-        let update_slots = UpdateSlots::new(&layout, owned.map(), owned.optimizer());
-        let gates = Gates::new(model.layers());
-        Ok(Engine {
-            model,
-            layout,
-            rank,
-            rank_lanes,
-            reduction: config.run.reduction,
-            wire,
-            weights,
-            communication,
-            gradients,
-            gradient_ids,
-            working,
-            filling,
-            gates,
-            owned,
-            slots,
-            update_slots,
-            treatments,
-            loss_model: ModelState::default(),
-            missing_named: Vec::new(),
-        })
-    }
-
     /// The hash of the parameters as they are.
     pub fn parameter_hash(&mut self) -> Result<[u8; 32], TrainerError> {
-        self.update_slots.record_hashes(&self.owned.hashes());
+        let hashes = self.reader.read(self.shard.hashes()?)?;
+        self.update_slots.record_hashes(&hashes);
         self.update_slots.exchange_applied(&mut self.communication)?;
         Ok(self.update_slots.applied().0)
     }
@@ -227,7 +127,7 @@ impl Engine {
 
     /// Bytes of the masters and the optimiser state of this rank.
     pub fn state_bytes(&self) -> usize {
-        self.owned.state_bytes()
+        self.shard.state_bytes()
     }
 
     /// The highest directive that any rank has seen: the ranks agree again, outside a step.
@@ -272,17 +172,20 @@ impl Engine {
         };
         self.communication.begin_step(tree);
         self.slots.begin();
+        self.losses.clear()?;
+        let mut tokens = Vec::new();
         self.fill().begin(program.closing.clone());
         let last = program.actions.iter().rposition(|a| matches!(a, Action::Run { .. }));
         for (index, action) in program.actions.iter().enumerate() {
             match *action {
                 Action::Run { lane, buffer, adds } => {
                     let count = lane_micro_batches(lane, lanes, plan.micro_batches).len();
-                    let sums = self.run_lane((buffer, adds), count, last == Some(index), next, &mut clock)?;
-                    self.slots.record_lane(lane, sums);
+                    let is_last = last == Some(index);
+                    let counted = self.run_lane(lane, (buffer, adds), count, is_last, next, &mut clock)?;
+                    tokens.push((lane, counted));
                 }
                 Action::Add { .. } | Action::Round { .. } => {
-                    close(&mut self.gradients, action, &(0..self.layout.gradient_elements))?;
+                    self.sums.close(action, &(0..self.layout.gradient_elements))?;
                     clock.lap("lanes_ms");
                 }
             }
@@ -294,19 +197,24 @@ impl Engine {
             self.communication.wait_reduced(bucket)?;
         }
         clock.lap("reduce_ms");
-        self.slots
-            .record_gradients(&self.owned.square_sums(&self.gradients[0])?);
+        let left = self.losses.sums()?.and(self.shard.square_sums()?)?;
+        let (losses, squares) = self.reader.read(left)?;
+        for (lane, tokens) in tokens {
+            let loss = losses[lane as usize];
+            self.slots.record_lane(lane, Lane { loss, tokens });
+        }
+        self.slots.record_gradients(&squares);
         clock.lap("norms_ms");
         let first = self
             .slots
             .exchange_step(&mut self.communication, self.rank, directive)?;
         clock.lap("slots_ms");
-        let clip_norm = self.owned.optimizer().keys().clip_norm;
+        let clip_norm = self.shard.optimizer().keys().clip_norm;
         let scale = match first.verdict(&self.layout, self.model.inventory(), clip_norm, plan) {
             Verdict::Accepted { scale } => scale,
             Verdict::Refused { reason } => return Err(TrainerError::NotFinite(reason)),
         };
-        let (decision, totals) = match self.owned.optimizer().is_global() {
+        let (decision, totals) = match self.shard.optimizer().is_global() {
             true => self.update_together(plan, first.loss, scale, &mut clock)?,
             false => self.update_by_bucket(plan, scale, &mut clock)?,
         };
@@ -334,24 +242,25 @@ impl Engine {
         self.filling.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Runs the `count` micro-batches of a lane into a gradient buffer.
+    /// Runs the `count` micro-batches of a lane into a gradient buffer and returns its count of tokens.
     fn run_lane(
         &mut self,
+        lane: u32,
         (buffer, adds): (usize, bool),
         count: usize,
         is_last_lane: bool,
         next: &mut dyn FnMut() -> Result<MicroBatch, TrainerError>,
         clock: &mut Clock,
-    ) -> Result<Lane, TrainerError> {
+    ) -> Result<u64, TrainerError> {
         self.weights.begin_lane(buffer, adds)?;
-        let mut sums = Lane::default();
+        let mut tokens = 0;
         for index in 0..count {
             let batch = next()?;
             clock.lap("data_ms");
             let mut gate = self.gates.with(&mut self.communication);
             let loss = self.model.loss(&self.weights, view(&batch), &mut gate)?;
-            sums.loss += loss.f_double_value(&[])?;
-            sums.tokens += batch.counted;
+            self.losses.add(lane, &loss)?;
+            tokens += batch.counted;
             clock.lap("forward_ms");
             if is_last_lane && index + 1 == count {
                 self.fill().arm();
@@ -359,7 +268,7 @@ impl Engine {
             run_backward(&loss)?;
             clock.lap("backward_ms");
         }
-        for tensor in self.weights.end_lane() {
+        for tensor in self.weights.end_lane()? {
             // Named once: a parameter that takes no part is legal, and its gradient counts as zero.
             if !self.missing_named.contains(&tensor) {
                 self.missing_named.push(tensor);
@@ -369,7 +278,7 @@ impl Engine {
                 );
             }
         }
-        Ok(sums)
+        Ok(tokens)
     }
 
     /// Mean loss over the whole validation set, by fixed micro-batches dealt to lanes and added in their order.
@@ -378,19 +287,25 @@ impl Engine {
         let (count, lanes) = (set.count(), self.slots.lanes());
         let mut table = vec![0u64; 2 * count as usize];
         let mut owners = vec![0u32; 2 * count as usize];
+        let (mut places, mut losses) = (Vec::new(), Vec::new());
         for (rank, hosted) in self.rank_lanes.clone().into_iter().enumerate() {
             for index in hosted.flat_map(|lane| lane_micro_batches(lane, lanes, count)) {
                 let at = 2 * index as usize;
                 owners[at..at + 2].fill(rank as u32);
                 if rank == self.rank as usize {
                     let batch = set.micro_batch(index)?;
-                    let loss = self
-                        .weights
-                        .without_recording(|| self.model.loss(&self.weights, view(&batch), &mut OpenGate))?;
-                    table[at] = loss.f_double_value(&[])?.to_bits();
+                    losses.push(
+                        self.weights
+                            .without_recording(|| self.model.loss(&self.weights, view(&batch), &mut OpenGate))?,
+                    );
                     table[at + 1] = batch.counted;
+                    places.push(at);
                 }
             }
+        }
+        let losses = self.reader.read(numbers(&losses, self.losses.device())?)?;
+        for (at, loss) in places.into_iter().zip(losses) {
+            table[at] = loss.to_bits();
         }
         self.communication.exchange_slots(&mut table, &owners)?;
         let (mut loss, mut tokens) = (0.0, 0);
@@ -411,9 +326,9 @@ impl Engine {
         mut take: impl FnMut(&str, &[i64], &[f32]) -> Result<(), TrainerError>,
     ) -> Result<(), TrainerError> {
         self.communication.barrier()?;
-        self.owned.write_masters(&mut self.gradients[0])?;
+        self.shard.write_masters(&self.gradients[0])?;
         let ranges: Vec<_> = self
-            .owned
+            .shard
             .map()
             .pieces
             .iter()
@@ -421,8 +336,8 @@ impl Engine {
             .collect();
         self.communication.all_gather_v(self.gradient_ids[0], &ranges)?;
         for (spec, place) in self.model.inventory().iter().zip(&self.layout.places) {
-            let values = self.gradients[0].slice::<f32>(place.gradient.start * 4, spec.elements())?;
-            take(&spec.name, &spec.shape, values)?;
+            let values = self.gradients[0].floats(place.gradient.start * 4, spec.elements())?;
+            take(&spec.name, &spec.shape, &values)?;
         }
         // Nobody writes into these buffers again before all have read.
         self.communication.barrier()?;

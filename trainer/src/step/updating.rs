@@ -7,8 +7,9 @@
 use lockstep_optim::decision::{Decision, ModelState, decide, local_steps};
 use lockstep_proto::domain::Plan;
 
+use crate::device::pending::Pending;
 use crate::error::TrainerError;
-use crate::step::owned::{Kind, Taken};
+use crate::step::owned::Kind;
 use crate::step::update_slots::PreparedTotals;
 use crate::step::{Clock, Engine};
 
@@ -22,18 +23,13 @@ impl Engine {
         clock: &mut Clock,
     ) -> Result<(Decision, PreparedTotals), TrainerError> {
         let probe = self.update_slots.begin(plan.step);
-        let taken = Taken {
-            layout: &self.layout,
-            gradients: &self.gradients[0],
-            scale,
-        };
-        self.update_slots
-            .record_prepared(&self.owned.prepare(taken, &self.working, probe)?);
+        let prepared = self.reader.read(self.shard.prepare(scale, probe)?)?;
+        self.update_slots.record_prepared(&prepared);
         clock.lap("polar_ms");
         self.update_slots.exchange_prepared(&mut self.communication)?;
         let totals = self.update_slots.prepared(self.model.inventory(), probe)?;
         clock.lap("slots_ms");
-        let optimizer = self.owned.optimizer();
+        let optimizer = self.shard.optimizer();
         let first_step = self.loss_model == ModelState::default();
         let (decision, next) = decide(
             optimizer,
@@ -52,7 +48,7 @@ impl Engine {
             )));
         }
         self.loss_model = next;
-        let applied = self.owned.apply(taken, &mut self.working, &decision.steps)?;
+        let applied = self.reader.read(self.shard.apply(scale, &decision.steps)?)?;
         self.update_slots.record_applied(&applied);
         clock.lap("apply_ms");
         self.update_slots.exchange_applied(&mut self.communication)?;
@@ -68,22 +64,18 @@ impl Engine {
         clock: &mut Clock,
     ) -> Result<(Decision, PreparedTotals), TrainerError> {
         let probe = self.update_slots.begin(plan.step);
-        let decision = local_steps(self.owned.optimizer(), &self.treatments, plan.learning_rate);
-        let taken = Taken {
-            layout: &self.layout,
-            gradients: &self.gradients[0],
-            scale,
-        };
+        let decision = local_steps(self.shard.optimizer(), &self.treatments, plan.learning_rate);
+        let mut left = Vec::new();
         for bucket in &self.layout.buckets {
             for (kind, phase) in [(Kind::Hidden, "polar_ms"), (Kind::Other, "apply_ms")] {
-                let (working, steps) = (&mut self.working, &decision.steps);
-                let (prepared, applied) = self
-                    .owned
-                    .step_in(&bucket.elements, kind, taken, working, steps, probe)?;
-                self.update_slots.record_prepared(&prepared);
-                self.update_slots.record_applied(&applied);
+                let steps = &decision.steps;
+                left.push(self.shard.step_in(&bucket.elements, kind, scale, steps, probe)?);
                 clock.lap(phase);
             }
+        }
+        for (prepared, applied) in self.reader.read(Pending::joined(left)?)? {
+            self.update_slots.record_prepared(&prepared);
+            self.update_slots.record_applied(&applied);
         }
         self.update_slots.exchange_all(&mut self.communication)?;
         let totals = self.update_slots.prepared(self.model.inventory(), probe)?;

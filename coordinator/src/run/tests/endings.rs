@@ -82,6 +82,35 @@ fn a_trainer_that_dies_before_the_world_is_complete_ends_the_run() {
 }
 
 #[test]
+fn a_trainer_that_fails_before_it_joins_is_answered_and_its_reason_kept() {
+    let mut run = Run::new(facts(2, 4, 10)).unwrap();
+    let decision = run.step(
+        Event::Finished {
+            peer: 7,
+            outcome: Outcome::Failed {
+                reason: "the data is not there".into(),
+            },
+            step: 0,
+        },
+        NOW,
+    );
+    assert_eq!(
+        sent(&decision, 7),
+        [CoordinatorBody::Acknowledged {
+            step: 0,
+            finished: true
+        }]
+    );
+    let kept = decision.directives.iter().any(|directive| {
+        let crate::run::Directive::Persist(Record::Decision { reason }) = directive else {
+            return false;
+        };
+        reason.ends_with("before it joined: the data is not there")
+    });
+    assert!(kept, "{:?}", decision.directives);
+}
+
+#[test]
 fn a_run_completes_when_every_rank_says_farewell_after_the_last_step() {
     let mut run = training(2, 3);
     for step in 1..=3 {

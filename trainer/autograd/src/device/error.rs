@@ -58,6 +58,14 @@ pub enum DeviceError {
         /// The step of the event's last record.
         now: u64,
     },
+    /// A mark of the compute stream was asked for by a thread that gives its work to another one.
+    #[error(
+        "work that the compute stream should have was given to another stream: a stream was left current in the forward pass, so a mark would not hold what it is for"
+    )]
+    NotCompute,
+    /// A mark of another device.
+    #[error("a mark of another device was to be waited for; ranks of one process must not share marks")]
+    ForeignMark,
     /// A tensor does not fit.
     #[error("{0}")]
     Shape(String),

@@ -1,6 +1,6 @@
 //! The settings that decide bits on a GPU: made, read back, and compared with what was asked for.
 //!
-//! Order: the launcher sets the environment ([`ENVIRONMENT`]) → `open_libraries` → [`Settings::apply`] →
+//! Order: the launcher sets the environment, which [`environment_faults`] checks → `open_libraries` → [`Settings::apply`] →
 //! `Cuda::open`. What libtorch reports afterwards ([`read`]) goes into the fingerprint and to `doctor`.
 
 use std::ffi::CStr;
@@ -114,19 +114,9 @@ pub fn read() -> Result<Vec<(String, String)>, DeviceError> {
         .collect())
 }
 
-/// The variables of the environment that decide bits, and what each must be (`None`: it must not be set). The launcher
-/// sets them: CUDA's libraries read them once.
-pub const ENVIRONMENT: &[(&str, Option<&str>)] = &[
-    ("CUBLAS_WORKSPACE_CONFIG", Some(":4096:8")),
-    // KiB; what libtorch takes by default on the largest architectures, fixed for all.
-    ("CUBLASLT_WORKSPACE_SIZE", Some("32768")),
-    ("NVIDIA_TF32_OVERRIDE", Some("0")),
-    ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", None),
-];
-
-/// A sentence for each variable of [`ENVIRONMENT`] that `get` does not give as it must be.
-pub fn environment_faults(get: impl Fn(&str) -> Option<String>) -> Vec<String> {
-    ENVIRONMENT
+/// A sentence for each variable of `wanted` that `get` does not give as it must be (`None`: it must not be set).
+pub fn environment_faults(wanted: &[(&str, Option<&str>)], get: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    wanted
         .iter()
         .filter_map(|(name, wanted)| match (get(name).as_deref(), wanted) {
             (found, wanted) if found == *wanted => None,
@@ -148,16 +138,12 @@ mod tests {
 
     #[test]
     fn a_variable_that_is_missing_or_must_not_be_set_is_named_with_what_to_do() {
-        let good = |name: &str| {
-            ENVIRONMENT
-                .iter()
-                .find(|(n, _)| *n == name)
-                .and_then(|(_, value)| value.map(str::to_owned))
-        };
-        assert_eq!(environment_faults(good), Vec::<String>::new());
-        let faults = environment_faults(|name| (name == "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE").then(|| "1".to_owned()));
-        assert_eq!(faults.len(), ENVIRONMENT.len(), "{faults:?}");
-        assert!(faults[0].ends_with("CUBLAS_WORKSPACE_CONFIG=:4096:8"), "{faults:?}");
-        assert!(faults[3].ends_with("without it"), "{faults:?}");
+        const WANTED: &[(&str, Option<&str>)] = &[("SIZE", Some(":4096:8")), ("OVERRIDE", None)];
+        let good = |name: &str| (name == "SIZE").then(|| ":4096:8".to_owned());
+        assert_eq!(environment_faults(WANTED, good), Vec::<String>::new());
+        let faults = environment_faults(WANTED, |name| (name == "OVERRIDE").then(|| "1".to_owned()));
+        assert_eq!(faults.len(), 2, "{faults:?}");
+        assert!(faults[0].ends_with("SIZE=:4096:8"), "{faults:?}");
+        assert!(faults[1].ends_with("without it"), "{faults:?}");
     }
 }

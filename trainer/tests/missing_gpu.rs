@@ -1,0 +1,100 @@
+//! The real binary, told to train on a GPU where there is none, is refused with one sentence that says what is missing, and
+//! the coordinator hears it.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::process::{Command, Output};
+
+use lockstep_config::{GPU_ENVIRONMENT, RunConfig};
+use lockstep_coordinator::{Coordinator, CoordinatorOptions};
+
+fn config() -> RunConfig {
+    let text = "[run]\nname = \"gpu\"\nsteps = 1\ndevice = \"cuda\"\n[data]\npath = \"unused\"\nsequence_length = 16\n\
+                [model]\nlayers = 1\nheads = 1\nwidth = 8\n[batch]\nmicro_batch = 2\nschedule = 8\n\
+                [learning_rate]\nschedule = 0.5\n";
+    RunConfig::parse(text, "missing_gpu.toml", &[]).unwrap()
+}
+
+/// The binary under a coordinator of its own, with what `prepare` does to it.
+fn refused(prepare: impl FnOnce(&mut Command)) -> (Output, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Coordinator::start(CoordinatorOptions {
+        config: config(),
+        run_dir: folder.path().join("run"),
+        ranks: 1,
+        training_samples: 100,
+        data_hash: "data".to_owned(),
+    })
+    .unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep-trainer"));
+    command
+        .args(["train", "--member", "trainer-0", "--coordinator"])
+        .arg(format!("http://{}", running.address()));
+    prepare(&mut command);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output, said)
+}
+
+/// Exit code 2, and a last line that begins with the key and holds `parts`.
+fn says(output: &Output, said: &str, parts: &[&str]) {
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let last = said.lines().rfind(|line| line.starts_with("lockstep-trainer: "));
+    let last = last.unwrap_or_else(|| panic!("no sentence in: {said}"));
+    for part in parts {
+        assert!(last.contains(part), "{part:?} is missing in: {last}");
+    }
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+/// Whether this machine's libtorch has the libraries for GPUs.
+fn has_libraries() -> bool {
+    matches!(
+        lockstep_autograd::cuda::open_libraries(),
+        lockstep_autograd::cuda::CudaLibraries::Loaded
+    )
+}
+
+#[test]
+fn without_libtorch_s_libraries_for_gpus_they_are_named() {
+    if has_libraries() {
+        // A machine for GPUs: the tests below are for it.
+        return;
+    }
+    let (output, said) = refused(|_| {});
+    says(
+        &output,
+        &said,
+        &[
+            "run.device is \"cuda\"",
+            "libtorch_cuda.so",
+            "install the CUDA build of libtorch",
+        ],
+    );
+}
+
+#[test]
+#[ignore = "needs the CUDA build of libtorch and no GPU: LOCKSTEP_CUDA_LIBTORCH names its folder lib"]
+fn with_the_libraries_the_environment_is_checked_and_then_the_driver() {
+    let libraries = std::env::var_os("LOCKSTEP_CUDA_LIBTORCH").unwrap();
+    let (output, said) = refused(|command| {
+        command.env("LD_LIBRARY_PATH", &libraries);
+        for (name, _) in GPU_ENVIRONMENT {
+            command.env_remove(name);
+        }
+    });
+    says(
+        &output,
+        &said,
+        &["CUBLAS_WORKSPACE_CONFIG", ":4096:8", "NVIDIA_TF32_OVERRIDE=0"],
+    );
+    let (output, said) = refused(|command| {
+        command.env("LD_LIBRARY_PATH", &libraries);
+        for (name, value) in GPU_ENVIRONMENT {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+    });
+    says(&output, &said, &["device 0 cannot be opened", "NVIDIA driver"]);
+}
