@@ -3,13 +3,14 @@
 //!
 //! - `plan`: what goes wrong, a pure function of a seed
 //! - `rank`: a rank's process; `rounds`: the calls that it makes; `leftovers`: what it holds
-//! - `parent`: starts the ranks and judges them; `proxy`, `intruders`: what it puts in their way
+//! - `parent`: starts the ranks and judges them; `proxy`, `intruders`: what it puts in their way; `load`: what is in its own
 //!
 //! `LOCKSTEP_FAULTS` says how many for each carrier, `LOCKSTEP_SEED` repeats a run, and `LOCKSTEP_FAULT` one world of it.
 #![allow(clippy::unwrap_used)]
 
 mod intruders;
 mod leftovers;
+mod load;
 mod parent;
 mod plan;
 mod proxy;
@@ -39,8 +40,19 @@ fn told(name: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
-/// By fault: how often, how often without harm, and the slowest survivor.
-type Table = BTreeMap<&'static str, (u64, u64, Duration)>;
+/// What became of a kind of fault.
+#[derive(Default)]
+struct Row {
+    count: u64,
+    harmless: u64,
+    /// What survivors may wait before they say that somebody is silent, where nothing else tells them.
+    waits: Duration,
+    /// How long after the fault the last survivor knew.
+    slowest: Duration,
+}
+
+/// By fault.
+type Table = BTreeMap<&'static str, Row>;
 
 /// Plays one world; with more patience where the machine was too busy for it. None where it did not end as it should.
 fn play(seed: u64, number: u64, carrier: Carrier) -> Option<(Plan, Option<Duration>)> {
@@ -83,17 +95,23 @@ fn faults(carrier: Carrier) {
                     };
                     let mut table = table.lock().unwrap();
                     let row = table.entry(plan.name).or_default();
-                    row.0 += 1;
-                    row.1 += u64::from(slowest.is_none());
-                    row.2 = row.2.max(slowest.unwrap_or_default());
+                    row.count += 1;
+                    row.harmless += u64::from(slowest.is_none());
+                    row.waits = row.waits.max(plan.waits());
+                    row.slowest = row.slowest.max(slowest.unwrap_or_default());
                 }
             });
         }
     });
     println!("{carrier:?}, {} faults in {:.1?}", end - first, started.elapsed());
-    println!("{:<36} {:>5} {:>9} {:>10}", "fault", "count", "harmless", "slowest s");
-    for (name, (count, harmless, slowest)) in table.into_inner().unwrap() {
-        println!("{name:<36} {count:>5} {harmless:>9} {:>10.3}", slowest.as_secs_f64());
+    println!(
+        "{:<36} {:>5} {:>9} {:>8} {:>10}",
+        "fault", "count", "harmless", "waits s", "slowest s"
+    );
+    for (name, row) in table.into_inner().unwrap() {
+        let Row { count, harmless, .. } = row;
+        let (waits, slowest) = (row.waits.as_secs_f64(), row.slowest.as_secs_f64());
+        println!("{name:<36} {count:>5} {harmless:>9} {waits:>8.1} {slowest:>10.3}");
     }
     let failed = failed.into_inner();
     assert!(
