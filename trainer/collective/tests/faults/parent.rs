@@ -88,10 +88,7 @@ pub(crate) fn play(plan: &Plan, number: u64, seed: u64) -> Result<Option<Duratio
         Some(mischief) => mischief.fired(),
         None => world.hear_of_fault(),
     };
-    let starved = survivors
-        .iter()
-        .map(|rank| waited_for_a_core(world.ranks[*rank as usize].process.id()))
-        .sum();
+    let starved = world.starved(&survivors);
     let slowest = judge(plan, &ended, began, starved)?;
     drop(proxies);
 
@@ -309,6 +306,15 @@ impl<'a> World<'a> {
             )
         });
         ended.collect()
+    }
+
+    /// How long the threads of these ranks were ready to run and had no core, in all. Those that have ended do not count.
+    fn starved(&self, places: &[u32]) -> Duration {
+        let processes = places.iter().map(|place| self.ranks[*place as usize].process.id());
+        processes
+            .flat_map(|process| std::fs::read_dir(format!("/proc/{process}/task")).unwrap())
+            .map(|thread| waited_for_a_core(thread.unwrap().path().join("schedstat")))
+            .sum()
     }
 
     /// These ranks end, and have left nothing behind.
