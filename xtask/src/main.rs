@@ -1,8 +1,8 @@
-//! `cargo xtask setup|demo|test|check-gpu|bench`: everything a newcomer, a developer and the continuous integration type.
+//! `cargo xtask setup|demo|test|sanitize|check-gpu|bench`: everything a newcomer, a developer and the continuous integration type.
 //!
 //! Plain Rust that is built before libtorch exists: [`setup`] fetches libtorch, [`demo`] shows a whole run,
 //! [`stages`] is what the continuous integration runs, [`repository`] are the rules about the files themselves,
-//! [`check_gpu`] looks at NVIDIA's libraries, and [`bench`] measures. [`workspace`] knows where things are and [`process`] starts programs; each
+//! [`sanitize`] tests under the sanitizers, [`check_gpu`] looks at NVIDIA's libraries, and [`bench`] measures. [`workspace`] knows where things are and [`process`] starts programs; each
 //! failure is one [`failure::Failure`]: a sentence and an exit code.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -14,6 +14,7 @@ mod metrics;
 mod plot;
 mod process;
 mod repository;
+mod sanitize;
 mod setup;
 mod stages;
 mod workspace;
@@ -50,6 +51,12 @@ enum Chore {
         #[arg(value_enum)]
         stages: Vec<stages::Stage>,
     },
+    /// Test the communication on the host under the address and the thread sanitizer; needs Rust's `rust-src`.
+    Sanitize {
+        /// Only these (default: both).
+        #[arg(value_enum)]
+        sanitizers: Vec<sanitize::Sanitizer>,
+    },
     /// Check, without a GPU, what the GPU path believes of NVIDIA's libraries: fetches them (200 MB) into third_party.
     CheckGpu,
     /// Measure.
@@ -65,6 +72,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Chore::Setup { root } => setup::setup(&workspace, root.as_deref()),
         Chore::Demo => demo::demo(&workspace),
         Chore::Test { stages } => stages::test(&workspace, &stages),
+        Chore::Sanitize { sanitizers } => sanitize::sanitize(&workspace, &sanitizers),
         Chore::CheckGpu => check_gpu::check_gpu(&workspace),
         Chore::Bench { what } => bench::bench(&workspace, &what),
     }
