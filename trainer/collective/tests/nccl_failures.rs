@@ -252,7 +252,8 @@ fn a_peer_s_first_group_may_take_as_long_as_the_meeting_and_no_later_one() {
                 let buffer = collective.allocate("first", 256).unwrap();
                 thread::sleep(late * rank);
                 let second = make("barrier", &mut *collective, buffer);
-                assert_eq!(matches!(second, Err(CollectiveError::Overdue { .. })), rank == 0);
+                // What the other one finds is a rank that has given up.
+                assert!(matches!(second, Err(CollectiveError::Overdue { .. })), "{second:?}");
             });
         }
     });

@@ -180,6 +180,7 @@ impl Link {
         self.communicator
             .group(|group| enqueue(group, stream))
             .map_err(failed)?;
+        self.forget_ended()?;
         let stall = self.stall_with(&peers);
         let mut rounds = Rounds::begin(stall);
         while self.communicator.async_state().map_err(failed)? == State::InProgress {
@@ -208,6 +209,7 @@ impl Link {
     /// Waits until the communication stream has come to `mark`.
     pub(super) fn wait(&mut self, call: &'static str, mark: &Recorded) -> Result<(), CollectiveError> {
         let rank = self.rank;
+        self.forget_ended()?;
         let first = self.launched.front();
         let mut rounds = Rounds::begin(first.map_or(self.stall, |first| first.rounds.stall));
         while !self.accelerator.is_done(mark)? {
