@@ -233,7 +233,7 @@ impl Collective for Host {
         let (own, peers) = self.communicator.own_mut_and_peers(buffer.0).unwrap_or_else(foreign);
         for (bytes, owner) in ranges {
             if let Some(PeerView::Mapped(peer)) = &peers[*owner as usize] {
-                own.bytes_mut(bytes.clone()).copy_from_slice(peer.bytes(bytes.clone()));
+                own.copy_in(bytes.start, peer.bytes(bytes.clone()));
             }
         }
         Ok(())
@@ -316,7 +316,7 @@ impl Collective for Host {
         self.enter(CallKind::Broadcast, arguments, &sends, &receives)?;
         let (own, peers) = self.communicator.own_mut_and_peers(buffer.0).unwrap_or_else(foreign);
         if let Some(PeerView::Mapped(peer)) = &peers[root as usize] {
-            own.bytes_mut(bytes.clone()).copy_from_slice(peer.bytes(bytes));
+            own.copy_in(bytes.start, peer.bytes(bytes));
         }
         Ok(())
     }

@@ -238,6 +238,29 @@ fn reduce_published(collective: &mut dyn Collective, buffer: BufferId) -> Result
 }
 
 #[test]
+fn a_peer_s_first_group_may_take_as_long_as_the_meeting_and_no_later_one() {
+    let world = World::new();
+    let late = Duration::from_millis(400);
+    thread::scope(|scope| {
+        for rank in 0..2 {
+            let world = &world;
+            scope.spawn(move || {
+                let times = (PATIENCE, late / 4);
+                let device = HostAccelerator::new();
+                let mut collective = world.meet_within((rank, 2), device, times, &Aborter::new()).unwrap();
+                thread::sleep(late * rank);
+                let buffer = collective.allocate("first", 256).unwrap();
+                thread::sleep(late * rank);
+                let second = make("barrier", &mut *collective, buffer);
+                // What the other one finds is a rank that has given up.
+                assert!(matches!(second, Err(CollectiveError::Overdue { .. })), "{second:?}");
+            });
+        }
+    });
+    world.assert_clean("a first group");
+}
+
+#[test]
 fn a_rank_that_leaves_alone_does_not_wait_for_ever() {
     let world = World::new();
     let left = std::sync::Barrier::new(2);

@@ -4,7 +4,7 @@
 //! them read-only. Way of the data: [`CommunicatorId`] (made by one rank, carried by the coordinator) → ranks meet
 //! (`rendezvous`), prove the id's secret to each other (`handshake`), and learn how to reach each other (`place`).
 //! Inside a host descriptors pass (`link`), signals are counters in shared pages (`control`), and payload is read straight
-//! from the peer's mapping (`memory`). Between hosts payload passes over authenticated connections (`tcp`), all of an
+//! from the peer's mapping (`memory`; long ranges past the caches, `stream`). Between hosts payload passes over authenticated connections (`tcp`), all of an
 //! operation at once (`exchange`), into mirrors of the peers' memory. What is computed from it is the business of
 //! `lockstep-collective`.
 
@@ -25,6 +25,7 @@ mod place;
 mod reception;
 mod rendezvous;
 mod socket;
+mod stream;
 mod tcp;
 mod visits;
 

@@ -14,6 +14,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::error::Error;
+use crate::stream;
 
 /// Mappings end on this border.
 const PAGE: usize = 4096;
@@ -258,6 +259,13 @@ impl HostMemory {
     #[track_caller]
     pub fn words_mut(&mut self, range: Range<usize>) -> &mut [u64] {
         self.view_mut(range)
+    }
+
+    /// Copies `source` to the bytes from `start` on. What is too long to stay in a cache goes past the caches, which spares
+    /// reading what is overwritten. Panics, like indexing, when the copy does not fit.
+    #[track_caller]
+    pub fn copy_in(&mut self, start: usize, source: &[u8]) {
+        stream::copy(self.bytes_mut(start..start + source.len()), source);
     }
 
     #[track_caller]

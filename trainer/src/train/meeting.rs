@@ -15,6 +15,9 @@ use super::{Mpi, PATIENCE};
 use crate::device::compute::Compute;
 use crate::error::TrainerError;
 
+/// How long ranks may take to meet over NCCL, and then to connect in their first groups: large fabrics take minutes.
+const NCCL_PATIENCE: Duration = Duration::from_secs(600);
+
 /// Where a rank stands among those that meet.
 pub(super) struct Place {
     /// The rank.
@@ -93,7 +96,7 @@ pub(super) fn meet(
         let meeting = Meeting {
             rank,
             size,
-            deadline: PATIENCE,
+            deadline: if backend == "nccl" { NCCL_PATIENCE } else { PATIENCE },
             stall: Some(stall),
             root,
             advertise: Some(advertise),

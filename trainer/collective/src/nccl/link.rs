@@ -28,7 +28,7 @@ struct Launched {
     /// The ranks that it does not end without.
     peers: Vec<u32>,
     mark: Recorded,
-    since: Instant,
+    rounds: Rounds,
 }
 
 /// One rank's communicator, and what its waits need.
@@ -41,6 +41,10 @@ pub(super) struct Link {
     aborter: Aborter,
     /// How long a wait may take; for ever if not given.
     stall: Option<Duration>,
+    /// How long the ranks may take to meet. A peer is connected in its first group, which may take as long again.
+    meeting: Duration,
+    /// The ranks that a group has ended with.
+    connected: Vec<bool>,
     /// Why there is no communicator any more.
     spent: Option<String>,
     /// Groups that have not ended, as far as anybody has looked: the first one is what a late wait waits for.
@@ -51,13 +55,16 @@ pub(super) struct Link {
 struct Rounds {
     began: Instant,
     pause: Duration,
+    /// How long it may take; for ever if not given.
+    stall: Option<Duration>,
 }
 
 impl Rounds {
-    fn begin() -> Rounds {
+    fn begin(stall: Option<Duration>) -> Rounds {
         Rounds {
             began: Instant::now(),
             pause: PAUSES[0],
+            stall,
         }
     }
 
@@ -68,6 +75,10 @@ impl Rounds {
             std::thread::sleep(self.pause);
             self.pause = (2 * self.pause).min(PAUSES[1]);
         }
+    }
+
+    fn is_late(&self) -> bool {
+        self.stall.is_some_and(|stall| self.began.elapsed() > stall)
     }
 
     fn waited_ms(&self) -> u64 {
@@ -92,11 +103,11 @@ impl Link {
         };
         let config = Config::new().non_blocking();
         let mut communicator = Communicator::init(nccl, size, id, rank, &config).map_err(failed)?;
-        let mut rounds = Rounds::begin();
+        let mut rounds = Rounds::begin(Some(deadline));
         // On the ways out by `?` the drop aborts it, which is allowed in its beginning too.
         while communicator.async_state().map_err(failed)? == State::InProgress {
             aborter.check()?;
-            if rounds.began.elapsed() > deadline {
+            if rounds.is_late() {
                 return Err(CollectiveError::Transport(nccl_host::Error::Deadline {
                     rank,
                     missing: (0..size).filter(|other| *other != rank).collect(),
@@ -114,6 +125,8 @@ impl Link {
             size,
             aborter: aborter.clone(),
             stall,
+            meeting: deadline,
+            connected: (0..size).map(|other| other == rank).collect(),
             spent: None,
             launched: VecDeque::new(),
         })
@@ -167,7 +180,9 @@ impl Link {
         self.communicator
             .group(|group| enqueue(group, stream))
             .map_err(failed)?;
-        let mut rounds = Rounds::begin();
+        self.forget_ended()?;
+        let stall = self.stall_with(&peers);
+        let mut rounds = Rounds::begin(stall);
         while self.communicator.async_state().map_err(failed)? == State::InProgress {
             self.look(call, &rounds, || (call, peers.clone(), false))?;
             rounds.pause();
@@ -177,15 +192,26 @@ impl Link {
             call,
             peers,
             mark,
-            since: Instant::now(),
+            rounds: Rounds::begin(stall),
         });
         self.forget_ended()
+    }
+
+    /// How long a wait for these peers may take: longer where one of them is not connected yet.
+    fn stall_with(&self, peers: &[u32]) -> Option<Duration> {
+        let is_new = |peer: &u32| !self.connected[*peer as usize];
+        match peers.iter().any(is_new) {
+            true => self.stall.map(|stall| stall.max(self.meeting)),
+            false => self.stall,
+        }
     }
 
     /// Waits until the communication stream has come to `mark`.
     pub(super) fn wait(&mut self, call: &'static str, mark: &Recorded) -> Result<(), CollectiveError> {
         let rank = self.rank;
-        let mut rounds = Rounds::begin();
+        self.forget_ended()?;
+        let first = self.launched.front();
+        let mut rounds = Rounds::begin(first.map_or(self.stall, |first| first.rounds.stall));
         while !self.accelerator.is_done(mark)? {
             self.communicator
                 .async_state()
@@ -216,11 +242,7 @@ impl Link {
         let Some(first) = self.launched.front() else {
             return Ok(());
         };
-        let rounds = Rounds {
-            began: first.since,
-            pause: PAUSES[0],
-        };
-        self.look(CALL, &rounds, || (first.call, first.peers.clone(), true))
+        self.look(CALL, &first.rounds, || (first.call, first.peers.clone(), true))
     }
 
     /// Forgets the groups that have ended.
@@ -228,6 +250,9 @@ impl Link {
         while let Some(first) = self.launched.front() {
             if !self.accelerator.is_done(&first.mark)? {
                 break;
+            }
+            for peer in &first.peers {
+                self.connected[*peer as usize] = true;
             }
             self.launched.pop_front();
         }
@@ -243,7 +268,7 @@ impl Link {
         late: impl FnOnce() -> (&'static str, Vec<u32>, bool),
     ) -> Result<(), CollectiveError> {
         self.aborter.check()?;
-        if self.stall.is_none_or(|stall| rounds.began.elapsed() <= stall) {
+        if !rounds.is_late() {
             return Ok(());
         }
         let (of, mut waited_for, begun) = late();
@@ -301,7 +326,7 @@ impl Link {
         let last = self.accelerator.record(Stream::Communication)?;
         self.wait(CALL, &last)?;
         self.communicator.finalize().map_err(failed)?;
-        let mut rounds = Rounds::begin();
+        let mut rounds = Rounds::begin(self.stall);
         while self.communicator.async_state().map_err(failed)? == State::InProgress {
             self.look(CALL, &rounds, || (CALL, self.others(), true))?;
             rounds.pause();
@@ -315,11 +340,11 @@ impl Link {
         let Ok(last) = self.accelerator.record(Stream::Communication) else {
             return false;
         };
-        let mut rounds = Rounds::begin();
+        let mut rounds = Rounds::begin(Some(FAREWELL));
         loop {
             match self.accelerator.is_done(&last) {
                 Ok(true) => return true,
-                Ok(false) if rounds.began.elapsed() < FAREWELL => rounds.pause(),
+                Ok(false) if !rounds.is_late() => rounds.pause(),
                 _ => return false,
             }
         }

@@ -65,15 +65,26 @@ impl World {
     /// Meets the others as `rank` of `size`; every wait may take `stall`, that for the others' coming too.
     pub(crate) fn meet(
         &self,
-        (rank, size): (u32, u32),
+        place: (u32, u32),
         device: Arc<dyn Accelerator>,
         stall: Duration,
+        aborter: &Aborter,
+    ) -> Result<Box<dyn Collective>, CollectiveError> {
+        self.meet_within(place, device, (stall, stall), aborter)
+    }
+
+    /// As [`World::meet`]; the others may take `deadline` to come.
+    pub(crate) fn meet_within(
+        &self,
+        (rank, size): (u32, u32),
+        device: Arc<dyn Accelerator>,
+        (deadline, stall): (Duration, Duration),
         aborter: &Aborter,
     ) -> Result<Box<dyn Collective>, CollectiveError> {
         let meeting = Meeting {
             rank,
             size,
-            deadline: stall,
+            deadline,
             stall: Some(stall),
             aborter: Some(aborter),
             accelerator: Some(device),
