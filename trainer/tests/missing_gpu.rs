@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use lockstep_config::{GPU_ENVIRONMENT, RunConfig};
+use lockstep_config::{GPU_ENVIRONMENT, RunConfig, prepare_for_gpu};
 use lockstep_coordinator::{Coordinator, CoordinatorOptions};
 
 fn config() -> RunConfig {
@@ -52,16 +52,6 @@ fn says(output: &Output, said: &str, parts: &[&str]) {
     assert!(!said.contains("panicked"), "{said}");
 }
 
-/// The environment in which the launcher starts a trainer on a GPU.
-fn as_the_launcher_does(command: &mut Command) {
-    for (name, value) in GPU_ENVIRONMENT {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-}
-
 /// Whether this machine's libtorch has the libraries for GPUs.
 fn has_libraries() -> bool {
     matches!(
@@ -88,6 +78,27 @@ fn without_libtorch_s_libraries_for_gpus_they_are_named() {
     );
 }
 
+/// The measurement between GPUs, with what `prepare` does to it.
+fn measurement(prepare: impl FnOnce(&mut Command)) -> (Output, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep-trainer"));
+    command.args(["bench", "collectives", "--backend", "nccl"]);
+    prepare(&mut command);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output, said)
+}
+
+#[test]
+fn a_measurement_between_gpus_is_refused_too_before_a_rank_is_started() {
+    if has_libraries() {
+        return;
+    }
+    let (output, said) = measurement(|_| {});
+    let begin = "--backend nccl measures between GPUs, but libtorch's CUDA libraries could not be loaded";
+    says(&output, &said, &[begin, "install the CUDA build of libtorch"]);
+    assert_eq!(said.lines().count(), 1, "one sentence: {said}");
+}
+
 #[test]
 #[ignore = "needs the CUDA build of libtorch and no GPU: LOCKSTEP_CUDA_LIBTORCH names its folder lib"]
 fn with_the_libraries_the_environment_is_checked_and_then_the_driver() {
@@ -103,9 +114,9 @@ fn with_the_libraries_the_environment_is_checked_and_then_the_driver() {
         &said,
         &["CUBLAS_WORKSPACE_CONFIG", ":4096:8", "NVIDIA_TF32_OVERRIDE=0"],
     );
-    let (output, said) = refused(|command| as_the_launcher_does(command.env("LD_LIBRARY_PATH", &libraries)));
+    let (output, said) = refused(|command| prepare_for_gpu(command.env("LD_LIBRARY_PATH", &libraries)));
     says(&output, &said, &["device 0 cannot be opened", "no NVIDIA driver"]);
-    println!("seen: {}", last(&said));
+    println!("seen: \"no NVIDIA driver\"");
     // The NCCL that libtorch has loaded, and not one of the machine's.
     let root = Path::new(&libraries).ancestors().nth(2).unwrap().display().to_string();
     let loaded = said.lines().find(|line| line.contains("(code ")).unwrap();
@@ -113,6 +124,10 @@ fn with_the_libraries_the_environment_is_checked_and_then_the_driver() {
         assert!(loaded.contains(part), "{part:?} is missing in: {loaded}");
     }
     println!("seen: NCCL 22907 from nvidia/nccl/lib");
+    let (output, said) = measurement(|command| {
+        command.env("LD_LIBRARY_PATH", &libraries);
+    });
+    says(&output, &said, &["--backend nccl", "no NVIDIA driver"]);
 }
 
 #[test]
@@ -121,11 +136,15 @@ fn a_driver_that_is_too_old_is_told_apart_with_its_version() {
     let libraries = std::env::var_os("LOCKSTEP_CUDA_LIBTORCH").unwrap();
     let old = std::env::var_os("LOCKSTEP_OLD_DRIVER").unwrap();
     let folders = std::env::join_paths([&libraries, &old]).unwrap();
-    let (output, said) = refused(|command| as_the_launcher_does(command.env("LD_LIBRARY_PATH", &folders)));
+    let (output, said) = refused(|command| prepare_for_gpu(command.env("LD_LIBRARY_PATH", &folders)));
     says(
         &output,
         &said,
-        &["device 0 cannot be opened", "too old (found version 12080)"],
+        &[
+            "device 0 cannot be opened",
+            "too old (found version 12080)",
+            "needs driver 580 or newer",
+        ],
     );
-    println!("seen: {}", last(&said));
+    println!("seen: \"too old (found version 12080)\"");
 }

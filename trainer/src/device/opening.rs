@@ -36,12 +36,23 @@ pub fn open(config: &RunConfig, index: usize) -> Result<Opened, TrainerError> {
             facts: None,
         });
     }
-    let refused = |why: String| TrainerError::Refused(format!("run.device is \"cuda\", but {why}"));
-    let environment = |name: &str| std::env::var(name).ok();
-    if let libraries @ (CudaLibraries::Absent { .. } | CudaLibraries::TooLate) = open_libraries() {
-        return Err(refused(libraries.to_string()));
-    }
-    let faults = environment_faults(GPU_ENVIRONMENT, environment);
+    let gpu = open_gpu("run.device is \"cuda\"", config.run.precision, index)?;
+    let facts = facts(config, index)?;
+    tracing::info!("computing on {facts}");
+    Ok(Opened {
+        compute: Compute::Gpu(gpu),
+        facts: Some(facts),
+    })
+}
+
+/// Opens GPU `index` for a computation in `precision`. `asked` begins the sentence of a refusal: who asked for a GPU.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_gpu(asked: &str, precision: Precision, index: usize) -> Result<Arc<CollectiveDevice>, TrainerError> {
+    let refused = |why: String| TrainerError::Refused(format!("{asked}, but {why}"));
+    require_libraries(asked)?;
+    let faults = environment_faults(GPU_ENVIRONMENT, |name| std::env::var(name).ok());
     if !faults.is_empty() {
         return Err(refused(faults.join("; ")));
     }
@@ -52,17 +63,50 @@ pub fn open(config: &RunConfig, index: usize) -> Result<Opened, TrainerError> {
     if let Some(warning) = mixed_roots(&libraries) {
         tracing::warn!("{warning}");
     }
-    chosen(config.run.precision).apply()?;
-    let cuda = Cuda::open(index).map_err(|error| match error {
-        DeviceError::NoDevice(why) => refused(why),
+    chosen(precision).apply()?;
+    let cuda = Cuda::open(index).map_err(|error| no_device(asked, error))?;
+    Ok(Arc::new(CollectiveDevice::new(cuda)?))
+}
+
+/// Refuses where libtorch's CUDA libraries are not there.
+fn require_libraries(asked: &str) -> Result<(), TrainerError> {
+    match open_libraries() {
+        CudaLibraries::Loaded => Ok(()),
+        libraries => Err(TrainerError::Refused(format!("{asked}, but {libraries}"))),
+    }
+}
+
+/// Refuses where there are not `count` GPUs, for a process that starts others which will open them. It opens none itself.
+///
+/// # Errors
+/// As [`open`].
+pub fn require_gpus(asked: &str, count: u32) -> Result<(), TrainerError> {
+    require_libraries(asked)?;
+    let visible = Cuda::count()?;
+    if visible >= count as usize {
+        return Ok(());
+    }
+    match Cuda::open(visible) {
+        Err(error) if visible == 0 => Err(no_device(asked, error)),
+        _ => Err(TrainerError::Refused(format!(
+            "{asked} on {count} GPUs, but {visible} are visible; ask for fewer ranks with -n, or check CUDA_VISIBLE_DEVICES"
+        ))),
+    }
+}
+
+/// A device that is not there, in a whole sentence.
+fn no_device(asked: &str, error: DeviceError) -> TrainerError {
+    match error {
+        DeviceError::NoDevice(why) => {
+            // libtorch names the version that it found, not the one that would do.
+            let needed = match why.contains("too old") {
+                true => "; CUDA 13 needs driver 580 or newer",
+                false => "",
+            };
+            TrainerError::Refused(format!("{asked}, but {}{needed}", why.trim_end_matches('.')))
+        }
         other => other.into(),
-    })?;
-    let facts = facts(config, index)?;
-    tracing::info!("computing on {facts}; NCCL {}", nccl.version());
-    Ok(Opened {
-        compute: Compute::Gpu(Arc::new(CollectiveDevice::new(cuda)?)),
-        facts: Some(facts),
-    })
+    }
 }
 
 /// Which NCCL this process has, from which file, and where the other libraries come from: also where the device then
