@@ -125,7 +125,7 @@ mod tests {
             "one rank receives nothing"
         );
         let two = account(&["run.device=cuda"], 1, 2);
-        assert!(two.nccl_scratch > 0 && two.nccl_scratch % 256 == 0, "{two:?}");
+        assert!(two.nccl_scratch > 0 && two.nccl_scratch.is_multiple_of(256), "{two:?}");
         let said = two.to_string();
         assert!(
             said.ends_with(&format!("NCCL's scratch {}", mib(two.nccl_scratch))),
