@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use accelerator_double::{HostAccelerator, double};
 use lockstep_collective::communication::{Communication, Overlap, Program};
 use lockstep_collective::{
-    Aborter, Accelerator, CollectiveError, Device, LaneTree, Memory, Pinned, Stream, Wire, nccl_scratch_bytes,
+    Aborter, Accelerator, BufferId, CollectiveError, Device, LaneTree, Memory, Pinned, Stream, Wire, nccl_scratch_bytes,
 };
 use nccl_double::{Call, Stage};
 use rand::rngs::StdRng;
@@ -196,6 +196,19 @@ impl Drop for Ending<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+#[test]
+fn scratch_is_known_where_each_rank_adds_all_its_lanes_into_one_partial() {
+    // Lanes 0..3 and 3..6 are two subtrees each, and there is one buffer: `reduction = "fast"`.
+    let program = Program {
+        rank_lanes: vec![0..3, 3..6],
+        partials: vec![BufferId::from_index(0)],
+        owners: vec![vec![(0..128, 0), (128..192, 1)]],
+        ..Program::default()
+    };
+    assert_eq!(nccl_scratch_bytes(&program, 0).unwrap(), 4 * 128);
+    assert_eq!(nccl_scratch_bytes(&program, 1).unwrap(), 4 * 64);
 }
 
 #[test]

@@ -51,6 +51,14 @@ impl Compute {
         }
     }
 
+    /// Waits until a device has done all that it was given. Not in a step.
+    pub fn synchronize(&self) -> Result<(), TrainerError> {
+        match self {
+            Compute::Host | Compute::HostTensors => Ok(()),
+            Compute::Gpu(gpu) => Ok(gpu.cuda().synchronize()?),
+        }
+    }
+
     /// Makes it the calling thread's device; the thread that makes steps says so once.
     pub fn enter(&self) -> Result<(), TrainerError> {
         Ok(self.collectives().enter()?)

@@ -20,6 +20,7 @@ use crate::device::reading::Reader;
 use crate::device::shard::{HostShard, Shard};
 use crate::device::write_copy;
 use crate::error::TrainerError;
+use crate::memory_account::wire_of;
 use crate::model::Model;
 use crate::model::initial::values;
 use crate::model::lane_losses::LaneLosses;
@@ -97,19 +98,12 @@ impl Engine {
             &working,
             &gradients,
         )?;
-        let wire = match config.collective.wire {
-            lockstep_config::Wire::Fp32 => Wire::Float32,
-            lockstep_config::Wire::Bf16 => Wire::Bf16,
-        };
+        let wire = wire_of(config);
         communication.set_program(Program {
             wire,
             rank_lanes: rank_lanes.clone(),
             partials: gradient_ids.clone(),
-            owners: layout
-                .buckets
-                .iter()
-                .map(|b| shard.map().owners_in(&b.elements))
-                .collect(),
+            owners: shard.map().by_bucket(&layout),
             working: Some(working_id),
             layers: gathering::ranges(&*model, &layout, shard.map()),
         });
