@@ -103,7 +103,7 @@ impl Ready {
     /// # Errors
     /// As [`Publisher::publish`]; the device refuses.
     pub fn bucket(&self, bucket: u32) -> Result<(), CollectiveError> {
-        let ready = self.shared.device.record(Stream::Compute)?;
+        let ready = self.shared.device.record(Stream::Compute)?.named("ready");
         let tree = Arc::clone(&locked(&self.shared.tree));
         self.publisher.publish(bucket)?;
         self.shared.queue.put(Task::Reduce { bucket, tree, ready });
@@ -277,7 +277,7 @@ impl Communication {
     /// # Errors
     /// The device refuses.
     pub fn gather(&mut self) -> Result<(), CollectiveError> {
-        let used = self.shared.device.record(Stream::Compute)?;
+        let used = self.shared.device.record(Stream::Compute)?.named("used");
         let layers = locked(&self.shared.program).layers.len();
         self.shared.queue.begin_gathers();
         for layer in 0..layers {
@@ -323,12 +323,12 @@ impl Communication {
     /// As there; the device refuses.
     pub fn all_gather_v(&mut self, buffer: BufferId, ranges: &[GatherRange]) -> Result<(), CollectiveError> {
         let device = Arc::clone(&self.shared.device);
-        let before = device.record(Stream::Compute)?;
+        let before = device.record(Stream::Compute)?.named("before a call");
         let ranges = ranges.to_vec();
         let after = self.call(move |collective| {
             device.wait(Stream::Communication, &before)?;
             collective.all_gather_v(buffer, &ranges)?;
-            device.record(Stream::Communication)
+            Ok(device.record(Stream::Communication)?.named("after a call"))
         })?;
         self.shared.device.wait(Stream::Compute, &after)
     }
