@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use lockstep_autograd::on_gradient_ready;
 use lockstep_collective::communication::{Communication, Program};
 use lockstep_collective::{BufferId, Wire};
-use lockstep_config::{Precision, RunConfig};
+use lockstep_config::{Precision, Reduction, RunConfig};
 use lockstep_inventory::{TensorSpec, Treatment, treatments};
 use lockstep_kernels::real::{bf16, convert};
 use lockstep_optim::decision::ModelState;
@@ -116,6 +116,7 @@ impl Engine {
         communication.set_program(Program {
             wire,
             rank_lanes: rank_lanes.clone(),
+            by_rank: config.run.reduction == Reduction::Fast,
             partials: gradient_ids.clone(),
             owners: layout
                 .buckets

@@ -35,6 +35,7 @@ pub(crate) struct Play {
     pub(crate) layers: u32,
     pub(crate) precision: &'static str,
     pub(crate) wire: &'static str,
+    pub(crate) reduction: &'static str,
     pub(crate) method: &'static str,
     pub(crate) bucket_bytes: usize,
     pub(crate) micro_batches: u32,
@@ -53,23 +54,35 @@ impl Play {
             layers: random.random_range(1..3),
             precision,
             wire,
+            reduction: ["invariant", "fast"][random.random_range(0..2)],
             method: METHODS[random.random_range(0..METHODS.len())],
             bucket_bytes: 4 * random.random_range(300..4000),
-            micro_batches: random.random_range(2..6),
+            micro_batches: random.random_range(1..6),
             steps: 3,
         }
     }
 
+    /// The same, with so many micro-batches that no lane is idle.
+    pub(crate) fn with_work_for_all(self) -> Play {
+        let micro_batches = self.micro_batches + self.lanes - 1;
+        Play { micro_batches, ..self }
+    }
+
+    /// Whether every lane has work.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.micro_batches >= self.lanes
+    }
+
     fn config(&self) -> RunConfig {
         let text = format!(
-            "[run]\nname = \"streams\"\nseed = 7\nlanes = {}\nsteps = 40\nprecision = \"{}\"\n\
+            "[run]\nname = \"streams\"\nseed = 7\nlanes = {}\nsteps = 40\nprecision = \"{}\"\nreduction = \"{}\"\n\
              [data]\npath = \"unused\"\nsequence_length = {COLUMNS}\n\
              [model]\nkind = \"gpt2\"\nlayers = {}\nheads = 2\nwidth = 16\nvocab = {VOCABULARY}\nbias = true\n\
              [batch]\nmicro_batch = {ROWS}\nschedule = 10\n\
              [learning_rate]\nschedule = 0.002\n\
              [collective]\nwire = \"{}\"\n\
              [optimizer]\n{}\n",
-            self.lanes, self.precision, self.layers, self.wire, self.method
+            self.lanes, self.precision, self.reduction, self.layers, self.wire, self.method
         );
         RunConfig::parse(&text, "streams.toml", &[]).unwrap()
     }

@@ -14,6 +14,7 @@ use accelerator_double::double;
 use lockstep_autograd::device::{CollectiveDevice, Cuda};
 use lockstep_collective::{Accelerator, CollectiveError, Device, DeviceMemory, Operand, Pinned, Recorded, Stream};
 use lockstep_device_recorder::{Access, Pen, Range};
+use nccl_double::Call;
 use nccl_rs::DevicePointer;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -27,7 +28,7 @@ pub(crate) enum How {
     /// Nobody waits.
     LeftOut,
     /// Whoever waits, waits for the mark of this name before.
-    OneLate,
+    Stale,
 }
 
 /// Edges that one world does without; none where there is no name.
@@ -59,8 +60,8 @@ pub(crate) struct Watched {
     pen: Pen,
     rank: u32,
     fault: Fault,
-    /// By name, the last mark that was waited for.
-    latest: Mutex<HashMap<&'static str, Arc<Recorded>>>,
+    /// By name, the last mark that was waited for, and the one before it.
+    latest: Mutex<HashMap<&'static str, [Option<Recorded>; 2]>>,
     offences: AtomicU32,
     pauses: Mutex<StdRng>,
     pinned: AtomicUsize,
@@ -178,16 +179,21 @@ impl Watched {
         done
     }
 
-    /// What the guard is told to wait for, in place of this mark.
-    fn told(&self, recorded: &Recorded) -> Option<Arc<Recorded>> {
-        let this = Arc::new(recorded.clone());
+    /// The mark that the guard hears of in place of this one.
+    fn told(&self, recorded: &Recorded) -> Result<Option<Recorded>, CollectiveError> {
+        let event = mark_of(recorded)?.event;
+        self.pen.name_record(event, recorded.name());
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = latest.insert(recorded.name(), Arc::clone(&this));
-        match self.fault.how {
-            _ if !self.fault.names.contains(&recorded.name()) => Some(this),
-            How::LeftOut => None,
-            How::OneLate => before,
+        let [last, before] = latest.entry(recorded.name()).or_default();
+        let is_last = |last: &Recorded| mark_of(last).is_ok_and(|last| last.event == event);
+        if !last.as_ref().is_some_and(is_last) {
+            *before = last.replace(recorded.clone());
         }
+        Ok(match self.fault.how {
+            _ if !self.fault.names.contains(&recorded.name()) => Some(recorded.clone()),
+            How::LeftOut => None,
+            How::Stale => before.clone(),
+        })
     }
 }
 
@@ -212,10 +218,9 @@ impl Device for Watched {
 
     fn wait(&self, stream: Stream, recorded: &Recorded) -> Result<(), CollectiveError> {
         let mark = mark_of(recorded)?;
-        self.pen.name_record(mark.event, recorded.name());
         self.line(stream, "wait")?;
         self.settle(mark.stream, mark.place)?;
-        match self.told(recorded) {
+        match self.told(recorded)? {
             Some(told) => self.inner.wait(stream, &mark_of(&told)?.inner),
             None => Ok(()),
         }
@@ -289,16 +294,12 @@ impl Accelerator for Watched {
 
     fn is_done(&self, recorded: &Recorded) -> Result<bool, CollectiveError> {
         let mark = mark_of(recorded)?;
-        self.pen.name_record(mark.event, recorded.name());
         if double().done(self.inner.native(mark.stream)) < mark.place {
             return Ok(false);
         }
-        match self.fault.names.contains(&recorded.name()) {
-            false => self
-                .inner
-                .is_done(&mark.inner)
-                .map_err(|error| failed("is_done", error.to_string())),
-            true => Ok(true),
+        match self.told(recorded)? {
+            Some(told) => Accelerator::is_done(&self.inner, &mark_of(&told)?.inner),
+            None => Ok(true),
         }
     }
 }
@@ -308,11 +309,14 @@ pub(crate) fn tell_of_nccl(pen: Pen) {
     double().set_stream_hook(move |operation| {
         let stream = pen.stream_of_handle(operation.stream.addr());
         let by = format!("NCCL, {:?}", operation.call);
+        pen.name_thread("of NCCL");
+        let is_in_place = operation.call == Call::Broadcast && operation.read.addr() == operation.written.addr();
         for (access, address, bytes) in [
             (Access::Read, operation.read.addr(), operation.read_bytes),
             (Access::Write, operation.written.addr(), operation.written_bytes),
         ] {
-            if bytes > 0 {
+            // The root of a broadcast in place has it all already.
+            if bytes > 0 && !(is_in_place && access == Access::Write) {
                 pen.touch_address(stream, access, (address, bytes), &by);
             }
         }

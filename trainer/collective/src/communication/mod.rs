@@ -38,6 +38,8 @@ use queue::{Queue, Task};
 pub struct Program {
     /// The lanes of every rank.
     pub rank_lanes: Vec<Range<u32>>,
+    /// Whether steps come with [`LaneTree::by_rank`], so that a rank has one partial and not those of its lanes' subtrees.
+    pub by_rank: bool,
     /// Where partial i lies.
     pub partials: Vec<BufferId>,
     /// By bucket: its elements and their owners.
