@@ -89,6 +89,7 @@ fn backward_tells_of_what_it_has_kept_and_a_log_can_be_narrowed() {
     let buffer = watched(&recorder, "copies");
     let leaf = buffer.tensor::<f32>(0, &[8]).unwrap().set_requires_grad(true);
     let loss = (&leaf * &leaf).sum(Kind::Float);
+    let _ = leaf.sin();
     let mut seen = 0;
     let forward = new_lines(&recorder, &mut seen);
     assert!(
