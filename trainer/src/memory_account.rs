@@ -4,7 +4,7 @@ use std::fmt;
 
 use lockstep_collective::communication::Program;
 use lockstep_collective::{BufferId, Wire, nccl_scratch_bytes};
-use lockstep_config::{Precision, RunConfig};
+use lockstep_config::{Precision, Reduction, RunConfig};
 use lockstep_data::rank_lanes;
 use lockstep_inventory::{Treatment, treatments_of};
 use lockstep_optim::piece::planned_bytes;
@@ -46,6 +46,7 @@ impl MemoryAccount {
             "nccl" => {
                 let program = Program {
                     wire: wire_of(config),
+                    by_rank: config.run.reduction == Reduction::Fast,
                     rank_lanes: deal,
                     partials: (0..gradient_buffers).map(BufferId::from_index).collect(),
                     owners: owners.by_bucket(&layout),

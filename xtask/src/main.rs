@@ -54,23 +54,18 @@ enum Chore {
         #[arg(value_enum)]
         stages: Vec<stages::Stage>,
     },
-<<<<<<< HEAD
     /// Test the communication on the host under the address and the thread sanitizer; needs Rust's `rust-src`.
     Sanitize {
         /// Only these (default: both).
         #[arg(value_enum)]
         sanitizers: Vec<sanitize::Sanitizer>,
     },
-    /// Check, without a GPU, what the GPU path believes of NVIDIA's libraries: fetches them (200 MB) into third_party.
-    CheckGpu,
-=======
     /// Check the GPU path on a machine without a GPU; fetches NVIDIA's libraries as `setup --cuda` does.
     CheckGpu {
         /// Only these checks, in the usual order (default: all).
         #[arg(value_parser = clap::builder::PossibleValuesParser::new(check_gpu::names()))]
         checks: Vec<String>,
     },
->>>>>>> w-gpu
     /// Measure.
     Bench {
         #[command(subcommand)]
@@ -85,12 +80,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Chore::Setup { root, cuda: false } => setup::setup(&workspace, root.as_deref()),
         Chore::Demo => demo::demo(&workspace),
         Chore::Test { stages } => stages::test(&workspace, &stages),
-<<<<<<< HEAD
         Chore::Sanitize { sanitizers } => sanitize::sanitize(&workspace, &sanitizers),
-        Chore::CheckGpu => check_gpu::check_gpu(&workspace),
-=======
         Chore::CheckGpu { checks } => check_gpu::check_gpu(&workspace, &checks),
->>>>>>> w-gpu
         Chore::Bench { what } => bench::bench(&workspace, &what),
     }
 }

@@ -73,6 +73,7 @@ impl Rank {
             wire: Wire::Float32,
             working: Some(copies),
             layers: (0..BUCKETS).map(in_bytes).collect(),
+            ..Program::default()
         };
         let pieces = size as usize - 1;
         assert!(nccl_scratch_bytes(&program, rank).unwrap() >= pieces * 4 * ELEMENTS / 3);
@@ -311,4 +312,21 @@ fn a_kernel_that_hangs_while_nobody_calls_is_told_when_the_time_is_over() {
         );
     }
     world.assert_clean("a kernel that hangs");
+}
+
+#[test]
+fn scratch_is_sized_by_one_partial_a_rank_where_steps_come_by_rank() {
+    let bytes = |lanes: u32, by_rank: bool| {
+        let program = Program {
+            rank_lanes: vec![0..1, 1..lanes],
+            by_rank,
+            partials: vec![BufferId::from_index(0)],
+            owners: vec![vec![(0..ELEMENTS, 0)]],
+            ..Program::default()
+        };
+        nccl_scratch_bytes(&program, 0)
+    };
+    // Lanes 1..3 are two subtrees, and one partial where ranks add up their own first.
+    assert!(matches!(bytes(3, false), Err(CollectiveError::Misuse { .. })));
+    assert_eq!(bytes(3, true).unwrap(), bytes(2, false).unwrap());
 }

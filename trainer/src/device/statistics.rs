@@ -21,7 +21,7 @@ impl DeviceMemory {
         DeviceMemory {
             gpu: match compute {
                 Compute::Gpu(gpu) => Some(Arc::clone(gpu)),
-                Compute::Host | Compute::HostTensors => None,
+                Compute::Host | Compute::HostTensors | Compute::HostTensorsOver(_) => None,
             },
             account,
             last: None,

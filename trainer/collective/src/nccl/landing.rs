@@ -172,7 +172,11 @@ fn width(wire: Wire) -> usize {
 /// # Errors
 /// A program that [`crate::Collective::reduce_lanes`] would refuse.
 pub fn nccl_scratch_bytes(program: &Program, rank: u32) -> Result<usize, CollectiveError> {
-    let tree = tree_of(program);
+    let lanes = program.rank_lanes.iter().map(|lanes| lanes.end).max().unwrap_or(0);
+    let tree = match program.by_rank {
+        true => LaneTree::by_rank(&vec![true; lanes as usize], &program.rank_lanes),
+        false => LaneTree::full(lanes),
+    };
     let mut most = 0;
     for (bucket, owners) in (0u32..).zip(&program.owners) {
         let owners = merged(owners);
@@ -189,20 +193,4 @@ pub fn nccl_scratch_bytes(program: &Program, rank: u32) -> Result<usize, Collect
         most = most.max(Landing::plan(&request, &reduction, rank)?.bytes);
     }
     Ok(most)
-}
-
-/// The tree of a step in which every lane has work. Where ranks have fewer partials than its maximal subtrees, each adds
-/// all its lanes into one.
-fn tree_of(program: &Program) -> LaneTree {
-    let lanes = program.rank_lanes.iter().map(|lanes| lanes.end).max().unwrap_or(0);
-    let full = LaneTree::full(lanes);
-    let most = |hosted: &Range<u32>| full.maximal_subtrees(hosted.clone()).len();
-    if program
-        .rank_lanes
-        .iter()
-        .any(|hosted| most(hosted) > program.partials.len())
-    {
-        return LaneTree::by_rank(&vec![true; lanes as usize], &program.rank_lanes);
-    }
-    full
 }
