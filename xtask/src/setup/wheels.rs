@@ -275,6 +275,19 @@ pub(crate) fn verified(chore: &str, wheel: &Wheel, folder: &Path) -> Result<Path
     )))
 }
 
+/// Removes the selection's wheels from `folder`, and the folder when it is empty then: others may still need theirs.
+pub(crate) fn discard(selection: &Selection, folder: &Path) -> Result<(), Failure> {
+    for wheel in selection.wheels {
+        if let Some(file) = wheel.find(folder)? {
+            fs::remove_file(&file).map_err(on_path("remove", &file))?;
+        }
+    }
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::DirectoryNotEmpty => Err(on_path("remove", folder)(error)),
+        _ => Ok(()),
+    }
+}
+
 fn sha256(path: &Path) -> Result<String, Failure> {
     let mut file = File::open(path).map_err(on_path("read", path))?;
     let mut hash = Sha256::new();
@@ -344,6 +357,22 @@ mod tests {
             2 * WHEELS[1].bytes + WHEELS[2].bytes
         );
         assert_eq!(download_bytes(&[]), 0);
+    }
+
+    #[test]
+    fn wheels_that_were_unpacked_go_and_those_of_another_selection_stay() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("downloads");
+        fs::create_dir(&folder).unwrap();
+        let ours = folder.join("nvidia_cuda_runtime-13.0.96-py3-none-any.whl");
+        let theirs = folder.join("nvidia_curand-10.4.0.35-py3-none-any.whl");
+        fs::write(&ours, "").unwrap();
+        fs::write(&theirs, "").unwrap();
+        discard(&LIBTORCH, &folder).unwrap();
+        assert!(!ours.exists() && theirs.exists());
+        fs::remove_file(&theirs).unwrap();
+        discard(&LIBTORCH, &folder).unwrap();
+        assert!(!folder.exists());
     }
 
     #[test]
