@@ -135,9 +135,9 @@ mod tests {
         // Half of what is received, but sums that need a place of their own, and what is sent.
         let halves = account(&["run.device=cuda", "collective.wire=bf16"], 1, 2).nccl_scratch;
         assert!(halves > 0 && halves != two.nccl_scratch, "{halves}");
-        // Lanes 0..3 and 3..6 are two subtrees each; a fast run has one buffer for them.
+        // Lanes 3..6 are the subtrees 3 and 4..6, and the second is added up beside the first; a fast run has one buffer.
         let fast = account(&["run.device=cuda", "run.reduction=fast"], 1, 2);
-        assert_eq!((two.gradient_buffers, fast.gradient_buffers), (2, 1));
+        assert_eq!((two.gradient_buffers, fast.gradient_buffers), (3, 1));
         assert!(
             fast.nccl_scratch > 0 && fast.nccl_scratch < two.nccl_scratch,
             "{fast:?}"

@@ -204,6 +204,7 @@ fn scratch_is_known_where_each_rank_adds_all_its_lanes_into_one_partial() {
     // Lanes 0..3 and 3..6 are two subtrees each, and there is one buffer: `reduction = "fast"`.
     let program = Program {
         rank_lanes: vec![0..3, 3..6],
+        by_rank: true,
         partials: vec![BufferId::from_index(0)],
         owners: vec![vec![(0..128, 0), (128..192, 1)]],
         ..Program::default()

@@ -9,8 +9,8 @@ use rand::{Rng, SeedableRng};
 
 use crate::rounds::{Difference, STEPS};
 
-/// How long a wait may take: long beside what a busy machine does to a thread.
-pub(crate) const STALL: Duration = Duration::from_millis(1500);
+/// How long a wait may take: long beside what a busy machine does to a thread, most of the time.
+const STALL: Duration = Duration::from_millis(1500);
 /// Rounds of a world; in the last one nothing is ordered any more, so that what was ordered can show.
 pub(crate) const ROUNDS: u64 = 5;
 
@@ -47,6 +47,8 @@ pub(crate) struct Plan {
     pub(crate) elements: usize,
     /// Polls that find a beginning, and a group, in progress.
     pub(crate) polls: (u32, u32),
+    /// How long a wait may take.
+    pub(crate) stall: Duration,
 }
 
 const FAULTS: [&str; 17] = [
@@ -73,7 +75,7 @@ const FAULTS: [&str; 17] = [
 const MOVING: [Call; 4] = [Call::AllGather, Call::Broadcast, Call::Send, Call::Recv];
 
 impl Plan {
-    pub(crate) fn new(seed: u64, number: u64) -> Plan {
+    pub(crate) fn new(seed: u64, number: u64, patience: u32) -> Plan {
         // Every kind comes once before any comes again.
         let name = FAULTS[(number % FAULTS.len() as u64) as usize];
         let seed = seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -88,6 +90,7 @@ impl Plan {
             moment: (random.random_range(0..ROUNDS - 1), random.random_range(0..STEPS.len())),
             elements: random.random_range(10..600),
             polls: (random.random_range(0..4), random.random_range(0..4)),
+            stall: patience * STALL,
         }
     }
 
@@ -109,7 +112,7 @@ impl Plan {
 
     /// How long the others' patience lasts, where nothing but that tells them. NCCL tells nobody of a rank that has failed.
     pub(crate) fn waits(&self) -> Duration {
-        if self.is_late() { Duration::ZERO } else { STALL }
+        if self.is_late() { Duration::ZERO } else { self.stall }
     }
 }
 
