@@ -34,7 +34,6 @@ pub(crate) struct ExecutorParts {
     pub(crate) letters: Letters,
     pub(crate) events: broadcast::Sender<RunEvent>,
     pub(crate) name: String,
-    pub(crate) ranks: u32,
     pub(crate) backend: String,
     pub(crate) total_steps: u64,
 }
@@ -199,6 +198,14 @@ impl Executor {
                     acknowledged.insert(to, (stamp, step));
                 }
                 Directive::Send { to, stamp, body } => self.send(to, stamp, body),
+                Directive::Fence { peer, reason } => {
+                    tracing::warn!("{reason}");
+                    if let Some(outgoing) = self.members.remove(&peer) {
+                        let refusal = Refusal::new("FENCED", "member", reason);
+                        // Full or closed: the member goes without the sentence.
+                        let _told = outgoing.try_send(Err(refused(&refusal)));
+                    }
+                }
                 Directive::End(ended) => end = Some(ended),
                 Directive::Persist(_) => {}
             }
@@ -264,7 +271,11 @@ impl Executor {
         let stamp = self.parts.run.stamp();
         let members: Vec<Peer> = self.members.keys().copied().collect();
         for peer in members {
-            self.send(peer, stamp, CoordinatorBody::Abort { reason: reason.clone() });
+            let body = CoordinatorBody::Release {
+                outcome: Outcome::Failed { reason: reason.clone() },
+                reason: reason.clone(),
+            };
+            self.send(peer, stamp, body);
         }
         for (reply, answer) in self.replies.drain(..) {
             reply(answer);
@@ -319,7 +330,7 @@ impl Executor {
             reason: run.reason(),
             step: run.committed(),
             total_steps: self.parts.total_steps,
-            ranks: self.parts.ranks,
+            ranks: run.ranks(),
             members: run.members().len() as u32,
             backend: self.parts.backend.clone(),
             loss: self.loss,
@@ -358,6 +369,8 @@ fn sender_of(event: &Event) -> Option<Peer> {
         | Event::Ready { peer, .. }
         | Event::Progress { peer, .. }
         | Event::Report { peer, .. }
+        | Event::Holds { peer, .. }
+        | Event::Stopped { peer, .. }
         | Event::Leaving { peer, .. }
         | Event::Finished { peer, .. }
         | Event::MemberLost { peer } => Some(*peer),

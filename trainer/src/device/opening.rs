@@ -151,6 +151,7 @@ mod tests {
             ],
             lanes: 5,
             resume: None,
+            replay_through: 0,
             secret: [0; 32],
         };
         let places: Vec<usize> = (0..5)
