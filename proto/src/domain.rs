@@ -61,6 +61,9 @@ pub struct MemberPlace {
     pub pid: u32,
     /// Name of its host.
     pub host: String,
+    /// Where its parts of snapshots can be fetched, `HOST:PORT`; empty: nowhere.
+    #[serde(default)]
+    pub parts_address: String,
 }
 
 /// A part of a snapshot: what one rank of a generation owned after a step.

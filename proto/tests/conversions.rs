@@ -169,6 +169,7 @@ fn coordinator() -> Vec<CoordinatorBody> {
         lanes: 0..4,
         pid: 77,
         host: "h".into(),
+        parts_address: "h:4".into(),
     };
     let plan = Plan {
         step: 1,

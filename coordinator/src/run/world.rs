@@ -150,6 +150,7 @@ impl Run {
                 lanes: rank_lanes(rank, ranks, lanes),
                 pid: member.info.pid,
                 host: member.info.host.clone(),
+                parts_address: member.info.parts_address.clone(),
             });
         }
         let before = self.stamp();

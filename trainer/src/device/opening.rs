@@ -139,6 +139,7 @@ mod tests {
             lanes: rank..rank + 1,
             pid: 0,
             host: host.to_owned(),
+            parts_address: String::new(),
         };
         let generation = Generation {
             stamp: Stamp::default(),
