@@ -80,7 +80,7 @@ pub struct Part {
 }
 
 /// The snapshot that every rank of a generation loads.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resume {
     /// The step whose parameters it holds.
     pub step: u64,
@@ -88,6 +88,20 @@ pub struct Resume {
     pub generation: u64,
     /// Where each part can be fetched, by part.
     pub parts: Vec<PartPlace>,
+    /// The secret of that generation, which opens them. Never written to disk.
+    #[serde(skip)]
+    pub secret: [u8; 32],
+}
+
+impl std::fmt::Debug for Resume {
+    // By hand, so that the secret never lands in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resume")
+            .field("step", &self.step)
+            .field("generation", &self.generation)
+            .field("parts", &self.parts)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Where a part can be fetched.

@@ -196,6 +196,7 @@ fn coordinator() -> Vec<CoordinatorBody> {
                     hash: [6; 32],
                     addresses: vec!["h:4".into(), "i:5".into()],
                 }],
+                secret: [4; 32],
             }),
             replay_through: 14,
             secret: [5; 32],

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lockstep_proto::domain::{CoordinatorBody, Part, PartPlace, Resume, Stamp};
 
 use crate::run::machine::Answer;
+use crate::run::world::secret;
 use crate::run::{Directive, Peer, Phase, Record, Run};
 
 /// Members that must hold a part before older snapshots are freed: its owner and a buddy.
@@ -109,6 +110,13 @@ impl Run {
                     step,
                     generation,
                     parts: parts.map(place).collect(),
+                    secret: secret(
+                        &self.facts.secret,
+                        Stamp {
+                            term: self.facts.term,
+                            generation,
+                        },
+                    ),
                 })
             })
     }

@@ -189,7 +189,7 @@ fn natural_order(name: &str) -> (String, u64, String) {
 }
 
 /// A secret of the generation's own.
-fn secret(key: &[u8; 32], stamp: Stamp) -> [u8; 32] {
+pub(super) fn secret(key: &[u8; 32], stamp: Stamp) -> [u8; 32] {
     let mut words = [0; 16];
     words[..8].copy_from_slice(&stamp.term.to_le_bytes());
     words[8..].copy_from_slice(&stamp.generation.to_le_bytes());

@@ -305,6 +305,7 @@ fn resume_out(resume: &Resume) -> v1::Resume {
         step: resume.step,
         generation: resume.generation,
         parts: resume.parts.iter().map(place).collect(),
+        secret: resume.secret.to_vec(),
     }
 }
 
@@ -319,5 +320,6 @@ fn resume_in(resume: v1::Resume) -> Result<Resume, ConvertError> {
         step: resume.step,
         generation: resume.generation,
         parts: resume.parts.into_iter().map(place).collect::<Result<_, _>>()?,
+        secret: bytes_32("Resume", "secret", &resume.secret)?,
     })
 }

@@ -70,7 +70,7 @@ impl Keeper {
         self.kept.admit(generation, token);
     }
 
-    /// Keeps a part that was made here. Hashing it takes about a millisecond a MiB: not on a thread that is waited for.
+    /// Keeps a part, made here or fetched. Hashing it takes a millisecond for some MiB: not on a thread that is waited for.
     pub fn keep(&self, name: Name, bytes: Bytes) -> Part {
         self.kept.keep(name, blake3::hash(&bytes).into(), bytes)
     }
