@@ -168,6 +168,8 @@ impl Run {
             secret,
         };
         self.worlds_of.insert(stamp.generation, ranks);
+        // Newer ones could not be had any more, and what is made now must be able to stand.
+        self.snapshot = generation.resume.as_ref().map_or(0, |resume| resume.step);
         self.generation = Some(generation.clone());
         self.regroup = None;
         self.reports.clear();

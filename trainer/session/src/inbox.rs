@@ -269,6 +269,8 @@ impl Inbox {
                     state.comm_id = None;
                     state.plans.clear();
                     state.last_step = None;
+                    // Older than what it begins with is of no use; newer snapshots could not be had any more.
+                    state.stands = generation.resume.as_ref().map_or(0, |resume| resume.step);
                     state.generation = Some(generation);
                 }
             }
@@ -301,7 +303,10 @@ impl Inbox {
                 self.set_abort(&reason);
                 return;
             }
-            CoordinatorBody::SnapshotStands { step } => state.stands = state.stands.max(step),
+            // After it has said what it holds, a member frees nothing: somebody may be told to fetch it.
+            CoordinatorBody::SnapshotStands { step } if !of_older_generation && !was_left => {
+                state.stands = state.stands.max(step);
+            }
             CoordinatorBody::Acknowledged { step, finished } => {
                 state
                     .unacknowledged
@@ -311,6 +316,7 @@ impl Inbox {
             CoordinatorBody::Generation(_)
             | CoordinatorBody::CommId(_)
             | CoordinatorBody::PlanWindow(_)
+            | CoordinatorBody::SnapshotStands { .. }
             | CoordinatorBody::Abort { .. } => {}
         }
         drop(state);

@@ -171,6 +171,7 @@ impl Checker {
             .collect();
         self.sent_through.clear();
         self.generations += 1;
+        self.stands = generation.resume.as_ref().map_or(0, |resume| resume.step);
         let Some(resume) = &generation.resume else {
             return Ok(());
         };

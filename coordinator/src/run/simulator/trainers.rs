@@ -175,11 +175,14 @@ impl Trainers {
                 trainer.state = State::Idle;
                 self.say_farewell(index, outcome);
             }
-            CoordinatorBody::SnapshotStands { step } => trainer.parts.retain(|part| part.step >= step),
+            CoordinatorBody::SnapshotStands { step } if is_present && trainer.state != State::Idle => {
+                trainer.parts.retain(|part| part.step >= step);
+            }
             CoordinatorBody::Acknowledged { finished, .. } => trainer.acknowledged |= finished,
             CoordinatorBody::Welcome { .. }
             | CoordinatorBody::CommId(_)
             | CoordinatorBody::PlanWindow(_)
+            | CoordinatorBody::SnapshotStands { .. }
             | CoordinatorBody::Abort { .. } => {}
         }
     }
