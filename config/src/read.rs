@@ -343,6 +343,7 @@ fn fault(mut fields: Fields<'_>, run: &RunSection) -> Result<FaultSection, Confi
             .optional_integer("max_ranks", u64::from(min_ranks)..=u64::from(run.lanes))?
             .and_then(|ranks| u32::try_from(ranks).ok()),
         snapshot_every: fields.integer("snapshot_every", 0..=MAX, Some(20))?,
+        max_restarts: fields.integer32("max_restarts", 0..=u32::MAX, Some(10))?,
         patience_seconds: fields.number(
             "patience_seconds",
             Some(60.0),

@@ -232,6 +232,8 @@ pub struct FaultSection {
     pub max_ranks: Option<u32>,
     /// Steps between two snapshots in the memory of owners and their buddies; 0: none.
     pub snapshot_every: u64,
+    /// Trainers that `lockstep run` starts again, in the whole run.
+    pub max_restarts: u32,
     /// How long a rank may take to leave the collectives after it was told to, before it is fenced, in seconds.
     pub patience_seconds: f64,
 }
@@ -242,6 +244,7 @@ impl Default for FaultSection {
             min_ranks: 1,
             max_ranks: None,
             snapshot_every: 20,
+            max_restarts: 10,
             patience_seconds: 60.0,
         }
     }

@@ -29,6 +29,7 @@ impl RunConfig {
         text.key("min_ranks", fault.min_ranks);
         text.optional("max_ranks", fault.max_ranks);
         text.key("snapshot_every", whole(fault.snapshot_every));
+        text.key("max_restarts", fault.max_restarts);
         text.key("patience_seconds", fault.patience_seconds);
         text.section("coordinator");
         text.key("bind", self.coordinator.bind.to_string());

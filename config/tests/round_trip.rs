@@ -270,14 +270,15 @@ fn collective() -> impl Strategy<Value = CollectiveSection> {
 
 fn fault(lanes: u32) -> impl Strategy<Value = FaultSection> {
     let most = (1..=lanes).prop_flat_map(move |least| (Just(least), proptest::option::of(least..=lanes)));
-    (most, 0..=MAX, 1e-3..=86_400.0f64).prop_map(|((min_ranks, max_ranks), snapshot_every, patience_seconds)| {
-        FaultSection {
+    (most, 0..=MAX, any::<u32>(), 1e-3..=86_400.0f64).prop_map(
+        |((min_ranks, max_ranks), snapshot_every, max_restarts, patience_seconds)| FaultSection {
             min_ranks,
             max_ranks,
             snapshot_every,
+            max_restarts,
             patience_seconds,
-        }
-    })
+        },
+    )
 }
 
 fn config() -> impl Strategy<Value = RunConfig> {

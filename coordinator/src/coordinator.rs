@@ -7,7 +7,7 @@ use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use lockstep_config::RunConfig;
+use lockstep_config::{CollectiveBackend, RunConfig};
 use lockstep_proto::domain::{RunEnd, RunEvent};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -134,7 +134,7 @@ impl Coordinator {
         let world = World {
             from_step: 1,
             ranks,
-            backend: backend.clone(),
+            backend,
         };
         let files = RunFiles::create(&run_dir, &ledger.run().config_toml, world)?;
         facts.term = ledger.term();
@@ -144,7 +144,8 @@ impl Coordinator {
         let (events, _) = broadcast::channel(EVENTS);
         let (row, term) = (ledger.run().clone(), ledger.term());
         let run_id = row.run_id.clone();
-        let name = config.run.name;
+        let name = config.run.name.clone();
+        let backend = Box::new(move |ranks| config.backend_name(ranks));
         let parts = ExecutorParts {
             run,
             ledger,
@@ -186,7 +187,7 @@ impl Coordinator {
 
 /// How many ranks a run may have that begins with `ranks`. MPI's world cannot be made anew.
 fn worlds(config: &RunConfig, ranks: u32) -> Worlds {
-    if config.backend_name(ranks) == "mpi" {
+    if config.collective.backend == CollectiveBackend::Mpi {
         return Worlds::fixed(ranks);
     }
     Worlds {

@@ -34,7 +34,8 @@ pub(crate) struct ExecutorParts {
     pub(crate) letters: Letters,
     pub(crate) events: broadcast::Sender<RunEvent>,
     pub(crate) name: String,
-    pub(crate) backend: String,
+    /// The backend of a world of so many ranks.
+    pub(crate) backend: Box<dyn Fn(u32) -> &'static str + Send>,
     pub(crate) total_steps: u64,
 }
 
@@ -232,6 +233,7 @@ impl Executor {
                 Record::Committed(commit) => {
                     let step = commit.to_committed_step(self.parts.total_steps);
                     self.parts.files.committed(&step)?;
+                    self.parts.files.of_world(&step, (self.parts.backend)(step.ranks));
                     (self.loss, self.tokens_per_second) = (Some(step.loss), Some(step.tokens_per_second));
                     RunEvent::Step(step)
                 }
@@ -332,7 +334,7 @@ impl Executor {
             total_steps: self.parts.total_steps,
             ranks: run.ranks(),
             members: run.members().len() as u32,
-            backend: self.parts.backend.clone(),
+            backend: (self.parts.backend)(run.ranks()).to_owned(),
             loss: self.loss,
             validation_loss: self.validation_loss,
             tokens_per_second: self.tokens_per_second,

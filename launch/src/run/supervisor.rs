@@ -106,6 +106,8 @@ pub(crate) enum Action {
     Say(String),
     /// Ask the coordinator to stop at the next step.
     AskStop,
+    /// Start this trainer again: it joins the run that goes on.
+    Restart(Process),
     /// Kill every trainer that is left.
     KillAll,
 }
@@ -130,6 +132,8 @@ pub(crate) enum Verdict {
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     running: BTreeMap<Process, u32>,
+    /// Trainers that may still be started again.
+    restarts: u32,
     interrupts: u32,
     /// Exits that are not good ones, in the order in which they were seen, before anything was killed.
     bad_exits: Vec<Exited>,
@@ -144,6 +148,7 @@ impl Supervisor {
     pub(crate) fn new(trainers: impl IntoIterator<Item = (Process, u32)>) -> Supervisor {
         Supervisor {
             running: trainers.into_iter().collect(),
+            restarts: 0,
             interrupts: 0,
             bad_exits: Vec::new(),
             ended: None,
@@ -151,6 +156,16 @@ impl Supervisor {
             killed: false,
             deadline: None,
         }
+    }
+
+    /// Lets up to `restarts` trainers be started again that a signal or a crash has ended.
+    pub(crate) fn with_restarts(self, restarts: u32) -> Supervisor {
+        Supervisor { restarts, ..self }
+    }
+
+    /// A trainer was started again.
+    pub(crate) fn restarted(&mut self, process: Process, pid: u32) {
+        self.running.insert(process, pid);
     }
 
     /// Takes in what happened at `now` (since any fixed moment).
@@ -272,6 +287,16 @@ impl Supervisor {
 
     fn exited(&mut self, exited: Exited, now: Duration) -> Vec<Action> {
         self.running.remove(&exited.process);
+        // One that failed or was refused has said why, and would only say it again.
+        let crashed = !matches!(exited.exit, Exit::Code(0..=3));
+        let goes_on = self.ended.is_none() && !self.events_lost && !self.killed && self.interrupts == 0;
+        if crashed && goes_on && self.restarts > 0 && exited.process != Process::Mpirun {
+            self.restarts -= 1;
+            return vec![
+                Action::Say(format!("{exited}; it is started again")),
+                Action::Restart(exited.process),
+            ];
+        }
         if self.running.is_empty() && self.ended.is_none() {
             self.wait_at_most(LAST_WORD_GRACE, now);
         }
