@@ -117,11 +117,11 @@ fn train(
         });
     }
     // A lost rank of MPI's world ends the world.
-    let restarts = match start.mpirun {
-        Some(_) => 0,
-        None => checked.config.fault.max_restarts,
+    let supervisor = Supervisor::new(trainers.pids());
+    let mut supervisor = match start.mpirun {
+        Some(_) => supervisor,
+        None => supervisor.with_restarts(checked.config.fault.max_restarts),
     };
-    let mut supervisor = Supervisor::new(trainers.pids()).with_restarts(restarts);
     let verdict = supervise(&mut supervisor, (&mut trainers, &start), (serving, messages), screen);
     if let Verdict::Failed {
         process: Some(process), ..
@@ -190,6 +190,7 @@ fn input_of(message: Message, screen: &mut Screen) -> Vec<Input> {
             screen.event(&event);
             match *event {
                 lockstep_proto::domain::RunEvent::Ended(end) => vec![Input::Ended(end)],
+                lockstep_proto::domain::RunEvent::Step(_) => vec![Input::Stepped],
                 _ => Vec::new(),
             }
         }

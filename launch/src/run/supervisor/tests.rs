@@ -284,3 +284,22 @@ fn what_has_failed_or_was_asked_to_end_is_not_started_again_and_neither_is_one_t
     assert!(!is_restarted(&mut over, Exit::Signal(9)));
     assert!(!is_restarted(&mut two().with_restarts(0), Exit::Signal(9)));
 }
+
+#[test]
+fn without_restarts_a_run_that_trains_goes_on_with_those_that_are_left() {
+    let mut supervisor = two().with_restarts(0);
+    supervisor.on(Input::Stepped, START);
+    let said = supervisor.on(exited(1, Exit::Signal(9)), START);
+    assert!(
+        matches!(&said[..], [Action::Say(sentence)] if sentence.ends_with("the run goes on with 1 rank")),
+        "{said:?}"
+    );
+    assert_eq!(supervisor.on(Input::Clock, LATER), []);
+    supervisor.on(ended(Outcome::Completed, "done"), LATER);
+    supervisor.on(exited(0, Exit::Code(0)), LATER);
+    assert_eq!(supervisor.verdict(LATER), Some(Verdict::Completed));
+    let mut fixed = two();
+    fixed.on(Input::Stepped, START);
+    fixed.on(exited(1, Exit::Signal(9)), START);
+    assert!(fixed.on(Input::Clock, LATER).contains(&Action::KillAll));
+}
