@@ -14,7 +14,7 @@ mod sections;
 mod write;
 
 pub use error::ConfigError;
-pub use gpu::{GPU_DEFAULTS, GPU_ENVIRONMENT, LOCAL_RANK};
+pub use gpu::{GPU_DEFAULTS, GPU_ENVIRONMENT, LOCAL_RANK, prepare_for_gpu};
 pub use sections::{
     BatchSchedule, BatchSection, CollectiveBackend, CollectiveSection, CoordinatorSection, DataSection, Descent,
     Device, FaultSection, GroupRule, HiddenRule, HostTransport, LearningRateSchedule, LearningRateSection,

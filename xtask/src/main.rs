@@ -1,8 +1,8 @@
-//! `cargo xtask setup|demo|test|check-gpu|bench`: everything a newcomer, a developer and the continuous integration type.
+//! `cargo xtask setup|demo|test|sanitize|check-gpu|bench`: everything a newcomer, a developer and the continuous integration type.
 //!
 //! Plain Rust that is built before libtorch exists: [`setup`] fetches libtorch, [`demo`] shows a whole run,
 //! [`stages`] is what the continuous integration runs, [`repository`] are the rules about the files themselves,
-//! [`check_gpu`] looks at NVIDIA's libraries, and [`bench`] measures. [`workspace`] knows where things are and [`process`] starts programs; each
+//! [`sanitize`] tests under the sanitizers, [`check_gpu`] looks at NVIDIA's libraries, and [`bench`] measures. [`workspace`] knows where things are and [`process`] starts programs; each
 //! failure is one [`failure::Failure`]: a sentence and an exit code.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -14,6 +14,7 @@ mod metrics;
 mod plot;
 mod process;
 mod repository;
+mod sanitize;
 mod setup;
 mod stages;
 mod workspace;
@@ -41,6 +42,9 @@ enum Chore {
         /// Put libtorch under this folder instead of third_party.
         #[arg(long, hide = true)]
         root: Option<PathBuf>,
+        /// Fetch the CUDA build of libtorch and its libraries into third_party/cuda too (2.4 GB to fetch, 3.4 GB on disk).
+        #[arg(long)]
+        cuda: bool,
     },
     /// Build everything and train a small GPT on Shakespeare with two ranks on this machine.
     Demo,
@@ -50,8 +54,18 @@ enum Chore {
         #[arg(value_enum)]
         stages: Vec<stages::Stage>,
     },
-    /// Check, without a GPU, what the GPU path believes of NVIDIA's libraries: fetches them (200 MB) into third_party.
-    CheckGpu,
+    /// Test the communication on the host under the address and the thread sanitizer; needs Rust's `rust-src`.
+    Sanitize {
+        /// Only these (default: both).
+        #[arg(value_enum)]
+        sanitizers: Vec<sanitize::Sanitizer>,
+    },
+    /// Check the GPU path on a machine without a GPU; fetches NVIDIA's libraries as `setup --cuda` does.
+    CheckGpu {
+        /// Only these checks, in the usual order (default: all).
+        #[arg(value_parser = clap::builder::PossibleValuesParser::new(check_gpu::names()))]
+        checks: Vec<String>,
+    },
     /// Measure.
     Bench {
         #[command(subcommand)]
@@ -62,10 +76,12 @@ enum Chore {
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let workspace = Workspace::find()?;
     match arguments.chore {
-        Chore::Setup { root } => setup::setup(&workspace, root.as_deref()),
+        Chore::Setup { root, cuda: true } => setup::setup_for_gpus(&workspace, root.as_deref()),
+        Chore::Setup { root, cuda: false } => setup::setup(&workspace, root.as_deref()),
         Chore::Demo => demo::demo(&workspace),
         Chore::Test { stages } => stages::test(&workspace, &stages),
-        Chore::CheckGpu => check_gpu::check_gpu(&workspace),
+        Chore::Sanitize { sanitizers } => sanitize::sanitize(&workspace, &sanitizers),
+        Chore::CheckGpu { checks } => check_gpu::check_gpu(&workspace, &checks),
         Chore::Bench { what } => bench::bench(&workspace, &what),
     }
 }

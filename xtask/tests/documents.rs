@@ -108,6 +108,7 @@ fn every_link_and_every_named_file_exists() {
         "PERFORMANCE.md",
         "docs/architecture.md",
         "docs/config.md",
+        "docs/gpu.md",
         "docs/polar.md",
         "docs/basin/README.md",
     ];

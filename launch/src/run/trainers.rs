@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lockstep_config::{GPU_DEFAULTS, GPU_ENVIRONMENT, LOCAL_RANK};
+use lockstep_config::{LOCAL_RANK, prepare_for_gpu};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::ending::Ending;
@@ -171,21 +171,6 @@ fn of_rank(start: &Start<'_>, rank: u32) -> Command {
         .env("LOCKSTEP_PARENT_PID", std::process::id().to_string())
         .env(LOCAL_RANK, rank.to_string());
     command
-}
-
-/// What CUDA's libraries read when they begin.
-fn prepare_for_gpu(command: &mut Command) {
-    for (name, value) in GPU_ENVIRONMENT {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    for (name, value) in GPU_DEFAULTS {
-        if std::env::var_os(name).is_none() {
-            command.env(name, value);
-        }
-    }
 }
 
 impl Started {

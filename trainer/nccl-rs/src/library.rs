@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::ffi::{CStr, OsStr, c_char, c_int};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
@@ -16,6 +17,25 @@ const SONAME: &str = "libnccl.so.2";
 
 /// `RTLD_NOLOAD` of glibc: only what is in the process already.
 const RTLD_NOLOAD: c_int = 4;
+
+/// The functions of every library that was opened. They stay for the rest of the process, so a library that is opened again
+/// (for every generation of ranks, say) has those that it had.
+static OPENED: Mutex<Vec<&'static Api>> = Mutex::new(Vec::new());
+
+fn keep(api: Api) -> &'static Api {
+    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = opened.iter().copied().find(|known| is_same(known, &api));
+    known.unwrap_or_else(|| {
+        let api: &'static Api = Box::leak(Box::new(api));
+        opened.push(api);
+        api
+    })
+}
+
+/// The loader gives a library that is opened twice the same addresses.
+fn is_same(one: &Api, other: &Api) -> bool {
+    std::ptr::fn_addr_eq(one.abort, other.abort)
+}
 
 /// NCCL, opened. A copy is a pointer; the library is never closed, as its threads and exit handlers need.
 #[derive(Clone, Copy)]
@@ -79,12 +99,9 @@ impl Nccl {
         let answer = unsafe { get_version(&raw mut code) };
         let version = Version::from_code(if answer == raw::SUCCESS { code } else { 0 });
         version.check()?;
-        let api = Api::resolve(&library, &path)?;
+        let api = keep(Api::resolve(&library, &path)?);
         std::mem::forget(library);
-        Ok(Nccl {
-            api: Box::leak(Box::new(api)),
-            version,
-        })
+        Ok(Nccl { api, version })
     }
 
     /// The library's version. All ranks need the same one, else NCCL refuses the meeting.
@@ -159,9 +176,9 @@ impl Nccl {
         }
     }
 
-    /// Whether `other` is the same library; the loader gives one that is opened twice the same addresses.
+    /// Whether `other` is the same library.
     pub(crate) fn is_same(&self, other: &Nccl) -> bool {
-        std::ptr::fn_addr_eq(self.api.abort, other.api.abort)
+        is_same(self.api, other.api)
     }
 }
 
@@ -188,4 +205,17 @@ fn text_of(text: *const c_char) -> String {
     // SAFETY: not null, and the library's texts end with a zero byte.
     let text = unsafe { CStr::from_ptr(text) };
     text.to_string_lossy().trim().to_owned()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_that_is_opened_again_costs_nothing() {
+        let path = nccl_double::Double::path().unwrap();
+        let [first, again] = [(); 2].map(|()| Nccl::open(&path).unwrap());
+        assert!(std::ptr::eq(first.api, again.api));
+    }
 }

@@ -5,9 +5,10 @@
 //! `third_party/.download` and checks their hashes, [`unpack`] takes what a build needs out of them into
 //! `third_party/.libtorch.partial`, and the folder is renamed when its stamp is written. So an interruption at any
 //! moment leaves either no `libtorch` or a whole one, and what was downloaded whole is not downloaded again.
-//! Other chores that fetch wheels go the same way with a [`Selection`] of their own.
+//! The libraries for GPUs, [`cuda`], go the same way into a folder of their own.
 
 mod chosen;
+pub(crate) mod cuda;
 pub(crate) mod mpi;
 mod stamp;
 mod tools;
@@ -23,7 +24,7 @@ use rustix::fs::{FlockOperation, flock, statvfs};
 use crate::failure::{Failure, on_path};
 use crate::workspace::Workspace;
 
-pub(crate) use wheels::{Selection, Wheel};
+pub(crate) use wheels::Selection;
 
 /// Makes the workspace ready to build, and says what was done. `root` puts libtorch elsewhere than `third_party`.
 pub(crate) fn setup(workspace: &Workspace, root: Option<&Path>) -> Result<(), Failure> {
@@ -48,6 +49,19 @@ pub(crate) fn setup(workspace: &Workspace, root: Option<&Path>) -> Result<(), Fa
         return Ok(());
     }
     install(&wheels::LIBTORCH, &third_party).map(|_| ())
+}
+
+/// As [`setup`], and fetches the CUDA libraries.
+pub(crate) fn setup_for_gpus(workspace: &Workspace, root: Option<&Path>) -> Result<(), Failure> {
+    setup(workspace, root)?;
+    let third_party = root.map_or_else(|| workspace.third_party(), Path::to_path_buf);
+    install(&cuda::CUDA, &third_party).map(|_| ())
+}
+
+/// Where a selection is, if it is whole.
+pub(crate) fn in_place(selection: &Selection, third_party: &Path) -> Option<PathBuf> {
+    let place = third_party.join(selection.folder);
+    (stamp::state(selection, &place) == stamp::State::Complete).then_some(place)
 }
 
 /// Puts what is selected into its folder under `third_party`, unless it is there, and gives the folder.

@@ -59,29 +59,34 @@ pub(crate) const LIBTORCH: Selection = Selection {
 };
 
 /// All that a CPU build needs: `libtorch_cpu.so` asks for the CUDA runtime and CUPTI even where there is no GPU.
-const WHEELS: &[Wheel] = &[
-    Wheel {
-        name: "torch",
-        version: TORCH,
-        platform: "manylinux_2_28_x86_64",
-        sha256: "60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7",
-        bytes: 526_574_961,
-    },
-    Wheel {
-        name: "nvidia-cuda-cupti",
-        version: "13.0.85",
-        platform: "manylinux_2_25_x86_64",
-        sha256: "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
-        bytes: 10_715_597,
-    },
-    Wheel {
-        name: "nvidia-cuda-runtime",
-        version: "13.0.96",
-        platform: "manylinux2014_x86_64",
-        sha256: "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
-        bytes: 2_243_632,
-    },
-];
+const WHEELS: &[Wheel] = &[TORCH_WHEEL, CUPTI, RUNTIME];
+
+/// libtorch and Python's torch, for CPU and CUDA.
+pub(crate) const TORCH_WHEEL: Wheel = Wheel {
+    name: "torch",
+    version: TORCH,
+    platform: "manylinux_2_28_x86_64",
+    sha256: "60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7",
+    bytes: 526_574_961,
+};
+
+/// CUDA's profiling interface.
+pub(crate) const CUPTI: Wheel = Wheel {
+    name: "nvidia-cuda-cupti",
+    version: "13.0.85",
+    platform: "manylinux_2_25_x86_64",
+    sha256: "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
+    bytes: 10_715_597,
+};
+
+/// CUDA's runtime, with its headers.
+pub(crate) const RUNTIME: Wheel = Wheel {
+    name: "nvidia-cuda-runtime",
+    version: "13.0.96",
+    platform: "manylinux2014_x86_64",
+    sha256: "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
+    bytes: 2_243_632,
+};
 
 /// The libraries that a build and a run need, in the places where libtorch's own run paths look for them.
 const LIBRARIES: &[&str] = &[

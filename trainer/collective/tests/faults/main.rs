@@ -4,51 +4,43 @@
 //! - `plan`: what goes wrong, a pure function of a seed
 //! - `rank`: a rank's process; `rounds`: the calls that it makes; `leftovers`: what it holds
 //! - `parent`: starts the ranks and judges them; `proxy`, `intruders`: what it puts in their way
-//!
-//! `LOCKSTEP_FAULTS` says how many for each carrier, `LOCKSTEP_SEED` repeats a run, and `LOCKSTEP_FAULT` one world of it.
+//! - `load`: how busy the machine was; `report`: a run of many, and its table
 #![allow(clippy::unwrap_used)]
 
 mod intruders;
 mod leftovers;
+mod load;
 mod parent;
 mod plan;
 mod proxy;
 mod rank;
+mod report;
 mod rounds;
 
-use std::collections::BTreeMap;
 use std::panic::catch_unwind;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use parent::Impatient;
 use plan::{Carrier, Plan};
-use rand::Rng;
+use report::{Played, run};
 
-/// Faults for each carrier where nothing else is said.
-const FAULTS: u64 = 40;
 /// Times as long as ranks should need to: another try of a world with more of it tells a busy machine from a defect.
 const PATIENCE: [u32; 3] = [1, 4, 16];
 /// Most of a world's time is waiting.
 const AT_ONCE: usize = 4;
 
-fn told(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
-}
-
-/// By fault: how often, how often without harm, and the slowest survivor.
-type Table = BTreeMap<&'static str, (u64, u64, Duration)>;
-
 /// Plays one world; with more patience where the machine was too busy for it. None where it did not end as it should.
-fn play(seed: u64, number: u64, carrier: Carrier) -> Option<(Plan, Option<Duration>)> {
+fn play(seed: u64, number: u64, carrier: Carrier) -> Option<Played> {
     for patience in PATIENCE {
         let plan = Plan::new(seed, number, carrier, patience);
         let what = format!("LOCKSTEP_SEED={seed} LOCKSTEP_FAULT={number}: {plan:?}");
         match catch_unwind(|| parent::play(&plan, number, seed)) {
-            Ok(Ok(slowest)) => return Some((plan, slowest)),
+            Ok(Ok(slowest)) => {
+                return Some(Played {
+                    name: plan.name,
+                    waits: plan.waits(),
+                    slowest,
+                });
+            }
             Ok(Err(Impatient(why))) => println!("too busy a machine, or wrong: {what}\n    {why}"),
             Err(_) => {
                 println!("failed: {what}");
@@ -61,45 +53,9 @@ fn play(seed: u64, number: u64, carrier: Carrier) -> Option<(Plan, Option<Durati
 }
 
 fn faults(carrier: Carrier) {
-    let seed = told("LOCKSTEP_SEED").unwrap_or_else(|| rand::rng().random_range(0..1 << 40));
-    println!("LOCKSTEP_SEED={seed}");
-    let (first, end) = match told("LOCKSTEP_FAULT") {
-        Some(one) => (one, one + 1),
-        None => (0, told("LOCKSTEP_FAULTS").unwrap_or(FAULTS)),
-    };
-    let (next, failed) = (AtomicU64::new(first), AtomicU64::new(0));
-    let (table, started) = (Mutex::new(Table::new()), Instant::now());
-    thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= end {
-                        return;
-                    }
-                    let Some((plan, slowest)) = play(seed, number, carrier) else {
-                        failed.fetch_add(1, Ordering::Relaxed);
-                        continue;
-                    };
-                    let mut table = table.lock().unwrap();
-                    let row = table.entry(plan.name).or_default();
-                    row.0 += 1;
-                    row.1 += u64::from(slowest.is_none());
-                    row.2 = row.2.max(slowest.unwrap_or_default());
-                }
-            });
-        }
+    run(&format!("{carrier:?}"), AT_ONCE, |seed, number| {
+        play(seed, number, carrier)
     });
-    println!("{carrier:?}, {} faults in {:.1?}", end - first, started.elapsed());
-    println!("{:<36} {:>5} {:>9} {:>10}", "fault", "count", "harmless", "slowest s");
-    for (name, (count, harmless, slowest)) in table.into_inner().unwrap() {
-        println!("{name:<36} {count:>5} {harmless:>9} {:>10.3}", slowest.as_secs_f64());
-    }
-    let failed = failed.into_inner();
-    assert!(
-        failed == 0,
-        "{failed} of the faults did not end as they should: each is named above"
-    );
 }
 
 #[test]

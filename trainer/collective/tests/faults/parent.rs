@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::intruders::Intruder;
+use crate::load::waited_for_a_core;
 use crate::plan::{Act, Carrier, Fault, Plan};
 use crate::proxy::{Mischief, Proxy};
 use crate::rank::{LOOPBACK, from_hex, to_hex};
@@ -22,8 +23,8 @@ use crate::rank::{LOOPBACK, from_hex, to_hex};
 const HANGS: Duration = Duration::from_secs(60);
 /// How long a line may be on its way.
 const HEARSAY: Duration = Duration::from_secs(2);
-/// How many times slower than it should be a busy machine may make it.
-const MARGIN: u32 = 10;
+/// How long after the fault the last survivor must know, beside what it may wait and what it waited for a core.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 pub(crate) const ENVIRONMENT: &str = "LOCKSTEP_FAULTS_RANK";
 
@@ -87,7 +88,8 @@ pub(crate) fn play(plan: &Plan, number: u64, seed: u64) -> Result<Option<Duratio
         Some(mischief) => mischief.fired(),
         None => world.hear_of_fault(),
     };
-    let slowest = judge(plan, &ended, began)?;
+    let starved = world.starved(&survivors);
+    let slowest = judge(plan, &ended, began, starved)?;
     drop(proxies);
 
     // The same processes go on, without whoever is gone.
@@ -114,8 +116,13 @@ pub(crate) fn play(plan: &Plan, number: u64, seed: u64) -> Result<Option<Duratio
     Ok(slowest)
 }
 
-/// Whether the errors are those that the fault must give.
-fn judge(plan: &Plan, all: &BTreeMap<u32, Ended>, began: Option<Instant>) -> Result<Option<Duration>, Impatient> {
+/// Whether the errors are those that the fault must give, in time. `starved`: how long all survivors waited for a core.
+fn judge(
+    plan: &Plan,
+    all: &BTreeMap<u32, Ended>,
+    began: Option<Instant>,
+    starved: Duration,
+) -> Result<Option<Duration>, Impatient> {
     let guilty = plan.guilty();
     let harmless = all.values().all(|ended| ended.named == "ok");
     if harmless && plan.rounds.is_some() {
@@ -152,8 +159,8 @@ fn judge(plan: &Plan, all: &BTreeMap<u32, Ended>, began: Option<Instant>) -> Res
     let times = all.values().map(|ended| ended.at.saturating_duration_since(began));
     let slowest = times.max().unwrap_or_default();
     assert!(
-        slowest < MARGIN * plan.slowest(),
-        "it took {slowest:?} until all knew: {all:?}"
+        slowest < plan.waits() + AT_ONCE + starved,
+        "it took {slowest:?} until all knew, who had waited {starved:?} for a core: {all:?}"
     );
     Ok(Some(slowest))
 }
@@ -299,6 +306,15 @@ impl<'a> World<'a> {
             )
         });
         ended.collect()
+    }
+
+    /// How long the threads of these ranks were ready to run and had no core, in all. Those that have ended do not count.
+    fn starved(&self, places: &[u32]) -> Duration {
+        let processes = places.iter().map(|place| self.ranks[*place as usize].process.id());
+        processes
+            .flat_map(|process| std::fs::read_dir(format!("/proc/{process}/task")).unwrap())
+            .map(|thread| waited_for_a_core(thread.unwrap().path().join("schedstat")))
+            .sum()
     }
 
     /// These ranks end, and have left nothing behind.

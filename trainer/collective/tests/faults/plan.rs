@@ -135,6 +135,8 @@ pub(crate) struct Plan {
 const LONG: Duration = Duration::from_secs(20);
 /// How long ranks may take to meet where one may not come.
 const MEETING: Duration = Duration::from_millis(1500);
+/// Both ends of a connection are sure of each other after at most so many bytes.
+const LONGEST_HANDSHAKE: u64 = 140;
 /// How long a call may wait where a rank may be stopped.
 const STALL: Duration = Duration::from_millis(400);
 
@@ -233,14 +235,13 @@ impl Plan {
         self.deadline != LONG || self.stall != LONG
     }
 
-    /// How long after the fault the last survivor must know, at the latest, on an idle machine.
-    pub(crate) fn slowest(&self) -> Duration {
-        let waits = match self.fault {
+    /// How long after the fault the last survivor's patience may end, where nothing but that tells it.
+    pub(crate) fn waits(&self) -> Duration {
+        match self.fault {
             _ if self.deadline != LONG => self.deadline + self.patience * STALL,
             _ if self.stall != LONG => self.stall,
             _ => Duration::ZERO,
-        };
-        waits + Duration::from_secs(1)
+        }
     }
 }
 
@@ -302,9 +303,9 @@ fn target(name: &str, size: u32, random: &mut StdRng) -> Target {
 }
 
 fn trouble(name: &str, random: &mut StdRng) -> Trouble {
-    // The bytes of handshakes and cards; then anywhere in the first rounds.
-    let early = random.random_range(0..140);
-    let late = random.random_range(0..150_000);
+    // The bytes of handshakes and cards; then anywhere in the first rounds. (What breaks in a handshake is made anew.)
+    let early = random.random_range(0..LONGEST_HANDSHAKE);
+    let late = random.random_range(LONGEST_HANDSHAKE..150_000);
     let frame = random.random_range(1..60);
     match name {
         "connection closed in the meeting" => Trouble::Close(early),
