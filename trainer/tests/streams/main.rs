@@ -20,9 +20,11 @@ use edges::{By, EDGES, access_of, ranks, touched};
 use ranks::{Play, plain, watched as run};
 use watched::{Fault, How, NO_FAULT, Watched};
 
+/// Another seed each time; `LOCKSTEP_SEED` repeats one.
 fn new_seed() -> u64 {
-    let seed = rand::random::<u64>() >> 1;
-    println!("seed {seed}");
+    let told = std::env::var("LOCKSTEP_SEED").map(|seed| seed.parse().unwrap());
+    let seed = told.unwrap_or_else(|_| rand::random::<u64>() >> 1);
+    println!("LOCKSTEP_SEED={seed}");
     seed
 }
 
