@@ -51,8 +51,8 @@ fn calm(stage: &Stage, steps: u32) -> Vec<String> {
 fn pid_of(run: &Running, rank: u64) -> u32 {
     let text = run.out();
     let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let of_rank = events.filter(|event| event["event"] == "trainer" && event["rank"] == rank);
-    of_rank.last().unwrap()["pid"].as_u64().unwrap() as u32
+    let mut of_rank = events.filter(|event| event["event"] == "trainer" && event["rank"] == rank);
+    of_rank.next_back().unwrap()["pid"].as_u64().unwrap() as u32
 }
 
 /// Another trainer, started by hand. It is killed when this is dropped.
@@ -120,9 +120,9 @@ fn without_restarts_the_run_goes_on_with_the_ranks_that_are_left() {
 #[test]
 fn two_ranks_become_four_three_one_and_four_again_in_one_run() {
     let stage = Stage::new();
-    let expected = calm(&stage, 200);
+    let expected = calm(&stage, 160);
     let words =
-        format!("run run.toml {SETS} --set run.steps=200 --set run.name=grown -n 2 --set fault.max_restarts=0 --json");
+        format!("run run.toml {SETS} --set run.steps=160 --set run.name=grown -n 2 --set fault.max_restarts=0 --json");
     let mut run = stage.start(&mut stage.command(&words));
     reach(&stage, &mut run, "grown", 15);
     let address: Value = serde_json::from_str(&stage.read("runs/grown/coordinator.json")).unwrap();
@@ -143,7 +143,7 @@ fn two_ranks_become_four_three_one_and_four_again_in_one_run() {
     ranks_are(&mut run, 1);
     let _more = ["trainer-5", "trainer-6", "trainer-7"].map(|member| ByHand::start(&stage, &url, member));
     ranks_are(&mut run, 4);
-    wait_until("the run has ended", || lines(&stage, "grown").len() == 200);
+    wait_until("the run has ended", || lines(&stage, "grown").len() == 160);
     assert_eq!(run.wait(), 0, "{}{}", run.out(), run.err());
     assert!(hashes(&stage, "grown") == expected, "a world made other bits");
 }
