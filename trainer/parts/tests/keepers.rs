@@ -154,7 +154,13 @@ fn who_is_no_member_is_told_apart_from_one_that_holds_nothing() {
         let _heard = stream.read(&mut heard).unwrap();
         stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
     });
-    let refused = asker.fetch(name(1, 0), &[address.clone()], (&[0; 32], None), PATIENCE, &never);
+    let refused = asker.fetch(
+        name(1, 0),
+        std::slice::from_ref(&address),
+        (&[0; 32], None),
+        PATIENCE,
+        &never,
+    );
     assert!(refused.unwrap_err().to_string().contains(&address));
     other.join().unwrap();
 }
