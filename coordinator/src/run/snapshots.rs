@@ -86,7 +86,7 @@ impl Run {
     fn enough(&self, holders: &Holders, world: u32) -> Option<Vec<(Part, Vec<String>)>> {
         #[cfg(test)]
         if self.fault == Some(super::simulator::Fault::ResumeFromWhatNobodyHolds) {
-            return Some(holders.iter().map(|(part, _)| (*part, Vec::new())).collect());
+            return Some(holders.keys().map(|part| (*part, Vec::new())).collect());
         }
         whole(holders, world, 1)
     }
