@@ -200,6 +200,7 @@ mod tests {
             lanes: rank..rank + 1,
             pid: 0,
             host: host.to_owned(),
+            parts_address: String::new(),
         };
         let generation = Generation {
             stamp: Stamp::default(),
@@ -212,6 +213,7 @@ mod tests {
             ],
             lanes: 5,
             resume: None,
+            replay_through: 0,
             secret: [0; 32],
         };
         let places: Vec<usize> = (0..5)

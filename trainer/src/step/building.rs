@@ -149,6 +149,7 @@ impl Engine {
             communication,
             gradients,
             gradient_ids,
+            steps: 0,
             sums,
             filling,
             shard,
