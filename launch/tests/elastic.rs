@@ -147,3 +147,38 @@ fn two_ranks_become_four_three_one_and_four_again_in_one_run() {
     assert_eq!(run.wait(), 0, "{}{}", run.out(), run.err());
     assert!(hashes(&stage, "grown") == expected, "a world made other bits");
 }
+
+#[test]
+fn a_trainer_that_is_asked_to_go_goes_after_a_step_and_no_step_is_made_again() {
+    let stage = Stage::new();
+    let expected = calm(&stage, 100);
+    let words = format!("run run.toml {SETS} --set run.steps=100 --set run.name=drained -n 3 --json");
+    let mut run = stage.start(&mut stage.command(&words));
+    reach(&stage, &mut run, "drained", 20);
+    send(pid_of(&run, 0), Signal::TERM);
+    assert_eq!(run.wait(), 0, "{}{}", run.out(), run.err());
+    assert!(run.out().contains("ended with exit code 3"), "{}", run.out());
+    assert!(!run.out().contains("it is started again"), "{}", run.out());
+    // Nothing was aborted: the generation ended in order, with what its ranks held.
+    let log = stage.read("runs/drained/logs/rank-1.log");
+    assert!(!log.contains("this generation is over"), "{log}");
+    assert!(hashes(&stage, "drained") == expected, "the run made other bits");
+    let worlds: Vec<u64> = lines(&stage, "drained")
+        .iter()
+        .map(|line| line["ranks"].as_u64().unwrap())
+        .collect();
+    assert_eq!((worlds[0], worlds[99]), (3, 2), "{worlds:?}");
+    stage.nothing_runs();
+}
+
+#[test]
+fn the_last_trainer_that_is_asked_to_go_stops_the_run_with_its_files_written() {
+    let stage = Stage::new();
+    let words = format!("run run.toml {SETS} --set run.steps=100000 --set run.name=last -n 1 --json");
+    let mut run = stage.start(&mut stage.command(&words));
+    reach(&stage, &mut run, "last", 5);
+    send(pid_of(&run, 0), Signal::TERM);
+    assert_eq!(run.wait(), 3, "{}{}", run.out(), run.err());
+    assert!(stage.path("runs/last/final").is_dir());
+    stage.nothing_runs();
+}

@@ -4,6 +4,7 @@
 //!   snapshots that it holds
 //! - `generation`: one member in one generation: communicator → loaded → ready → plans and steps → reports
 //! - `meeting`: the ranks of a generation meet
+//! - `leaving`: what a SIGTERM comes to
 //!
 //! The thread that calls [`train`] drives the device; the session carries the connection on threads of its own. A broken
 //! collective, or an abort by the coordinator, ends the generation and not the process: the engine is dropped, the member
@@ -29,6 +30,7 @@ use crate::snapshot::keeping;
 use crate::started::local_rank;
 
 mod generation;
+mod leaving;
 mod meeting;
 
 use generation::Rank;
@@ -131,6 +133,9 @@ fn run(
 ) -> Result<Outcome, TrainerError> {
     let mut member = Member::start(options, mpi, config_toml)?;
     session.join(member.info()?);
+    if member.keeper.is_some() {
+        leaving::say_on_sigterm(session.voice())?;
+    }
     loop {
         let generation = session.next_generation()?;
         match member.take_part(session, &generation, made) {

@@ -44,6 +44,8 @@ pub(crate) struct State {
     unacknowledged: VecDeque<Kept>,
     finished: bool,
     broken: Option<SessionError>,
+    /// Whether the stream is gone.
+    gone: bool,
     /// The newest snapshot that stands.
     pub(crate) stands: u64,
 }
@@ -125,7 +127,10 @@ impl Inbox {
             if state.finished {
                 return Ok(());
             }
-            if let Some(error) = &state.broken {
+            // A member that was released has a stream still, and says farewell on it.
+            if let Some(error) = &state.broken
+                && (state.gone || !matches!(error, SessionError::Released { .. }))
+            {
                 return Err(error.clone());
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -334,7 +339,10 @@ impl Inbox {
             SessionError::Refused { reason } => reason.clone(),
             other => other.to_string(),
         };
-        self.lock().broken.get_or_insert(error);
+        let mut state = self.lock();
+        state.gone = true;
+        state.broken.get_or_insert(error);
+        drop(state);
         self.set_abort(&reason);
     }
 
