@@ -124,7 +124,7 @@ impl OtherRun {
         if !self.second.is_empty() {
             values(SECOND, &mut self.second);
         }
-        self.steps = i32::try_from(steps).unwrap_or(i32::MAX);
+        self.steps = steps.min(i32::MAX as u64) as i32;
     }
 
     /// Bytes of master and state.

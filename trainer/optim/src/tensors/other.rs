@@ -80,7 +80,7 @@ impl OtherTensor {
         if let Some(second) = &mut self.second {
             fill(SECOND, second, values)?;
         }
-        self.steps = i32::try_from(steps).unwrap_or(i32::MAX);
+        self.steps = steps.min(i32::MAX as u64) as i32;
         Ok(())
     }
 
