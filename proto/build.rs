@@ -9,7 +9,11 @@ use std::path::PathBuf;
 use prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["proto/lockstep/v1/training.proto", "proto/lockstep/v1/control.proto"];
+    let files = [
+        "proto/lockstep/v1/training.proto",
+        "proto/lockstep/v1/control.proto",
+        "proto/lockstep/v1/parts.proto",
+    ];
     for file in files.iter().chain(&["proto/lockstep/v1/shared.proto"]) {
         println!("cargo:rerun-if-changed={file}");
     }

@@ -24,14 +24,21 @@ impl RunConfig {
         text.key("overlap", collective.overlap);
         text.key("transport", collective.transport.word());
         text.key("deadline_seconds", collective.deadline_seconds);
+        let fault = &self.fault;
+        text.section("fault");
+        text.key("min_ranks", fault.min_ranks);
+        text.optional("max_ranks", fault.max_ranks);
+        text.key("snapshot_every", whole(fault.snapshot_every));
+        text.key("max_restarts", fault.max_restarts);
+        text.key("patience_seconds", fault.patience_seconds);
         text.section("coordinator");
         text.key("bind", self.coordinator.bind.to_string());
         text.key("plan_window_seconds", self.coordinator.plan_window_seconds);
         text.0
     }
 
-    /// BLAKE3, in hex, of everything that decides the trained bits: the resolved TOML without `run.name` and
-    /// `[coordinator]`, and of `[collective]` the wire alone.
+    /// BLAKE3, in hex, of everything that decides the trained bits: the resolved TOML without `run.name`,
+    /// `[fault]` and `[coordinator]`, and of `[collective]` the wire alone.
     pub fn hash(&self) -> String {
         let mut text = Text(String::new());
         text.section("run");

@@ -128,6 +128,10 @@ fn values_out_of_their_range_are_refused_with_key_value_and_range() {
             "collective.transport=rdma",
             ["`collective.transport`", "rdma", "\"auto\", \"tcp\""],
         ),
+        ("fault.min_ranks=0", ["`fault.min_ranks`", "0", "1"]),
+        ("fault.max_ranks=99", ["`fault.max_ranks`", "99", "1"]),
+        ("fault.snapshot_every=-1", ["`fault.snapshot_every`", "-1", "0"]),
+        ("fault.patience_seconds=0", ["`fault.patience_seconds`", "0", "above 0"]),
         (
             "collective.deadline_seconds=0",
             ["`collective.deadline_seconds`", "0", "above 0"],

@@ -268,13 +268,29 @@ fn collective() -> impl Strategy<Value = CollectiveSection> {
     )
 }
 
+fn fault(lanes: u32) -> impl Strategy<Value = FaultSection> {
+    let most = (1..=lanes).prop_flat_map(move |least| (Just(least), proptest::option::of(least..=lanes)));
+    (most, 0..=MAX, any::<u32>(), 1e-3..=86_400.0f64).prop_map(
+        |((min_ranks, max_ranks), snapshot_every, max_restarts, patience_seconds)| FaultSection {
+            min_ranks,
+            max_ranks,
+            snapshot_every,
+            max_restarts,
+            patience_seconds,
+        },
+    )
+}
+
 fn config() -> impl Strategy<Value = RunConfig> {
     let coordinator = (any::<u16>(), 1e-3..=3600.0f64).prop_map(|(port, plan_window_seconds)| CoordinatorSection {
         bind: ([127, 0, 0, 1], port).into(),
         plan_window_seconds,
     });
     (
-        run(),
+        run().prop_flat_map(|run| {
+            let fault = fault(run.lanes);
+            (Just(run), fault)
+        }),
         model_and_data(),
         batch(),
         learning_rate(),
@@ -284,7 +300,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
         coordinator,
     )
         .prop_map(
-            |(run, (model, data), batch, learning_rate, mut optimizer, every, collective, coordinator)| {
+            |((run, fault), (model, data), batch, learning_rate, mut optimizer, every, collective, coordinator)| {
                 if !optimizer.method.orthogonalises() {
                     optimizer.polar.precision = run.precision;
                 }
@@ -297,6 +313,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
                     optimizer,
                     validation: ValidationSection { every },
                     collective,
+                    fault,
                     coordinator,
                 }
             },
@@ -316,6 +333,7 @@ proptest! {
         let mut other = config.clone();
         other.run.name = "another".into();
         other.coordinator = CoordinatorSection { bind: ([127, 0, 0, 1], 1).into(), plan_window_seconds: 1.0 };
+        other.fault = FaultSection::default();
         other.collective = CollectiveSection { wire: config.collective.wire, ..CollectiveSection::default() };
         prop_assert_eq!(other.hash(), config.hash());
         other.collective.wire = if other.collective.wire == Wire::Fp32 { Wire::Bf16 } else { Wire::Fp32 };

@@ -7,7 +7,7 @@ use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use lockstep_config::RunConfig;
+use lockstep_config::{CollectiveBackend, RunConfig};
 use lockstep_proto::domain::{RunEnd, RunEvent};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -16,7 +16,7 @@ use tokio::sync::{broadcast, oneshot};
 use crate::files::{FileError, RunFiles, World};
 use crate::ledger::{Ledger, LedgerError, RunRow};
 use crate::plan::Planner;
-use crate::run::{Event, Refusal, Run, RunFacts};
+use crate::run::{Event, Refusal, Run, RunFacts, Worlds};
 use crate::service::{Executor, ExecutorParts, Letter, Mailbox, mailbox, serve};
 
 /// Events that a slow watcher may fall behind by before it misses some.
@@ -31,7 +31,7 @@ pub struct CoordinatorOptions {
     pub config: RunConfig,
     /// Its folder, made if it is not there; not one that holds a run which has begun.
     pub run_dir: PathBuf,
-    /// Trainers that make the world complete.
+    /// Trainers that make the first world complete.
     pub ranks: u32,
     /// Samples of one epoch.
     pub training_samples: u64,
@@ -99,13 +99,14 @@ impl Coordinator {
             data_hash,
         } = options;
         let backend = config.backend_name(ranks).to_owned();
+        let worlds = worlds(&config, ranks);
         let planner = Planner::new(&config, training_samples);
         let total_steps = planner.total_steps();
         let mut facts = RunFacts {
             config_hash: config.hash(),
             data_hash: data_hash.clone(),
             lanes: config.run.lanes,
-            ranks,
+            worlds,
             term: 0,
             last_generation: 0,
             window: Duration::try_from_secs_f64(config.coordinator.plan_window_seconds).unwrap_or(Duration::ZERO),
@@ -133,7 +134,7 @@ impl Coordinator {
         let world = World {
             from_step: 1,
             ranks,
-            backend: backend.clone(),
+            backend,
         };
         let files = RunFiles::create(&run_dir, &ledger.run().config_toml, world)?;
         facts.term = ledger.term();
@@ -143,7 +144,8 @@ impl Coordinator {
         let (events, _) = broadcast::channel(EVENTS);
         let (row, term) = (ledger.run().clone(), ledger.term());
         let run_id = row.run_id.clone();
-        let name = config.run.name;
+        let name = config.run.name.clone();
+        let backend = Box::new(move |ranks| config.backend_name(ranks));
         let parts = ExecutorParts {
             run,
             ledger,
@@ -151,7 +153,6 @@ impl Coordinator {
             letters,
             events: events.clone(),
             name,
-            ranks,
             backend,
             total_steps,
         };
@@ -181,6 +182,19 @@ impl Coordinator {
             executor: Some(executor),
             server: Some(server),
         })
+    }
+}
+
+/// How many ranks a run may have that begins with `ranks`. MPI's world cannot be made anew.
+fn worlds(config: &RunConfig, ranks: u32) -> Worlds {
+    if config.collective.backend == CollectiveBackend::Mpi {
+        return Worlds::fixed(ranks);
+    }
+    Worlds {
+        first: ranks,
+        least: config.fault.min_ranks,
+        most: config.fault.max_ranks.unwrap_or(config.run.lanes),
+        patience: Duration::try_from_secs_f64(config.fault.patience_seconds).unwrap_or(Duration::MAX),
     }
 }
 

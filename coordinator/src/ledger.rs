@@ -13,7 +13,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use lockstep_proto::domain::{Generation, Plan, RunEnd, Validation};
+use lockstep_proto::domain::{Generation, Part, Plan, RunEnd, Validation};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::ledger::lock::Lock;
@@ -30,6 +30,7 @@ const PLANS: Rows = TableDefinition::new("plans");
 const URGENT: Rows = TableDefinition::new("directives");
 const COMMITTED: Rows = TableDefinition::new("committed");
 const VALIDATIONS: Rows = TableDefinition::new("validations");
+const SNAPSHOTS: Rows = TableDefinition::new("snapshots");
 const DECISIONS: Rows = TableDefinition::new("decisions");
 const ENDS: Rows = TableDefinition::new("ends");
 
@@ -150,6 +151,7 @@ impl Ledger {
             URGENT,
             COMMITTED,
             VALIDATIONS,
+            SNAPSHOTS,
             DECISIONS,
             ENDS,
         ] {
@@ -216,6 +218,7 @@ impl Ledger {
                 Record::Urgent(urgent) => rows.push(self.row(URGENT, urgent.sequence, urgent)?),
                 Record::Committed(commit) => rows.push(self.row(COMMITTED, commit.plan.step, commit.as_ref())?),
                 Record::Validation { step, validation } => rows.push(self.row(VALIDATIONS, *step, validation)?),
+                Record::Snapshot { step, parts } => rows.push(self.row(SNAPSHOTS, *step, parts)?),
                 Record::Decision { reason } => {
                     let row = DecisionRow {
                         term: self.term,
@@ -289,6 +292,14 @@ impl Ledger {
     /// When the store fails or a row is of another version.
     pub fn validations(&self) -> Result<Vec<Validation>, LedgerError> {
         self.all(VALIDATIONS, "validations")
+    }
+
+    /// The parts of every snapshot that stood, by step.
+    ///
+    /// # Errors
+    /// When the store fails or a row is of another version.
+    pub fn snapshots(&self) -> Result<Vec<Vec<Part>>, LedgerError> {
+        self.all(SNAPSHOTS, "snapshots")
     }
 
     /// Every decision with its reason, in order.

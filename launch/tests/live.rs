@@ -160,7 +160,7 @@ fn a_terminal_that_hangs_up_stops_a_run_unless_it_was_started_to_outlive_it() {
 #[test]
 fn a_trainer_that_is_killed_before_it_joins_ends_the_run_and_is_named() {
     let stage = Stage::new();
-    let mut run = waiting_run(&stage, "-n 2 --json");
+    let mut run = waiting_run(&stage, "-n 2 --json --set fault.max_restarts=0");
     let mut pid = 0;
     wait_until("rank 1 is told", || {
         let text = run.out();

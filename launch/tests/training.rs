@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use stage::{Running, Stage, is_alive, real_trainer, said, send, wait_at_most, wait_until};
+use stage::{Running, Stage, is_alive, real_trainer, said, wait_at_most, wait_until};
 
 /// Words of a run that lasts until it is stopped.
 const ENDLESS: &str = "run run.toml -n 2 --json --set run.steps=1000000 --set validation.every=0";
@@ -197,26 +197,6 @@ fn interrupted_twice_it_ends_at_once() {
     // The first may already have stopped the run when the second came.
     assert!(code == 1 || code == 3, "{code}: {}{}", run.out(), run.err());
     no_trace(&stage);
-}
-
-#[test]
-fn a_killed_trainer_ends_the_run_within_five_seconds_with_a_sentence() {
-    for rank in [0, 1] {
-        let stage = Stage::new();
-        let mut run = endless(&stage);
-        let pids = trainer_pids(&run);
-        send(pids[rank], Signal::KILL);
-        wait_at_most(Duration::from_secs(5), "the run has ended", &mut || !run.is_running());
-        assert_eq!(run.wait(), 1, "{}{}", run.out(), run.err());
-        for part in [
-            format!("rank {rank}"),
-            format!("pid {}", pids[rank]),
-            "SIGKILL".to_owned(),
-        ] {
-            assert!(run.err().contains(&part), "{part:?} is missing in: {}", run.err());
-        }
-        no_trace(&stage);
-    }
 }
 
 #[test]

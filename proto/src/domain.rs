@@ -61,6 +61,56 @@ pub struct MemberPlace {
     pub pid: u32,
     /// Name of its host.
     pub host: String,
+    /// Where its parts of snapshots can be fetched, `HOST:PORT`; empty: nowhere.
+    #[serde(default)]
+    pub parts_address: String,
+}
+
+/// A part of a snapshot: what one rank of a generation owned after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Part {
+    /// The step.
+    pub step: u64,
+    /// The number of the generation whose rank made it.
+    pub generation: u64,
+    /// That rank.
+    pub part: u32,
+    /// BLAKE3 over its values.
+    pub hash: [u8; 32],
+}
+
+/// The snapshot that every rank of a generation loads.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The step whose parameters it holds.
+    pub step: u64,
+    /// The number of the generation whose ranks made the parts.
+    pub generation: u64,
+    /// Where each part can be fetched, by part.
+    pub parts: Vec<PartPlace>,
+    /// The secret of that generation, which opens them. Never written to disk.
+    #[serde(skip)]
+    pub secret: [u8; 32],
+}
+
+impl std::fmt::Debug for Resume {
+    // By hand, so that the secret never lands in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resume")
+            .field("step", &self.step)
+            .field("generation", &self.generation)
+            .field("parts", &self.parts)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a part can be fetched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartPlace {
+    /// BLAKE3 over its values.
+    pub hash: [u8; 32],
+    /// Addresses of the members that hold it, `HOST:PORT`.
+    pub addresses: Vec<String>,
 }
 
 /// One formation of members into ranks, `members[r]` having rank r.
@@ -72,8 +122,11 @@ pub struct Generation {
     pub members: Vec<MemberPlace>,
     /// Lanes of the run.
     pub lanes: u32,
-    /// The step that everybody loads; none: initial values.
-    pub resume: Option<u64>,
+    /// The snapshot that everybody loads; none: initial values.
+    pub resume: Option<Resume>,
+    /// Steps up to this one are committed already: they are made again, and directives wait.
+    #[serde(default)]
+    pub replay_through: u64,
     /// Authenticates the data plane of this generation. Never written to disk.
     #[serde(skip)]
     pub secret: [u8; 32],
@@ -99,6 +152,7 @@ impl std::fmt::Debug for Generation {
             .field("members", &self.members)
             .field("lanes", &self.lanes)
             .field("resume", &self.resume)
+            .field("replay_through", &self.replay_through)
             .finish_non_exhaustive()
     }
 }
@@ -115,6 +169,8 @@ pub enum DirectiveKind {
     Pause,
     /// The step is the last one.
     Stop,
+    /// The step is the last one of this generation: another one is formed.
+    Regroup,
 }
 
 /// An urgent directive. Rides in the first slot exchange as a word whose maximum over the ranks is the newest.
@@ -135,6 +191,7 @@ impl Directive {
                 DirectiveKind::Resume => 1,
                 DirectiveKind::Pause => 2,
                 DirectiveKind::Stop => 3,
+                DirectiveKind::Regroup => 4,
             }
     }
 
@@ -145,6 +202,7 @@ impl Directive {
             1 => DirectiveKind::Resume,
             2 => DirectiveKind::Pause,
             3 => DirectiveKind::Stop,
+            4 => DirectiveKind::Regroup,
             _ => return None,
         };
         Some(Directive {
@@ -201,6 +259,8 @@ pub struct JoinInfo {
     pub fingerprint: String,
     /// The devices that it drives, for people.
     pub devices: Vec<String>,
+    /// Where other members fetch the parts of snapshots that it holds, `HOST:PORT`; empty: nowhere.
+    pub parts_address: String,
 }
 
 /// How a trainer ended its part of the run.
@@ -217,10 +277,10 @@ pub enum Outcome {
     },
 }
 
-/// What a rank says when its communicator stands and its parameters are initialised.
+/// What a rank says when its communicator stands and its parameters are those that the generation begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ready {
-    /// Hash of the initial parameters.
+    /// Hash of those parameters.
     pub hash: [u8; 32],
     /// How it reaches each rank, by rank; empty for itself.
     pub transports: Vec<String>,
@@ -233,7 +293,7 @@ pub enum MemberBody {
     Join(JoinInfo),
     /// The communicator id, from the lowest rank.
     CommId(Vec<u8>),
-    /// The communicator stands and the parameters are initialised.
+    /// The communicator stands and the parameters are those that the generation begins with.
     Ready(Ready),
     /// What the device thread does now.
     Progress(Progress),
@@ -241,6 +301,17 @@ pub enum MemberBody {
     Report(StepReport),
     /// The member is about to go; why.
     Leaving(String),
+    /// The member holds another part of a snapshot, whole.
+    Holds(Part),
+    /// The member has left the collectives of its generation, and waits for the next one.
+    Stopped {
+        /// The last step whose parameters it holds.
+        step: u64,
+        /// Why it stopped by itself; none: it was told to.
+        cause: Option<String>,
+        /// Every part that it holds.
+        parts: Vec<Part>,
+    },
     /// The member's part is over.
     Finished {
         /// How it ended.
@@ -289,6 +360,18 @@ pub enum CoordinatorBody {
     /// The generation is over; why.
     Abort {
         /// One sentence.
+        reason: String,
+    },
+    /// Every part of this snapshot is held by its owner and by a buddy: older ones may be freed.
+    SnapshotStands {
+        /// The step whose parameters it holds.
+        step: u64,
+    },
+    /// The run is over for this member: it ends.
+    Release {
+        /// How.
+        outcome: Outcome,
+        /// Why, in one sentence.
         reason: String,
     },
     /// Everything up to `step` is committed and durable.

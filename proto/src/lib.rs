@@ -11,7 +11,7 @@ mod convert;
 pub use convert::ConvertError;
 
 /// Version of the messages. Another one is refused by name.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The compiled `.proto` files, for the reflection service.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lockstep_descriptors.bin"));

@@ -114,6 +114,7 @@ fn members() -> Vec<MemberBody> {
             member: "a".into(),
             pid: 4,
             devices: vec!["cpu".into()],
+            parts_address: "h:4".into(),
             ..JoinInfo::default()
         }),
         MemberBody::CommId(vec![1, 2, 3]),
@@ -138,7 +139,27 @@ fn members() -> Vec<MemberBody> {
             outcome: Outcome::Stopped,
             step: 5,
         },
+        MemberBody::Holds(part()),
+        MemberBody::Stopped {
+            step: 12,
+            cause: Some("rank 1 is gone".into()),
+            parts: vec![part(), Part { part: 2, ..part() }],
+        },
+        MemberBody::Stopped {
+            step: 0,
+            cause: None,
+            parts: Vec::new(),
+        },
     ]
+}
+
+fn part() -> Part {
+    Part {
+        step: 12,
+        generation: 3,
+        part: 1,
+        hash: [8; 32],
+    }
 }
 
 fn coordinator() -> Vec<CoordinatorBody> {
@@ -148,6 +169,7 @@ fn coordinator() -> Vec<CoordinatorBody> {
         lanes: 0..4,
         pid: 77,
         host: "h".into(),
+        parts_address: "h:4".into(),
     };
     let plan = Plan {
         step: 1,
@@ -167,7 +189,16 @@ fn coordinator() -> Vec<CoordinatorBody> {
             stamp: header().stamp,
             members: vec![place],
             lanes: 4,
-            resume: Some(0),
+            resume: Some(Resume {
+                step: 12,
+                generation: 3,
+                parts: vec![PartPlace {
+                    hash: [6; 32],
+                    addresses: vec!["h:4".into(), "i:5".into()],
+                }],
+                secret: [4; 32],
+            }),
+            replay_through: 14,
             secret: [5; 32],
         }),
         CoordinatorBody::CommId(vec![4]),
@@ -176,6 +207,15 @@ fn coordinator() -> Vec<CoordinatorBody> {
             sequence: 2,
             kind: DirectiveKind::Pause,
         }),
+        CoordinatorBody::Directive(Directive {
+            sequence: 3,
+            kind: DirectiveKind::Regroup,
+        }),
+        CoordinatorBody::SnapshotStands { step: 12 },
+        CoordinatorBody::Release {
+            outcome: Outcome::Stopped,
+            reason: "it was asked to leave".into(),
+        },
         CoordinatorBody::Abort {
             reason: "rank 1 is gone".into(),
         },
@@ -322,11 +362,11 @@ fn missing_parts_and_short_hashes_name_message_and_field() {
         }),
     });
     if let Some(v1::member_message::Body::Ready(ready)) = ready.body.as_mut() {
-        ready.initial_parameter_hash.truncate(8);
+        ready.parameter_hash.truncate(8);
     }
     let error = FromMember::try_from(ready).unwrap_err().to_string();
     assert!(
-        error.contains("initial_parameter_hash") && error.contains("8 bytes instead of 32"),
+        error.contains("parameter_hash") && error.contains("8 bytes instead of 32"),
         "{error}"
     );
 }
@@ -338,6 +378,7 @@ fn a_secret_is_never_printed() {
         members: Vec::new(),
         lanes: 1,
         resume: None,
+        replay_through: 0,
         secret: [213; 32],
     };
     assert!(!format!("{generation:?}").contains("213"));
@@ -345,11 +386,12 @@ fn a_secret_is_never_printed() {
 
 proptest! {
     #[test]
-    fn the_larger_word_is_the_newer_directive(a in 0u64..1 << 50, b in 0u64..1 << 50, i in 0u8..4, j in 0u8..4) {
-        let kinds = [DirectiveKind::None, DirectiveKind::Resume, DirectiveKind::Pause, DirectiveKind::Stop];
+    fn the_larger_word_is_the_newer_directive(a in 0u64..1 << 50, b in 0u64..1 << 50, i in 0u8..5, j in 0u8..5) {
+        use DirectiveKind::*;
+        let kinds = [None, Resume, Pause, Stop, Regroup];
         let first = Directive { sequence: a, kind: kinds[i as usize] };
         let second = Directive { sequence: b, kind: kinds[j as usize] };
-        prop_assert_eq!(Directive::from_word(first.to_word()), Some(first));
+        prop_assert_eq!(Directive::from_word(first.to_word()), Option::Some(first));
         if a < b {
             prop_assert!(first.to_word() < second.to_word());
         }

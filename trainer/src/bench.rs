@@ -5,20 +5,25 @@
 //! share of what memory or the link gives to a plain copy of the same bytes, measured in the same rounds.
 
 use std::fmt::Write as _;
-use std::io::{Read, Write as _};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
-use std::process::Command;
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use lockstep_collective::{Aborter, Backend, BufferId, Collective, LaneTree, Meeting, ReduceLanes, Root, Wire, join};
+use lockstep_collective::{Aborter, BufferId, Collective, LaneTree, ReduceLanes, Wire};
+use tch::Tensor;
 
+use crate::device::FlatTensors;
+use crate::device::compute::Compute;
+use crate::device::memory::Flat;
 use crate::error::TrainerError;
 use crate::train::Mpi;
 
+mod duplex;
+mod ranks;
+
+use duplex::Duplex;
+
 /// How long ranks may take to meet, and a call may wait.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Where a rank started by this command finds its place.
-const ENVIRONMENT: &str = "LOCKSTEP_BENCH_PLACE";
 
 /// What carries the data that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -27,6 +32,8 @@ pub enum Carrier {
     Host,
     /// Our own transport over TCP on the loopback interface.
     Tcp,
+    /// NCCL between this machine's GPUs, one a rank.
+    Nccl,
     /// MPI: start `mpirun -n 2 lockstep-trainer-mpi bench collectives --backend mpi`.
     Mpi,
 }
@@ -57,100 +64,13 @@ pub fn collectives(options: &BenchOptions, mpi: Option<&'static dyn Mpi>) -> Res
         })?;
         let (rank, size) = mpi.place();
         let collective = mpi.connect(rank, size, PATIENCE, Some(PATIENCE), &Aborter::new())?;
-        return measure(collective, options);
+        return measure(collective, Compute::Host, options);
     }
-    if let Ok(place) = std::env::var(ENVIRONMENT) {
-        return measure(meet(&place, options)?, options);
+    if let Some(place) = ranks::place() {
+        let (collective, compute) = ranks::meet(&place, options)?;
+        return measure(collective, compute, options);
     }
-    start_ranks(options)
-}
-
-/// Starts one process a rank and waits for all.
-fn start_ranks(options: &BenchOptions) -> Result<(), TrainerError> {
-    let broken = |what: &str, error: std::io::Error| TrainerError::Broken(format!("cannot {what}: {error}"));
-    let binary = std::env::current_exe().map_err(|error| broken("find this program", error))?;
-    // The ranks bring their own sockets; they find each other through a listener that is handed to rank 0 by number.
-    let rendezvous = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| broken("listen", error))?;
-    let address = rendezvous.local_addr().map_err(|error| broken("listen", error))?;
-    let mut children = Vec::new();
-    for rank in 0..options.ranks {
-        let child = Command::new(&binary)
-            .args(std::env::args_os().skip(1))
-            .env(ENVIRONMENT, format!("{rank} {address}"))
-            .spawn()
-            .map_err(|error| broken("start a rank", error))?;
-        children.push(child);
-    }
-    let passed = pass_id_on(&rendezvous, options.ranks);
-    let mut failed = None;
-    for (rank, mut child) in (0u32..).zip(children) {
-        if passed.is_err() {
-            // It waits for an id that does not come.
-            let _ = child.kill();
-        }
-        let status = child.wait().map_err(|error| broken("wait for a rank", error))?;
-        if !status.success() {
-            failed.get_or_insert(format!("rank {rank} ended with {status}"));
-        }
-    }
-    passed.map_err(|error| broken("pass the communicator id on", error))?;
-    failed.map_or(Ok(()), |why| Err(TrainerError::Broken(why)))
-}
-
-/// Takes the id from rank 0 and gives it to the others.
-fn pass_id_on(rendezvous: &TcpListener, ranks: u32) -> std::io::Result<()> {
-    let mut others = Vec::new();
-    let mut id = Vec::new();
-    for _ in 0..ranks {
-        let (mut stream, _) = rendezvous.accept()?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut rank = [0; 4];
-        stream.read_exact(&mut rank)?;
-        if u32::from_le_bytes(rank) == 0 {
-            stream.read_to_end(&mut id)?;
-        } else {
-            others.push(stream);
-        }
-    }
-    others.iter_mut().try_for_each(|stream| stream.write_all(&id))
-}
-
-/// One started rank's way into the communicator.
-fn meet(place: &str, options: &BenchOptions) -> Result<Box<dyn Collective>, TrainerError> {
-    let broken = |error: std::io::Error| TrainerError::Broken(format!("cannot get the communicator id: {error}"));
-    let (rank, address) = place
-        .split_once(' ')
-        .and_then(|(rank, address)| Some((rank.parse::<u32>().ok()?, address)))
-        .ok_or_else(|| TrainerError::Refused(format!("{ENVIRONMENT} is {place:?}, which is no place")))?;
-    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let mut stream = TcpStream::connect(address).map_err(broken)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(broken)?;
-    stream.write_all(&rank.to_le_bytes()).map_err(broken)?;
-    let (mut root, mut id) = (None, Vec::new());
-    if rank == 0 {
-        let mut secret = [0; 32];
-        std::fs::File::open("/dev/urandom")
-            .and_then(|mut file| file.read_exact(&mut secret))
-            .map_err(broken)?;
-        let made = Root::open(&secret, 1, loopback).map_err(lockstep_collective::CollectiveError::from)?;
-        id = made.id().to_bytes();
-        stream.write_all(&id).map_err(broken)?;
-        root = Some(made);
-    } else {
-        stream.read_to_end(&mut id).map_err(broken)?;
-    }
-    drop(stream);
-    let meeting = Meeting {
-        rank,
-        size: options.ranks,
-        deadline: PATIENCE,
-        stall: Some(PATIENCE),
-        root,
-        advertise: Some(loopback),
-        only_tcp: options.backend == Carrier::Tcp,
-        ..Meeting::default()
-    };
-    Ok(join(Backend::Host, &id, meeting)?)
+    ranks::start_ranks(options)
 }
 
 /// Median times of one size, in microseconds.
@@ -171,26 +91,31 @@ struct Line {
 /// The buffers that are measured on.
 struct Bench {
     collective: Box<dyn Collective>,
+    compute: Compute,
     partials: BufferId,
     parameters: BufferId,
     rounds: usize,
     tcp: Option<Duplex>,
 }
 
-fn measure(mut collective: Box<dyn Collective>, options: &BenchOptions) -> Result<(), TrainerError> {
+fn measure(mut collective: Box<dyn Collective>, compute: Compute, options: &BenchOptions) -> Result<(), TrainerError> {
     let partials = collective.allocate("partials", options.largest)?;
     let parameters = collective.allocate("parameters", options.largest)?;
-    let elements = options.largest / 4;
-    for (place, value) in (0u32..).zip(collective.buffer_mut(partials).floats_mut(0..elements)) {
-        // Values that need all their bits, so that nothing travels halved.
-        *value = (place % 1000) as f32 + 1.0 / 3.0;
-    }
+    // Values that need all their bits, so that nothing travels halved.
+    let values: Vec<f32> = (0..options.largest / 4)
+        .map(|place| (place % 1000) as f32 + 1.0 / 3.0)
+        .collect();
+    Flat::of(collective.memory(partials), &compute)?
+        .view::<f32>(0, &[values.len() as i64])?
+        .f_copy_(&Tensor::from_slice(&values))?;
+    compute.synchronize()?;
     let tcp = match options.backend {
         Carrier::Tcp if collective.size() == 2 => Some(Duplex::between(&mut *collective)?),
         _ => None,
     };
     let mut bench = Bench {
         collective,
+        compute,
         partials,
         parameters,
         rounds: options.rounds,
@@ -325,6 +250,8 @@ impl Bench {
             } else {
                 let began = Instant::now();
                 call(&mut *self.collective)?;
+                // On a device a call has only been given to the stream when it returns.
+                self.compute.synchronize()?;
                 total += began.elapsed();
                 self.fence()?;
             }
@@ -346,51 +273,6 @@ impl Bench {
 
     fn fence(&mut self) -> Result<(), TrainerError> {
         Ok(self.collective.barrier()?)
-    }
-}
-
-/// A bare connection between two ranks, for what the link gives.
-struct Duplex {
-    sending: TcpStream,
-    receiving: TcpStream,
-    outgoing: Vec<u8>,
-    incoming: Vec<u8>,
-}
-
-impl Duplex {
-    fn between(collective: &mut dyn Collective) -> Result<Duplex, TrainerError> {
-        let broken = |error: std::io::Error| TrainerError::Broken(format!("cannot connect: {error}"));
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(broken)?;
-        let mut ports = [0, 0];
-        ports[collective.rank() as usize] = u64::from(listener.local_addr().map_err(broken)?.port());
-        collective.exchange_slots(&mut ports, &[0, 1])?;
-        let other = ports[1 - collective.rank() as usize] as u16;
-        let sending = TcpStream::connect((Ipv4Addr::LOCALHOST, other)).map_err(broken)?;
-        let (receiving, _) = listener.accept().map_err(broken)?;
-        for stream in [&sending, &receiving] {
-            stream.set_nodelay(true).map_err(broken)?;
-        }
-        Ok(Duplex {
-            sending,
-            receiving,
-            outgoing: Vec::new(),
-            incoming: Vec::new(),
-        })
-    }
-
-    /// Sends and receives so many bytes at once.
-    fn exchange(&mut self, bytes: usize) -> std::io::Result<()> {
-        self.outgoing.resize(bytes, 1);
-        self.incoming.resize(bytes, 0);
-        let (sending, outgoing) = (&mut self.sending, &self.outgoing);
-        let (receiving, incoming) = (&mut self.receiving, &mut self.incoming);
-        std::thread::scope(|scope| {
-            let sender = scope.spawn(move || sending.write_all(outgoing));
-            receiving.read_exact(incoming)?;
-            sender
-                .join()
-                .unwrap_or_else(|_| Err(std::io::Error::other("the sender panicked")))
-        })
     }
 }
 

@@ -24,6 +24,9 @@ pub enum TrainerError {
     /// The coordinator cannot be reached or ended the run.
     #[error(transparent)]
     Session(#[from] lockstep_session::SessionError),
+    /// A part of a snapshot cannot be had.
+    #[error(transparent)]
+    Parts(#[from] lockstep_parts::PartsError),
     /// The data cannot be read.
     #[error(transparent)]
     Data(#[from] lockstep_data::DataError),

@@ -118,7 +118,11 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> Result<Strin
             mib(state)
         );
     }
-    let account = MemoryAccount::of(config, vocabulary, 0, ranks)?;
+    let accounts = (0..ranks)
+        .map(|rank| MemoryAccount::of(config, vocabulary, rank, ranks))
+        .collect::<Result<Vec<_>, _>>()?;
+    // All ranks have the same but for what they own.
+    let account = accounts[0];
     let largest = treatments.iter().map(polar_cost).max().filter(|cost| *cost > 0);
     let _ = writeln!(out, "\nmemory of each rank, without activations:");
     let _ = writeln!(out, "  working copies            {}", mib(account.working_copies));
@@ -129,6 +133,10 @@ pub fn describe(config: &RunConfig, vocabulary: u32, ranks: u32) -> Result<Strin
         mib(account.gradients)
     );
     let _ = writeln!(out, "  masters and state         as above");
+    if config.backend_name(ranks) == "nccl" {
+        let scratch: Vec<String> = accounts.iter().map(|account| mib(account.nccl_scratch)).collect();
+        let _ = writeln!(out, "  NCCL's scratch, by rank   {}", scratch.join(", "));
+    }
     if let Some(largest) = largest {
         let _ = writeln!(
             out,

@@ -3,6 +3,7 @@
 //! - [`model`]: what is trained
 //! - [`sharding`]: where every number lies and who owns it (pure)
 //! - [`step`]: one step on one rank
+//! - [`snapshot`]: what all ranks own after a step, kept in memory for the case that one is lost
 //! - [`started`]: what the environment says of who has started this process
 //! - [`device`]: what a step uses where the device is not the host
 //! - [`memory_account`]: what a rank's memory is for
@@ -25,6 +26,7 @@ pub mod inspect;
 pub mod memory_account;
 pub mod model;
 pub mod sharding;
+pub mod snapshot;
 pub mod started;
 pub mod step;
 pub mod train;

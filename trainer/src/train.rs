@@ -1,7 +1,15 @@
-//! The life of a trainer: connect → join → generation → communicator → ready → plans and steps → reports → final files.
+//! The life of a trainer: connect → join → one generation after the other → final files.
 //!
-//! The thread that calls [`train`] drives the device; the session carries the connection on threads of its own. Decisions
-//! that concern all ranks (the verdict on a step, pause, stop) are taken from exchanged slots only.
+//! - this file: [`train`], and what a member keeps from one generation to the next: its data, its device, the parts of
+//!   snapshots that it holds
+//! - `generation`: one member in one generation: communicator → loaded → ready → plans and steps → reports
+//! - `meeting`: the ranks of a generation meet
+//! - `leaving`: what a SIGTERM comes to
+//!
+//! The thread that calls [`train`] drives the device; the session carries the connection on threads of its own. A broken
+//! collective, or an abort by the coordinator, ends the generation and not the process: the engine is dropped, the member
+//! says what it holds, and waits for the next generation. Decisions that concern all ranks (the verdict on a step, pause,
+//! stop, the end of the generation) are taken from exchanged slots only.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -9,32 +17,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_collective::{Aborter, Collective, CollectiveError};
-use lockstep_config::{Device, LOCAL_RANK, RunConfig};
-use lockstep_data::{Dataset, Loader, Order, ValidationSet, micro_batch_samples};
-use lockstep_proto::domain::{
-    Directive, DirectiveKind, Generation, JoinInfo, Orthogonality, Outcome, Plan, Ready, StepMetrics, StepReport,
-    Validation,
-};
-use lockstep_session::{Session, SessionOptions};
+use lockstep_config::{CollectiveBackend, RunConfig};
+use lockstep_data::{Dataset, Order, ValidationSet};
+use lockstep_parts::Keeper;
+use lockstep_proto::domain::{Generation, JoinInfo, Outcome, Part};
+use lockstep_session::{Session, SessionError, SessionOptions};
 
-use crate::device::opening::{Opened, open, place_on_host};
-use crate::device::statistics::DeviceMemory;
+use crate::device::opening::{Opened, open};
 use crate::error::TrainerError;
 use crate::fingerprint::fingerprint;
-use crate::memory_account::MemoryAccount;
-use crate::model::choice::from_config;
+use crate::snapshot::keeping;
 use crate::started::local_rank;
-use crate::step::{Engine, StepOutcome};
-use crate::weights_file::Writer;
 
+mod generation;
+mod leaving;
 mod meeting;
 
-use meeting::{Place, address_towards, meet};
+use generation::Rank;
+use meeting::address_towards;
 
 /// How long a trainer waits for the coordinator and for its peers to meet.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Micro-batches that the loader prepares ahead.
-const AHEAD: usize = 8;
 
 /// MPI, in a binary that is linked with one.
 pub trait Mpi: Sync {
@@ -98,8 +101,15 @@ pub fn train(options: &TrainOptions, mpi: Option<&'static dyn Mpi>) -> Result<Ou
             session.finish(outcome.clone(), made)?;
             Ok(outcome)
         }
+        Err(TrainerError::Session(SessionError::Released { outcome, reason }))
+            if !matches!(outcome, Outcome::Failed { .. }) =>
+        {
+            tracing::info!("{reason}");
+            session.finish(outcome.clone(), made)?;
+            Ok(outcome)
+        }
         Err(error) => {
-            // An abort came from the coordinator, which knows already why the run ends.
+            // The end came from the coordinator, which knows already why.
             if !session.abort_signal().is_set() {
                 let outcome = Outcome::Failed {
                     reason: error.to_string(),
@@ -113,7 +123,7 @@ pub fn train(options: &TrainOptions, mpi: Option<&'static dyn Mpi>) -> Result<Ou
     }
 }
 
-/// The whole life between the first and the last word with the coordinator; `made` counts the steps.
+/// The whole life between the first and the last word with the coordinator; `made` is the step that this rank holds.
 fn run(
     session: &mut Session,
     options: &TrainOptions,
@@ -121,41 +131,53 @@ fn run(
     config_toml: &str,
     made: &mut u64,
 ) -> Result<Outcome, TrainerError> {
-    let mut trainer = Trainer::start(session, options, mpi, config_toml)?;
-    let result = trainer.steps(session);
-    *made = trainer.made;
-    let outcome = result?;
-    trainer.write_final(options)?;
-    Ok(outcome)
+    let mut member = Member::start(options, mpi, config_toml)?;
+    session.join(member.info()?);
+    if member.keeper.is_some() {
+        leaving::say_on_sigterm(session.voice())?;
+    }
+    loop {
+        let generation = session.next_generation()?;
+        match member.take_part(session, &generation, made) {
+            Ok(End::Over(outcome)) => return Ok(outcome),
+            Ok(End::Regroup) => session.stopped(*made, None, member.parts()),
+            Err(error) if member.outlives(&error) => {
+                let cause = (!session.abort_signal().is_set()).then(|| error.to_string());
+                tracing::warn!("this generation is over: {error}");
+                session.stopped(*made, cause, member.parts());
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
-/// One member in one generation.
-struct Trainer {
+/// How a member's part in a generation ended.
+enum End {
+    /// The run is over.
+    Over(Outcome),
+    /// All ranks have agreed to form another generation.
+    Regroup,
+}
+
+/// What a member keeps from one generation to the next.
+struct Member {
+    options: TrainOptions,
+    mpi: Option<&'static dyn Mpi>,
     config: RunConfig,
     dataset: Arc<Dataset>,
-    validation: ValidationSet,
-    generation: Generation,
-    rank: u32,
-    engine: Engine,
-    /// What is known of the memory of its device.
-    memory: DeviceMemory,
-    loader: Loader,
-    /// Steps made so far.
-    made: u64,
-    /// The newest directive that all ranks have agreed on.
-    handled: u64,
+    validation: Arc<ValidationSet>,
+    order: Order,
+    opened: Opened,
+    /// The address at which other hosts reach this one.
+    advertise: IpAddr,
+    /// Parts of snapshots; none where the world is never formed anew.
+    keeper: Option<Arc<Keeper>>,
 }
 
-impl Trainer {
-    fn start(
-        session: &mut Session,
-        options: &TrainOptions,
-        mpi: Option<&'static dyn Mpi>,
-        config_toml: &str,
-    ) -> Result<Trainer, TrainerError> {
+impl Member {
+    fn start(options: &TrainOptions, mpi: Option<&'static dyn Mpi>, config_toml: &str) -> Result<Member, TrainerError> {
         let config = RunConfig::parse(config_toml, "the config from the coordinator", &[])?;
-        let told = local_rank();
-        let mut opened = open(&config, told.unwrap_or(0))?;
+        let opened = open(&config, local_rank().unwrap_or(0))?;
         tch::set_num_threads(config.run.intra_op_threads as i32);
         let dataset = Arc::new(Dataset::open(&config.data.path)?);
         let validated = match &config.data.validation {
@@ -163,200 +185,77 @@ impl Trainer {
             None => Arc::clone(&dataset),
         };
         let sequence = config.data.sequence_length;
-        let validation = ValidationSet::new(validated, config.batch.micro_batch, sequence);
-        let order = Order::new(config.run.seed, dataset.train().training_samples(sequence));
-        let generation = session.join(JoinInfo {
-            member: options.member.clone(),
-            pid: std::process::id(),
-            host: host_name(),
-            build: env!("CARGO_PKG_VERSION").to_owned(),
-            config_hash: config.hash(),
-            data_hash: dataset.manifest_hash(),
-            fingerprint: fingerprint(&config, &opened)?,
-            devices: vec![opened.facts.clone().unwrap_or_else(|| "cpu".to_owned())],
-        })?;
-        let place = generation.place_of(&options.member).ok_or_else(|| {
-            TrainerError::Broken(format!(
-                "the generation has no place for this member, {}",
-                options.member
-            ))
-        })?;
-        let (rank, world) = (place.rank, generation.ranks());
-        let index = place_on_host(&generation, &options.member);
-        if told.is_none() && index > 0 && config.run.device == Device::Cuda {
-            opened = another(&config, index, &opened)?;
-        }
-        let account = MemoryAccount::of(&config, dataset.vocab(), rank, world)?;
-        let aborter = Aborter::default();
-        let signal = session.abort_signal();
-        let (told, reasons) = (aborter.clone(), signal.clone());
-        signal.on_abort(Box::new(move || told.abort(&reasons.reason().unwrap_or_default())));
         let advertise = match options.advertise {
             Some(address) => address,
             None => address_towards(&options.coordinator)?,
         };
-        let meeting = Place {
-            rank,
-            size: world,
-            advertise,
-            aborter,
-        };
-        let communication = meet(session, &config, mpi, meeting, &generation, &opened.compute)?;
-        let lanes = generation.members.iter().map(|m| m.lanes.clone()).collect();
-        let model = from_config(&config, dataset.vocab());
-        let memory = DeviceMemory::new(&opened.compute, account);
-        let engine = Engine::new(&config, model, communication, lanes, &opened.compute);
-        let mut engine = engine.map_err(|error| memory.explain(error))?;
-        let transports = engine.transports();
-        session.ready(Ready {
-            hash: engine.parameter_hash()?,
-            transports,
-        })?;
-        let loader = Loader::start(Arc::clone(&dataset), order, sequence, AHEAD)?;
-        Ok(Trainer {
+        let is_elastic = config.collective.backend != CollectiveBackend::Mpi;
+        Ok(Member {
+            validation: Arc::new(ValidationSet::new(validated, config.batch.micro_batch, sequence)),
+            order: Order::new(config.run.seed, dataset.train().training_samples(sequence)),
+            keeper: is_elastic.then(|| keeping::open(advertise)).transpose()?,
+            options: options.clone(),
+            mpi,
             config,
             dataset,
-            validation,
-            generation,
-            rank,
-            engine,
-            memory,
-            loader,
-            made: 0,
-            handled: 0,
+            opened,
+            advertise,
         })
     }
 
-    /// Steps until a plan says that it is the last one, or all ranks have agreed to stop.
-    fn steps(&mut self, session: &Session) -> Result<Outcome, TrainerError> {
-        loop {
-            session.progress(self.made + 1, "plan");
-            let Some(plan) = session.next_plan(self.made + 1)? else {
-                return Ok(Outcome::Stopped);
-            };
-            session.progress(plan.step, "step");
-            for index in self.engine.micro_batches_of(&plan) {
-                self.loader.submit(micro_batch_samples(
-                    plan.first_sample,
-                    self.config.batch.micro_batch,
-                    index,
-                ));
-            }
-            let loader = &mut self.loader;
-            let outcome = self
-                .engine
-                .step(&plan, session.directive().to_word(), &mut || Ok(loader.next()?));
-            let outcome = outcome.map_err(|error| self.memory.explain(error))?;
-            self.memory.watch(plan.step)?;
-            self.made = plan.step;
-            let directive = self.newer(outcome.directive);
-            let stopping = matches!(directive, Some(DirectiveKind::Stop));
-            let validation = match plan.validate || plan.last || stopping {
-                true => {
-                    session.progress(plan.step, "validation");
-                    Some(self.engine.validate(&self.validation)?)
-                }
-                false => None,
-            };
-            session.report(self.report(&plan, outcome, validation))?;
-            if plan.last {
-                return Ok(Outcome::Completed);
-            }
-            match directive {
-                Some(DirectiveKind::Stop) => return Ok(Outcome::Stopped),
-                Some(DirectiveKind::Pause) => {
-                    session.progress(plan.step, "paused");
-                    if self.pause(session)? == DirectiveKind::Stop {
-                        return Ok(Outcome::Stopped);
-                    }
-                }
-                Some(DirectiveKind::None | DirectiveKind::Resume) | None => {}
-            }
-        }
-    }
-
-    /// The agreed directive, if it is newer than the last one that was handled.
-    fn newer(&mut self, word: u64) -> Option<DirectiveKind> {
-        let directive = Directive::from_word(word)?;
-        (directive.sequence > self.handled).then(|| {
-            self.handled = directive.sequence;
-            directive.kind
+    /// What it says of itself.
+    fn info(&self) -> Result<JoinInfo, TrainerError> {
+        let address = |keeper: &Arc<Keeper>| keeper.address().to_string();
+        Ok(JoinInfo {
+            member: self.options.member.clone(),
+            pid: std::process::id(),
+            host: host_name(),
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+            config_hash: self.config.hash(),
+            data_hash: self.dataset.manifest_hash(),
+            fingerprint: fingerprint(&self.config, &self.opened)?,
+            devices: vec![self.opened.facts.clone().unwrap_or_else(|| "cpu".to_owned())],
+            parts_address: self.keeper.as_ref().map(address).unwrap_or_default(),
         })
     }
 
-    /// Waits, with all ranks, until the newest directive that any of them has seen is no pause.
-    fn pause(&mut self, session: &Session) -> Result<DirectiveKind, TrainerError> {
-        loop {
-            session.wait_directive_after(self.handled)?;
-            let word = self.engine.agree(session.directive().to_word())?;
-            match self.newer(word) {
-                Some(DirectiveKind::Pause) | None => {}
-                Some(kind) => return Ok(kind),
+    /// Every part of a snapshot that it holds.
+    fn parts(&self) -> Vec<Part> {
+        self.keeper.as_ref().map(|keeper| keeper.parts()).unwrap_or_default()
+    }
+
+    /// Whether an error ends the generation only: a peer is gone, or the coordinator has ended it.
+    fn outlives(&self, error: &TrainerError) -> bool {
+        let of_generation = match error {
+            TrainerError::Collective(error) => !matches!(error, CollectiveError::Misuse { .. }),
+            TrainerError::Session(SessionError::Aborted { .. } | SessionError::Deadline { .. }) => true,
+            TrainerError::Parts(_) => true,
+            _ => false,
+        };
+        self.keeper.is_some() && of_generation
+    }
+
+    /// Trains in one generation; `made` becomes the step that this rank holds.
+    fn take_part(
+        &mut self,
+        session: &mut Session,
+        generation: &Generation,
+        made: &mut u64,
+    ) -> Result<End, TrainerError> {
+        let mut rank = Rank::start(self, session, generation)?;
+        *made = rank.made();
+        let end = rank.steps(session);
+        *made = rank.made();
+        match end? {
+            End::Over(outcome) => {
+                rank.write_final(&self.options)?;
+                Ok(End::Over(outcome))
+            }
+            End::Regroup => {
+                rank.keep_all()?;
+                Ok(End::Regroup)
             }
         }
-    }
-
-    fn report(&self, plan: &Plan, outcome: StepOutcome, validation: Option<Validation>) -> StepReport {
-        StepReport {
-            stamp: self.generation.stamp,
-            rank: self.rank,
-            step: plan.step,
-            parameter_hash: outcome.parameter_hash,
-            metrics: (self.rank == 0).then_some(StepMetrics {
-                loss: outcome.loss,
-                tokens: outcome.tokens,
-                grad_norm: outcome.grad_norm,
-                update_norm: outcome.update_norm,
-                learning_rate: plan.learning_rate,
-                effective_learning_rate: outcome.effective_learning_rate,
-                step_ms: outcome.step_ms,
-                phases: outcome.phases,
-                polar_factors: outcome.polar_factors,
-                model_value: outcome.model.map(|model| model.value),
-                lower_bound: outcome.model.map(|model| model.lower_bound),
-                dual_norm: outcome.dual_norm,
-                orthogonality: outcome
-                    .orthogonality
-                    .map(|(tensor, error)| Orthogonality { tensor, error }),
-            }),
-            validation: validation.filter(|_| self.rank == 0),
-            peak_memory_mib: self.memory.peak_mib().unwrap_or_else(peak_memory_mib),
-        }
-    }
-
-    /// The float32 masters of all owners go to rank 0, which writes them with tokenizer and config.
-    fn write_final(&mut self, options: &TrainOptions) -> Result<(), TrainerError> {
-        self.engine.settle()?;
-        let folder = options
-            .run_dir
-            .clone()
-            .unwrap_or_else(|| PathBuf::from("runs").join(&self.config.run.name));
-        let mut writer = Writer::new(folder.join("final"), self.made);
-        let writes = self.rank == 0;
-        self.engine.gather_masters(|name, shape, values| {
-            if writes {
-                writer.add(name, shape, values);
-            }
-            Ok(())
-        })?;
-        if writes {
-            writer.finish(&self.config, self.dataset.folder())?;
-        }
-        Ok(())
-    }
-}
-
-/// The GPU of this rank's number on its host, where nobody had said the number before the ranks were known. It must be such a
-/// device as the one that the fingerprint speaks of.
-fn another(config: &RunConfig, index: usize, first: &Opened) -> Result<Opened, TrainerError> {
-    let opened = open(config, index)?;
-    match opened.facts == first.facts {
-        true => Ok(opened),
-        false => Err(TrainerError::Refused(format!(
-            "GPU {index} is another device than GPU 0 of this host ({} and {}), and this rank has joined as the latter; set {LOCAL_RANK} to this rank's number on its host",
-            opened.facts.unwrap_or_default(),
-            first.facts.clone().unwrap_or_default()
-        ))),
     }
 }
 
@@ -365,11 +264,4 @@ fn host_name() -> String {
         .ok()
         .and_then(|name| name.into_string().ok())
         .unwrap_or_else(|| "unknown".to_owned())
-}
-
-/// The highest resident memory of this process so far.
-fn peak_memory_mib() -> u64 {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF);
-    // Linux gives kibibytes.
-    usage.map(|usage| usage.max_rss().unsigned_abs() / 1024).unwrap_or(0)
 }

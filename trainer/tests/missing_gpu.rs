@@ -2,9 +2,10 @@
 //! the coordinator hears it.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::path::Path;
 use std::process::{Command, Output};
 
-use lockstep_config::{GPU_ENVIRONMENT, RunConfig};
+use lockstep_config::{GPU_ENVIRONMENT, RunConfig, prepare_for_gpu};
 use lockstep_coordinator::{Coordinator, CoordinatorOptions};
 
 fn config() -> RunConfig {
@@ -35,11 +36,16 @@ fn refused(prepare: impl FnOnce(&mut Command)) -> (Output, String) {
     (output, said)
 }
 
+/// The sentence in which the trainer ends.
+fn last(said: &str) -> &str {
+    let last = said.lines().rfind(|line| line.starts_with("lockstep-trainer: "));
+    last.unwrap_or_else(|| panic!("no sentence in: {said}"))
+}
+
 /// Exit code 2, and a last line that begins with the key and holds `parts`.
 fn says(output: &Output, said: &str, parts: &[&str]) {
     assert_eq!(output.status.code(), Some(2), "{said}");
-    let last = said.lines().rfind(|line| line.starts_with("lockstep-trainer: "));
-    let last = last.unwrap_or_else(|| panic!("no sentence in: {said}"));
+    let last = last(said);
     for part in parts {
         assert!(last.contains(part), "{part:?} is missing in: {last}");
     }
@@ -72,6 +78,27 @@ fn without_libtorch_s_libraries_for_gpus_they_are_named() {
     );
 }
 
+/// The measurement between GPUs, with what `prepare` does to it.
+fn measurement(prepare: impl FnOnce(&mut Command)) -> (Output, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep-trainer"));
+    command.args(["bench", "collectives", "--backend", "nccl"]);
+    prepare(&mut command);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output, said)
+}
+
+#[test]
+fn a_measurement_between_gpus_is_refused_too_before_a_rank_is_started() {
+    if has_libraries() {
+        return;
+    }
+    let (output, said) = measurement(|_| {});
+    let begin = "--backend nccl measures between GPUs, but libtorch's CUDA libraries could not be loaded";
+    says(&output, &said, &[begin, "install the CUDA build of libtorch"]);
+    assert_eq!(said.lines().count(), 1, "one sentence: {said}");
+}
+
 #[test]
 #[ignore = "needs the CUDA build of libtorch and no GPU: LOCKSTEP_CUDA_LIBTORCH names its folder lib"]
 fn with_the_libraries_the_environment_is_checked_and_then_the_driver() {
@@ -87,14 +114,37 @@ fn with_the_libraries_the_environment_is_checked_and_then_the_driver() {
         &said,
         &["CUBLAS_WORKSPACE_CONFIG", ":4096:8", "NVIDIA_TF32_OVERRIDE=0"],
     );
-    let (output, said) = refused(|command| {
+    let (output, said) = refused(|command| prepare_for_gpu(command.env("LD_LIBRARY_PATH", &libraries)));
+    says(&output, &said, &["device 0 cannot be opened", "no NVIDIA driver"]);
+    println!("seen: \"no NVIDIA driver\"");
+    // The NCCL that libtorch has loaded, and not one of the machine's.
+    let root = Path::new(&libraries).ancestors().nth(2).unwrap().display().to_string();
+    let loaded = said.lines().find(|line| line.contains("(code ")).unwrap();
+    for part in ["(code 22907)", &format!("from {root}/nvidia/nccl/lib/libnccl.so.2")] {
+        assert!(loaded.contains(part), "{part:?} is missing in: {loaded}");
+    }
+    println!("seen: NCCL 22907 from nvidia/nccl/lib");
+    let (output, said) = measurement(|command| {
         command.env("LD_LIBRARY_PATH", &libraries);
-        for (name, value) in GPU_ENVIRONMENT {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
     });
-    says(&output, &said, &["device 0 cannot be opened", "NVIDIA driver"]);
+    says(&output, &said, &["--backend nccl", "no NVIDIA driver"]);
+}
+
+#[test]
+#[ignore = "as the test above; LOCKSTEP_OLD_DRIVER names a folder with a libcuda.so.1 of version 12080"]
+fn a_driver_that_is_too_old_is_told_apart_with_its_version() {
+    let libraries = std::env::var_os("LOCKSTEP_CUDA_LIBTORCH").unwrap();
+    let old = std::env::var_os("LOCKSTEP_OLD_DRIVER").unwrap();
+    let folders = std::env::join_paths([&libraries, &old]).unwrap();
+    let (output, said) = refused(|command| prepare_for_gpu(command.env("LD_LIBRARY_PATH", &folders)));
+    says(
+        &output,
+        &said,
+        &[
+            "device 0 cannot be opened",
+            "too old (found version 12080)",
+            "needs driver 580 or newer",
+        ],
+    );
+    println!("seen: \"too old (found version 12080)\"");
 }

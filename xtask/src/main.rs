@@ -44,6 +44,9 @@ enum Chore {
         /// Put libtorch under this folder instead of third_party.
         #[arg(long, hide = true)]
         root: Option<PathBuf>,
+        /// Fetch the CUDA build of libtorch and its libraries into third_party/cuda too (2.4 GB to fetch, 3.4 GB on disk).
+        #[arg(long)]
+        cuda: bool,
     },
     /// Build everything and train a small GPT on Shakespeare with two ranks on this machine.
     Demo,
@@ -59,8 +62,12 @@ enum Chore {
         #[arg(value_enum)]
         sanitizers: Vec<sanitize::Sanitizer>,
     },
-    /// Check, without a GPU, what the GPU path believes of NVIDIA's libraries: fetches them (200 MB) into third_party.
-    CheckGpu,
+    /// Check the GPU path on a machine without a GPU; fetches NVIDIA's libraries as `setup --cuda` does.
+    CheckGpu {
+        /// Only these checks, in the usual order (default: all).
+        #[arg(value_parser = clap::builder::PossibleValuesParser::new(check_gpu::names()))]
+        checks: Vec<String>,
+    },
     /// Measure.
     Bench {
         #[command(subcommand)]
@@ -71,11 +78,12 @@ enum Chore {
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let workspace = Workspace::find()?;
     match arguments.chore {
-        Chore::Setup { root } => setup::setup(&workspace, root.as_deref()),
+        Chore::Setup { root, cuda: true } => setup::setup_for_gpus(&workspace, root.as_deref()),
+        Chore::Setup { root, cuda: false } => setup::setup(&workspace, root.as_deref()),
         Chore::Demo => demo::demo(&workspace),
         Chore::Test { stages } => stages::test(&workspace, &stages),
         Chore::Sanitize { sanitizers } => sanitize::sanitize(&workspace, &sanitizers),
-        Chore::CheckGpu => check_gpu::check_gpu(&workspace),
+        Chore::CheckGpu { checks } => check_gpu::check_gpu(&workspace, &checks),
         Chore::Bench { what } => bench::bench(&workspace, &what),
     }
 }

@@ -37,6 +37,7 @@ fn every_key_and_no_other_is_documented() {
         "model.vocab=512",
         "model.context=256",
         "data.validation=elsewhere",
+        "fault.max_ranks=2",
         "learning_rate.schedule={ kind = \"warmup-stable-decay\", peak = 1e-3, warmup = 1, floor = 0.1, decay = 0.5 }",
     ]
     .map(str::to_owned)
@@ -108,6 +109,7 @@ fn every_link_and_every_named_file_exists() {
         "PERFORMANCE.md",
         "docs/architecture.md",
         "docs/config.md",
+        "docs/gpu.md",
         "docs/polar.md",
         "docs/basin/README.md",
     ];

@@ -84,6 +84,11 @@ impl RunFiles {
         self.events.scalars(step.step, &scalars)
     }
 
+    /// The step that was committed last was made by a world of these ranks.
+    pub fn of_world(&mut self, step: &CommittedStep, backend: &str) {
+        self.summary.of_world(step.step, step.ranks, backend);
+    }
+
     /// A committed step was validated.
     ///
     /// # Errors

@@ -66,6 +66,17 @@ impl Summary {
         self.parameter_hash = Some(blake3::Hash::from_bytes(step.parameter_hash).to_hex().to_string());
     }
 
+    /// Where the ranks of a step are not those of the one before, another world begins.
+    pub(super) fn of_world(&mut self, step: u64, ranks: u32, backend: &str) {
+        if self.worlds.last().is_none_or(|world| world.ranks != ranks) {
+            self.worlds.push(World {
+                from_step: step,
+                ranks,
+                backend: backend.to_owned(),
+            });
+        }
+    }
+
     /// The finished object as text.
     pub(super) fn ended(&mut self, end: &RunEnd, peak_memory_mib: u64) -> String {
         self.exit = match end.outcome {

@@ -69,6 +69,7 @@ fn records() -> Vec<Record> {
             members: Vec::new(),
             lanes: 4,
             resume: None,
+            replay_through: 0,
             secret: [77; 32],
         }),
         Record::Plans(vec![plan(1), plan(2)]),

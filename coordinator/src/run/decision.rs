@@ -1,8 +1,8 @@
 //! What goes into the machine and what comes out of it.
 
 use lockstep_proto::domain::{
-    CommittedStep, CoordinatorBody, Directive as Urgent, Generation, JoinInfo, Outcome, Plan, Progress, Ready, RunEnd,
-    Stamp, StepMetrics, StepReport, Validation,
+    CommittedStep, CoordinatorBody, Directive as Urgent, Generation, JoinInfo, Outcome, Part, Plan, Progress, Ready,
+    RunEnd, Stamp, StepMetrics, StepReport, Validation,
 };
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,26 @@ pub enum Event {
         peer: Peer,
         /// As said.
         report: StepReport,
+    },
+    /// A member holds another part of a snapshot.
+    Holds {
+        /// The stream.
+        peer: Peer,
+        /// Its generation.
+        stamp: Stamp,
+        /// The part.
+        part: Part,
+    },
+    /// A rank has left the collectives of its generation.
+    Stopped {
+        /// The stream.
+        peer: Peer,
+        /// Its generation.
+        stamp: Stamp,
+        /// Why it did so by itself; none: it was told to.
+        cause: Option<String>,
+        /// Every part that it holds.
+        parts: Vec<Part>,
     },
     /// A member is asked to go away by its host.
     Leaving {
@@ -109,6 +129,13 @@ pub enum Directive {
         /// The message.
         body: CoordinatorBody,
     },
+    /// Close this member's stream, with this sentence: nothing that it says counts any more.
+    Fence {
+        /// The stream.
+        peer: Peer,
+        /// Why.
+        reason: String,
+    },
     /// The run is over.
     End(RunEnd),
 }
@@ -130,6 +157,13 @@ pub enum Record {
         step: u64,
         /// Its loss.
         validation: Validation,
+    },
+    /// Every part of a snapshot is held by its owner and by a buddy.
+    Snapshot {
+        /// The step whose parameters it holds.
+        step: u64,
+        /// Its parts.
+        parts: Vec<Part>,
     },
     /// A decision that people may ask about later.
     Decision {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use lockstep_proto::domain::{CoordinatorBody, DirectiveKind, Outcome, RunEnd};
+use lockstep_proto::domain::{CoordinatorBody, Outcome, RunEnd};
 
-use crate::run::{Directive, Peer, Phase, Record, Run};
+use crate::run::{Directive, Peer, Phase, Record, Run, Wish};
 
 /// A rank whose peer is killed may report its broken collective before the killed rank's stream is seen to close.
 /// So long is waited, after a rank's report of failure, for the death that caused it.
@@ -23,15 +23,15 @@ impl Run {
         }
     }
 
-    /// A stream closed. Without a farewell before it, that ends the run.
+    /// A stream closed. Without a farewell before it, that ends the generation, or the run where its world is fixed.
     pub(super) fn lost(&mut self, peer: Peer, directives: &mut Vec<Directive>) {
         let Some(member) = self.members.get(&peer) else { return };
         if member.finished.is_some() || self.phase == Phase::Ended {
             return;
         }
-        let during = match self.phase {
-            Phase::WaitingForMembers => "before all trainers had joined".to_owned(),
-            Phase::WaitingForCommId | Phase::WaitingForReady => "before the first step".to_owned(),
+        let during = match (self.phase, member.rank) {
+            (_, None) => "before it was part of a world".to_owned(),
+            (Phase::WaitingForCommId | Phase::WaitingForReady, _) => "before the first step".to_owned(),
             _ => format!(
                 "after it had reported step {} of {}",
                 member.reported,
@@ -42,11 +42,36 @@ impl Run {
             "{} was lost {during}: its connection closed without a farewell",
             self.name(peer)
         );
-        if let Some(member) = self.members.get_mut(&peer) {
-            // Nothing more can be sent to it.
-            member.finished = Some((Outcome::Failed { reason: reason.clone() }, member.reported));
+        if !self.facts.worlds.are_elastic() || self.phase == Phase::Failing {
+            if let Some(member) = self.members.get_mut(&peer) {
+                // Nothing more can be sent to it.
+                member.finished = Some((Outcome::Failed { reason: reason.clone() }, member.reported));
+            }
+            self.fail(reason, directives);
+            return;
         }
-        self.fail(reason, directives);
+        if self.is_written() {
+            // It had done its part, and only its farewell is missing.
+            if let Some(member) = self.members.get_mut(&peer) {
+                member.finished = Some((Outcome::Completed, self.committed));
+            }
+            directives.push(Directive::Persist(Record::Decision { reason }));
+            self.end_if_all_finished(directives);
+            return;
+        }
+        let was_rank = self.members.remove(&peer).is_some_and(|member| member.rank.is_some());
+        if was_rank && !matches!(self.phase, Phase::WaitingForMembers) {
+            self.abort_generation(reason, directives);
+        } else {
+            directives.push(Directive::Persist(Record::Decision { reason }));
+        }
+    }
+
+    /// Whether every step is committed and rank 0 has written its files.
+    fn is_written(&self) -> bool {
+        let first = self.members.values().find(|member| member.rank == Some(0));
+        self.committed == self.facts.planner.total_steps()
+            && first.is_some_and(|member| matches!(member.finished, Some((Outcome::Completed, _))))
     }
 
     /// A rank said that it failed. Its peer's death may be the cause and is the better sentence, so wait a moment.
@@ -55,6 +80,10 @@ impl Run {
             return;
         }
         let reason = format!("{} failed: {said}", self.name(peer));
+        if self.facts.worlds.are_elastic() && self.members.get(&peer).is_some_and(|member| member.rank.is_none()) {
+            // The ledger has its reason, and no rank misses it.
+            return;
+        }
         if self.members.values().all(|member| member.finished.is_some()) {
             self.fail(reason, directives);
             return;
@@ -81,11 +110,14 @@ impl Run {
             return;
         }
         let mut farewells = Vec::new();
-        for (peer, member) in &self.members {
+        for (peer, member) in self.members.iter().filter(|(_, member)| member.rank.is_some()) {
             let Some((outcome, step)) = &member.finished else {
                 return;
             };
             farewells.push((*peer, outcome.clone(), *step));
+        }
+        if farewells.is_empty() {
+            return;
         }
         if self.phase == Phase::Failing {
             if let Some((reason, _)) = self.failing.clone() {
@@ -102,7 +134,7 @@ impl Run {
             self.fail(reason, directives);
         } else if committed == total {
             self.end_with(Outcome::Completed, format!("all {total} steps were made"), directives);
-        } else if self.urgent.kind == DirectiveKind::Stop {
+        } else if self.wish == Wish::Stop {
             let reason = format!("the run was stopped after step {committed} of {total}");
             self.end_with(Outcome::Stopped, reason, directives);
         } else {
@@ -116,7 +148,7 @@ impl Run {
         self.end_with(Outcome::Failed { reason: reason.clone() }, reason, directives);
     }
 
-    /// Ends the run and tells everybody who is still there to abort.
+    /// Ends the run and releases everybody who is still there.
     pub(super) fn end_with(&mut self, outcome: Outcome, reason: String, directives: &mut Vec<Directive>) {
         if self.phase == Phase::Ended {
             return;
@@ -129,7 +161,12 @@ impl Run {
         };
         self.end = Some(end.clone());
         directives.push(Directive::Persist(Record::End(end.clone())));
-        self.broadcast(CoordinatorBody::Abort { reason }, directives);
+        for (peer, member) in &self.members {
+            if member.finished.is_none() {
+                let (outcome, reason) = (end.outcome.clone(), reason.clone());
+                directives.push(self.send(*peer, CoordinatorBody::Release { outcome, reason }));
+            }
+        }
         directives.push(Directive::End(end));
     }
 }

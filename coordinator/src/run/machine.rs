@@ -2,12 +2,9 @@
 
 use std::time::Duration;
 
-use lockstep_proto::domain::{CoordinatorBody, DirectiveKind, Outcome, Ready, Stamp, StepReport, Validation};
+use lockstep_proto::domain::{CoordinatorBody, Outcome, Ready, Stamp, StepReport, Validation};
 
-use crate::run::{Commit, Decision, Directive, Event, Member, Peer, Phase, Record, Refusal, Reported, Run};
-
-/// Hashes of committed steps that are kept to compare repeated reports with; more than a session's queue holds.
-const RECENT_STEPS: usize = 2048;
+use crate::run::{Commit, Decision, Directive, Event, Member, Past, Peer, Phase, Record, Refusal, Reported, Run};
 
 /// What a transition answers besides its directives.
 pub(super) type Answer = Result<Option<String>, Refusal>;
@@ -16,6 +13,7 @@ impl Run {
     /// Decides about one event. `now`: time since the coordinator began; it never goes back.
     pub fn step(&mut self, event: Event, now: Duration) -> Decision {
         let mut directives = Vec::new();
+        self.now = now;
         let answer = match event {
             Event::Join { peer, info } => self.join(peer, info, &mut directives),
             Event::CommId { peer, stamp, id } => self.pass_comm_id(peer, stamp, id, &mut directives),
@@ -29,6 +27,13 @@ impl Run {
                 Ok(None)
             }
             Event::Report { peer, report } => self.report(peer, report, &mut directives),
+            Event::Holds { peer, stamp, part } => self.holds(peer, stamp, part, &mut directives),
+            Event::Stopped {
+                peer,
+                stamp,
+                cause,
+                parts,
+            } => self.stopped(peer, stamp, cause, parts, &mut directives),
             Event::Leaving { peer, reason } => self.leaving(peer, &reason, &mut directives),
             Event::Finished { peer, outcome, step } => self.finished(peer, outcome, step, now, &mut directives),
             Event::MemberLost { peer } => {
@@ -37,6 +42,7 @@ impl Run {
             }
             Event::Tick => {
                 self.end_if_failing_is_over(now, &mut directives);
+                self.fence_the_late(&mut directives);
                 Ok(None)
             }
             Event::Pause => self.pause(&mut directives),
@@ -61,14 +67,23 @@ impl Run {
 
     /// What the run waits for now, and why, as one sentence.
     pub fn reason(&self) -> String {
-        let ranks = self.facts.ranks;
+        let ranks = self.ranks();
         let total = self.facts.planner.total_steps();
         match self.phase {
-            Phase::WaitingForMembers => format!("waiting for trainers: {} of {ranks} have joined", self.members.len()),
+            Phase::WaitingForMembers => self.waiting(),
+            Phase::Regrouping => self.regrouping(),
             Phase::WaitingForCommId => "waiting for rank 0 to make the communicator id".to_owned(),
             Phase::WaitingForReady => {
                 let ready = self.members.values().filter(|member| member.ready.is_some()).count();
-                format!("waiting for the ranks to connect and initialise: {ready} of {ranks} are ready")
+                let load = match self
+                    .generation
+                    .as_ref()
+                    .and_then(|generation| generation.resume.as_ref())
+                {
+                    Some(resume) => format!("load step {}", resume.step),
+                    None => "initialise".to_owned(),
+                };
+                format!("waiting for the ranks to connect and {load}: {ready} of {ranks} are ready")
             }
             Phase::Training => format!("training {total} steps on {ranks} ranks"),
             Phase::Paused => "paused by an operator: the ranks wait at the end of a step for resume or stop".to_owned(),
@@ -83,10 +98,10 @@ impl Run {
         }
     }
 
-    /// Sends to every member that has not finished.
+    /// Sends to every rank that has not finished.
     pub(super) fn broadcast(&self, body: CoordinatorBody, directives: &mut Vec<Directive>) {
         for (peer, member) in &self.members {
-            if member.finished.is_none() {
+            if member.finished.is_none() && member.rank.is_some() {
                 directives.push(self.send(*peer, body.clone()));
             }
         }
@@ -101,7 +116,7 @@ impl Run {
     }
 
     /// The member and its rank, if its message is of the present generation. Older messages are ignored.
-    fn present(&self, peer: Peer, stamp: Stamp) -> Option<(u32, &Member)> {
+    pub(super) fn present(&self, peer: Peer, stamp: Stamp) -> Option<(u32, &Member)> {
         let member = self.members.get(&peer)?;
         let generation = self.generation.as_ref()?;
         (generation.stamp == stamp).then_some(())?;
@@ -125,8 +140,10 @@ impl Run {
             return Ok(None);
         }
         self.phase = Phase::WaitingForReady;
-        for other in self.members.keys().filter(|other| **other != peer) {
-            directives.push(self.send(*other, CoordinatorBody::CommId(id.clone())));
+        for (other, member) in &self.members {
+            if *other != peer && member.rank.is_some() {
+                directives.push(self.send(*other, CoordinatorBody::CommId(id.clone())));
+            }
         }
         Ok(None)
     }
@@ -138,7 +155,7 @@ impl Run {
         if let Some(member) = self.members.get_mut(&peer) {
             member.ready.get_or_insert(ready);
         }
-        let mut hashes = vec![None; self.facts.ranks as usize];
+        let mut hashes = vec![None; self.ranks() as usize];
         for member in self.members.values() {
             if let Some(rank) = member.rank {
                 hashes[rank as usize] = member.ready.as_ref().map(|ready| ready.hash);
@@ -147,17 +164,7 @@ impl Run {
         let Some(hashes) = hashes.into_iter().collect::<Option<Vec<_>>>() else {
             return Ok(None);
         };
-        if let Some(disagreement) = disagreement(&hashes) {
-            let reason = format!(
-                "the ranks disagree about the initial parameters, before step 1: {disagreement}. All ranks must run \
-                 the same build on the same kind of hardware"
-            );
-            self.fail(reason, directives);
-            return Ok(None);
-        }
-        let paused = self.urgent.kind == DirectiveKind::Pause;
-        self.phase = if paused { Phase::Paused } else { Phase::Training };
-        self.issue_plans(directives);
+        self.begin_training(&hashes, directives);
         Ok(None)
     }
 
@@ -167,7 +174,7 @@ impl Run {
         };
         let phase_takes_reports = matches!(
             self.phase,
-            Phase::Training | Phase::Paused | Phase::Stopping | Phase::Finishing | Phase::Failing
+            Phase::Training | Phase::Paused | Phase::Stopping | Phase::Finishing | Phase::Failing | Phase::Regrouping
         );
         if !phase_takes_reports {
             return Ok(None);
@@ -191,9 +198,7 @@ impl Run {
     /// A report of a committed step: said twice, or with the validation that came later. It must not differ.
     fn repeated(&mut self, peer: Peer, rank: u32, report: &StepReport, directives: &mut Vec<Directive>) {
         let step = report.step;
-        let back = (self.committed - step) as usize;
-        let known = self.recent.len().checked_sub(back + 1).map(|index| self.recent[index]);
-        if let Some(known) = known
+        if let Some(known) = self.hash_of(step)
             && known != report.parameter_hash
         {
             let reason = format!(
@@ -203,6 +208,9 @@ impl Run {
             );
             self.fail(reason, directives);
             return;
+        }
+        if let Some(member) = self.members.get_mut(&peer) {
+            member.reported = member.reported.max(step);
         }
         if rank == 0
             && let Some(validation) = report.validation
@@ -251,7 +259,7 @@ impl Run {
                 return;
             }
         }
-        let ranks = self.facts.ranks as usize;
+        let ranks = self.ranks() as usize;
         let reported = self.reports.entry(step).or_insert_with(|| Reported {
             hashes: vec![None; ranks],
             metrics: None,
@@ -294,10 +302,11 @@ impl Run {
                 return;
             };
             self.committed = step;
-            self.recent.push_back(hashes[0]);
-            if self.recent.len() > RECENT_STEPS {
-                self.recent.pop_front();
-            }
+            self.fruitless = 0;
+            self.past.push(Past {
+                plan: plan.clone(),
+                hash: hashes[0],
+            });
             let metrics = reported.metrics.unwrap_or_default();
             self.measure(metrics.step_ms);
             self.samples += plan.samples;
@@ -307,7 +316,7 @@ impl Run {
                 plan,
                 parameter_hash: hashes[0],
                 metrics,
-                ranks: self.facts.ranks,
+                ranks: self.ranks(),
                 samples: self.samples,
                 tokens: self.tokens,
             };
@@ -331,6 +340,14 @@ impl Run {
             self.phase = Phase::Finishing;
         }
         self.issue_plans(directives);
+    }
+
+    /// The hash of a committed step, or of the initial parameters for step 0.
+    pub(super) fn hash_of(&self, step: u64) -> Option<[u8; 32]> {
+        match step.checked_sub(1) {
+            None => self.initial,
+            Some(index) => self.past.get(index as usize).map(|past| past.hash),
+        }
     }
 
     /// The hash of every rank, once all of them are there.
@@ -412,7 +429,7 @@ fn in_words(outcome: &Outcome) -> &str {
 }
 
 /// Which ranks have which hash, if they do not all have the same one.
-fn disagreement(hashes: &[[u8; 32]]) -> Option<String> {
+pub(super) fn disagreement(hashes: &[[u8; 32]]) -> Option<String> {
     let mut groups: Vec<([u8; 32], Vec<String>)> = Vec::new();
     for (rank, hash) in hashes.iter().enumerate() {
         match groups.iter_mut().find(|(known, _)| known == hash) {

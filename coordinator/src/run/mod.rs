@@ -5,41 +5,78 @@
 //! sentence that says why. Nothing here reads a clock, a socket or a file, so the simulator (`simulator`, tests only)
 //! can drive it through thousands of schedules. It checks, and other tests name, these invariants:
 //!
-//! 1. One generation at a time: messages of a generation go out only while it is the present one.
+//! 1. One generation at a time: messages of a generation go out only while it is the present one, and the next one is
+//!    formed only when every member of it has left its collectives, or is gone.
 //! 2. Terms and generations only rise.
 //! 3. No sample twice and none left out: the committed steps' sample ranges follow each other without gap or overlap.
 //! 4. No plan is altered after it was issued; plans are issued in order, each once.
 //! 5. A step is committed only when every rank of the generation reported one equal hash for it; a committed step
-//!    stays committed: steps are committed in order, each once.
+//!    stays committed: steps are committed in order, each once. What a later generation makes of it again must be equal.
 //! 6. Nothing is sent before it is durable: a generation, plan, directive or acknowledgement follows its record.
 //! 7. A window reaches at least two plans ahead of the committed step while the run trains, never past the last step
 //!    and never further than [`LONGEST_WINDOW`].
 //! 8. There is one end, with one sentence; after it nothing is sent but answers to farewells.
-//! 9. When a member is lost, every other member that has not finished is told to abort, in the same decision.
-//! 10. A schedule without losses, faults and stops commits every planned step.
+//! 9. When a rank is lost, every other rank that is still in the collectives is told to abort, in the same decision.
+//! 10. A schedule without faults and stops commits every planned step, whoever comes and goes, as long as enough members
+//!     stay.
+//! 11. A generation resumes from a snapshot of which its members, or those that are leaving, hold every part, and never from
+//!     a step that is not committed.
+//! 12. A snapshot stands only when every part of it is held twice, or once where there is one rank.
 
 mod commands;
 mod decision;
 mod failure;
 mod machine;
+mod regroup;
 #[cfg(test)]
 mod simulator;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 mod window;
 mod world;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use lockstep_proto::domain::{
-    Directive as Urgent, Generation, JoinInfo, MemberStatus, Outcome, Plan, Progress, Ready, RunEnd, Stamp,
+    Directive as Urgent, Generation, JoinInfo, MemberStatus, Outcome, Part, Plan, Progress, Ready, RunEnd, Stamp,
     StepMetrics, Validation,
 };
 
 use crate::plan::Planner;
 pub use crate::run::decision::{Commit, Decision, Directive, Event, Peer, Record, Refusal};
 pub use crate::run::window::LONGEST_WINDOW;
+
+/// How many ranks a run may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Worlds {
+    /// Members that make the first world complete.
+    pub first: u32,
+    /// With fewer the run waits.
+    pub least: u32,
+    /// More have to wait.
+    pub most: u32,
+    /// How long a rank that was told to leave the collectives may take, before it is fenced.
+    pub patience: Duration,
+}
+
+impl Worlds {
+    /// A world that is never formed anew: a lost rank ends the run.
+    pub fn fixed(ranks: u32) -> Worlds {
+        Worlds {
+            first: ranks,
+            least: ranks,
+            most: ranks,
+            patience: Duration::ZERO,
+        }
+    }
+
+    /// Whether a lost rank is something to go on after.
+    pub fn are_elastic(&self) -> bool {
+        !self.patience.is_zero()
+    }
+}
 
 /// What is known of a run before anybody joins.
 #[derive(Clone, Debug)]
@@ -50,8 +87,8 @@ pub struct RunFacts {
     pub data_hash: String,
     /// Lanes of the run.
     pub lanes: u32,
-    /// Members that make the world complete.
-    pub ranks: u32,
+    /// How many ranks it may have.
+    pub worlds: Worlds,
     /// This life of the coordinator.
     pub term: u64,
     /// The last generation of earlier terms; 0 for none.
@@ -77,6 +114,8 @@ pub enum Phase {
     Training,
     /// For `resume` or `stop`.
     Paused,
+    /// For the ranks to leave the collectives of this generation, so that the next one can be formed.
+    Regrouping,
     /// For the ranks to stop at the end of a step and say farewell.
     Stopping,
     /// For the farewells after the last step.
@@ -96,6 +135,7 @@ impl Phase {
             Phase::WaitingForReady => "waiting-for-ready",
             Phase::Training => "training",
             Phase::Paused => "paused",
+            Phase::Regrouping => "regrouping",
             Phase::Stopping => "stopping",
             Phase::Finishing => "finishing",
             Phase::Failing => "failing",
@@ -108,11 +148,54 @@ impl Phase {
 #[derive(Clone, Debug)]
 struct Member {
     info: JoinInfo,
+    /// In the present generation, if it is part of it.
     rank: Option<u32>,
     ready: Option<Ready>,
     reported: u64,
     progress: Progress,
     finished: Option<(Outcome, u64)>,
+    /// Whether it has left the collectives of the present generation.
+    stopped: bool,
+    /// Why it must leave, if it must: it is part of no further generation.
+    leaving: Option<String>,
+    /// The parts of snapshots that it holds.
+    parts: BTreeSet<Part>,
+}
+
+impl Member {
+    /// Whether it is a rank whose device may wait in a collective.
+    fn is_in_collectives(&self) -> bool {
+        self.rank.is_some() && !self.stopped && self.finished.is_none()
+    }
+
+    /// Whether it may be a rank of the next generation.
+    fn is_candidate(&self) -> bool {
+        self.finished.is_none() && self.leaving.is_none()
+    }
+}
+
+/// A committed step: what is needed to have it made again and to know it when it is.
+#[derive(Clone, Debug)]
+struct Past {
+    plan: Plan,
+    hash: [u8; 32],
+}
+
+/// What an operator wants the ranks to do, whatever else they are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Train,
+    Pause,
+    Stop,
+}
+
+/// The end of a generation that is followed by another one.
+#[derive(Clone, Debug)]
+struct Regroup {
+    reason: String,
+    since: Duration,
+    /// Whether its ranks were told to abort, not to end the step first.
+    is_aborted: bool,
 }
 
 /// What the ranks said about a step that is not committed yet.
@@ -132,8 +215,14 @@ pub struct Run {
     /// Build and fingerprint of the first member: the ones that the others must have.
     fixed: Option<(String, String)>,
     generation: Option<Generation>,
+    /// The ranks of every generation of this term.
+    worlds_of: BTreeMap<u64, u32>,
+    regroup: Option<Regroup>,
+    /// Generations that were aborted one after the other without a new step.
+    fruitless: u32,
     /// The newest urgent directive.
     urgent: Urgent,
+    wish: Wish,
     /// Plans that were issued and are not committed, in order.
     issued: VecDeque<Plan>,
     issued_through: u64,
@@ -141,8 +230,13 @@ pub struct Run {
     cursor: u64,
     reports: BTreeMap<u64, Reported>,
     committed: u64,
-    /// Hashes of the newest committed steps, the last one being of step `committed`.
-    recent: VecDeque<[u8; 32]>,
+    /// The committed steps, from the first on.
+    past: Vec<Past>,
+    /// Hash of the initial parameters, once a generation began with them.
+    initial: Option<[u8; 32]>,
+    /// The newest snapshot that stands.
+    snapshot: u64,
+    now: Duration,
     newest_validation: u64,
     samples: u64,
     tokens: u64,
@@ -162,7 +256,11 @@ impl Run {
     /// # Errors
     /// When the world cannot be made: no ranks, or fewer lanes than ranks.
     pub fn new(facts: RunFacts) -> Result<Run, Refusal> {
-        let RunFacts { lanes, ranks, .. } = facts;
+        let RunFacts {
+            lanes,
+            worlds: Worlds { first: ranks, .. },
+            ..
+        } = facts;
         if ranks == 0 || lanes < ranks {
             let reason = format!(
                 "run.lanes is {lanes} and the run was started with {ranks} ranks: every rank hosts at least one lane, \
@@ -176,13 +274,20 @@ impl Run {
             members: BTreeMap::new(),
             fixed: None,
             generation: None,
+            worlds_of: BTreeMap::new(),
+            regroup: None,
+            fruitless: 0,
             urgent: Urgent::default(),
+            wish: Wish::Train,
             issued: VecDeque::new(),
             issued_through: 0,
             cursor: 0,
             reports: BTreeMap::new(),
             committed: 0,
-            recent: VecDeque::new(),
+            past: Vec::new(),
+            initial: None,
+            snapshot: 0,
+            now: Duration::ZERO,
             newest_validation: 0,
             samples: 0,
             tokens: 0,
@@ -207,6 +312,13 @@ impl Run {
             generation: self.facts.last_generation,
         };
         self.generation.as_ref().map_or(before, |generation| generation.stamp)
+    }
+
+    /// Ranks of the present generation; before the first one, those that it will have.
+    pub fn ranks(&self) -> u32 {
+        self.generation
+            .as_ref()
+            .map_or(self.facts.worlds.first, Generation::ranks)
     }
 
     /// The last committed step.

@@ -1,24 +1,23 @@
-//! Drives the machine through a random schedule with a virtual clock and a model of the trainers: joins in any
-//! order, messages delayed, repeated and overtaken by those of other members, strangers, stale generations, pauses,
-//! stops, deaths, wrong hashes. `Checker` looks at every decision and reports the first broken invariant by number.
+//! Drives the machine through a random schedule with a virtual clock and a model of the trainers (`trainers`): joins in
+//! any order, messages delayed, repeated and overtaken by those of other members, strangers, stale generations, pauses,
+//! stops, deaths, members that come late and that must leave, wrong hashes. `Checker` looks at every decision and reports
+//! the first broken invariant by number.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
-use lockstep_proto::domain::{
-    CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, Outcome, Plan, Ready, RunEnd, Stamp, StepMetrics,
-    StepReport, Validation,
-};
+use lockstep_proto::domain::{CoordinatorBody, Outcome, RunEnd, Stamp, StepMetrics, StepReport};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::tests::{facts, info};
-use super::{Directive, Event, Phase, Run};
+use super::{Directive, Event, Phase, Run, Worlds};
 
 mod checker;
+mod trainers;
 
 use checker::Checker;
 pub(super) use checker::Violation;
+use trainers::{Trainer, Trainers};
 
 /// A deliberate fault, to prove that the simulator finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +32,18 @@ pub(super) enum Fault {
     ForgetOneAbort,
     /// Breaks invariant 2.
     FallBackToAnOlderTerm,
+    /// Breaks invariant 1.
+    FormBeforeAllHaveStopped,
+    /// Breaks invariant 12.
+    SnapshotWithoutBuddies,
+    /// Breaks invariant 11.
+    ResumeFromWhatNobodyHolds,
 }
 
 impl Fault {
     /// Spoils a decision.
     pub(super) fn distort(self, directives: &mut Vec<Directive>) {
         match self {
-            Fault::CommitBeforeEveryHash => {}
             Fault::SendBeforeDurable => {
                 directives.sort_by_key(|directive| !matches!(directive, Directive::Send { .. }))
             }
@@ -53,16 +57,16 @@ impl Fault {
                 }
             }
             Fault::ForgetOneAbort => {
-                let abort = |directive: &Directive| {
+                let tells_the_end = |directive: &Directive| {
                     matches!(
                         directive,
                         Directive::Send {
-                            body: CoordinatorBody::Abort { .. },
+                            body: CoordinatorBody::Abort { .. } | CoordinatorBody::Release { .. },
                             ..
                         }
                     )
                 };
-                if let Some(index) = directives.iter().position(abort) {
+                if let Some(index) = directives.iter().position(tells_the_end) {
                     directives.remove(index);
                 }
             }
@@ -71,66 +75,59 @@ impl Fault {
                     stamp.term = stamp.term.saturating_sub(1);
                 }
             }
+            // These are in the machine itself, where it looks at its own fault.
+            Fault::CommitBeforeEveryHash
+            | Fault::FormBeforeAllHaveStopped
+            | Fault::SnapshotWithoutBuddies
+            | Fault::ResumeFromWhatNobodyHolds => {}
         }
     }
 }
 
-/// What goes wrong in a schedule.
+/// What goes wrong in a schedule, besides members that come and go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
     Nothing,
     Pauses,
     Stop,
     Abandonment,
-    Death,
     WrongHash,
     WrongInitialHash,
     NotFinite,
 }
 
-/// A trainer of the model.
-#[derive(Default)]
-struct Trainer {
-    joined: bool,
-    alive: bool,
-    generation: Option<Generation>,
-    comm_id: Option<Vec<u8>>,
-    ready: bool,
-    plans: VecDeque<Plan>,
-    urgent: Urgent,
-    aborted: bool,
-    refused: bool,
-    finished: bool,
-    acknowledged: bool,
-    to_coordinator: VecDeque<Event>,
-    to_trainer: VecDeque<CoordinatorBody>,
-}
-
-impl Trainer {
-    fn is_done(&self) -> bool {
-        !self.alive || !self.joined || self.acknowledged || self.refused
-    }
+/// Members that come and go in a schedule: how many more.
+#[derive(Clone, Copy, Debug, Default)]
+struct Turnover {
+    deaths: u32,
+    joins: u32,
+    drains: u32,
+    hangs: u32,
 }
 
 /// How a schedule went.
 pub(super) struct Report {
     pub(super) end: RunEnd,
     pub(super) committed: u64,
+    /// Generations that were formed.
+    pub(super) generations: u64,
+    /// Generations that resumed from a snapshot.
+    pub(super) resumed: u64,
+    /// Steps that were made again.
+    pub(super) replayed: u64,
 }
 
 struct Simulation {
     rng: StdRng,
     run: Run,
     checker: Checker,
-    trainers: Vec<Trainer>,
+    trainers: Trainers,
     now: Duration,
     trouble: Trouble,
-    /// The step (and rank) at which the trouble strikes.
+    /// The step (and trainer) at which the trouble strikes.
     strikes: u64,
-    victim: usize,
-    /// The step that all ranks made last.
-    made: u64,
-    paused: Option<u64>,
+    turnover: Turnover,
+    least: usize,
     commands: Vec<(u32, Event)>,
 }
 
@@ -139,16 +136,27 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
     let mut rng = StdRng::seed_from_u64(seed);
     let ranks = rng.random_range(1..=4_u32);
     let steps = rng.random_range(1..=40_u64);
-    let mut facts = facts(ranks, rng.random_range(ranks..=9), steps);
+    let lanes = rng.random_range(ranks..=9);
+    let mut facts = facts(ranks, lanes, steps);
+    let is_elastic = rng.random_ratio(2, 3);
+    if is_elastic {
+        let least = rng.random_range(1..=ranks);
+        facts.worlds = Worlds {
+            first: ranks,
+            least,
+            most: rng.random_range(ranks..=lanes),
+            patience: Duration::from_millis(500),
+        };
+    }
     facts.window = Duration::from_millis(rng.random_range(1..=400));
     facts.term = rng.random_range(1..5);
     facts.last_generation = rng.random_range(0..3);
     let trouble = [
         Trouble::Nothing,
+        Trouble::Nothing,
         Trouble::Pauses,
         Trouble::Stop,
         Trouble::Abandonment,
-        Trouble::Death,
         Trouble::WrongHash,
         Trouble::WrongInitialHash,
         Trouble::NotFinite,
@@ -169,24 +177,32 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
         Trouble::Abandonment => vec![(rng.random_range(1..300), Event::Abandon)],
         _ => Vec::new(),
     };
+    let turnover = match is_elastic {
+        true => Turnover {
+            deaths: rng.random_range(0..=4),
+            joins: rng.random_range(0..=3),
+            drains: rng.random_range(0..=2),
+            hangs: rng.random_range(0..=1),
+        },
+        false => Turnover {
+            deaths: u32::from(rng.random_ratio(1, 4)),
+            ..Turnover::default()
+        },
+    };
+    let least = facts.worlds.least as usize;
     let checker = Checker::new(&facts);
     let mut run = Run::new(facts).map_err(|refusal| Violation::new(10, refusal.reason))?;
     run.fault = fault;
+    let snapshot_every = rng.random_range(0..=6);
     let simulation = Simulation {
         run,
         checker,
-        trainers: (0..ranks)
-            .map(|_| Trainer {
-                alive: true,
-                ..Trainer::default()
-            })
-            .collect(),
+        trainers: Trainers::new(ranks, snapshot_every),
         now: Duration::ZERO,
         trouble,
-        strikes: rng.random_range(0..=steps),
-        victim: rng.random_range(0..ranks as usize),
-        made: 0,
-        paused: None,
+        strikes: rng.random_range(1..=steps),
+        turnover,
+        least,
         commands,
         rng,
     };
@@ -195,8 +211,8 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
 
 impl Simulation {
     fn run_to_the_end(mut self, steps: u64) -> Result<Report, Violation> {
-        for _ in 0..60_000 {
-            if self.run.phase() == Phase::Ended && self.trainers.iter().all(Trainer::is_done) {
+        for _ in 0..120_000 {
+            if self.run.phase() == Phase::Ended && self.trainers.all.iter().all(Trainer::is_done) {
                 break;
             }
             self.one_thing()?;
@@ -208,39 +224,57 @@ impl Simulation {
             ));
         };
         let committed = self.run.committed();
-        let calm = matches!(self.trouble, Trouble::Nothing | Trouble::Pauses);
-        if calm && (end.outcome != Outcome::Completed || committed != steps) {
+        let is_elastic = self.run.facts.worlds.are_elastic();
+        let calm = matches!(self.trouble, Trouble::Nothing | Trouble::Pauses) && (is_elastic || !self.trainers.died);
+        // A drain of a member that the run cannot miss stops it.
+        let stopped = matches!(end.outcome, Outcome::Stopped) && end.reason.contains("must leave");
+        let drained = self.trainers.drained && (stopped || self.run.wish == super::Wish::Stop);
+        if calm && !drained && (end.outcome != Outcome::Completed || committed != steps) {
             return Err(Violation::new(
                 10,
                 format!("a calm schedule of {steps} steps ended with: {}", end.reason),
             ));
         }
-        Ok(Report { end, committed })
+        Ok(Report {
+            end,
+            committed,
+            generations: self.checker.generations,
+            resumed: self.checker.resumed,
+            replayed: self.trainers.replayed,
+        })
     }
 
     fn one_thing(&mut self) -> Result<(), Violation> {
-        let trainer = self.rng.random_range(0..self.trainers.len());
-        match self.rng.random_range(0..20) {
+        let trainer = self.rng.random_range(0..self.trainers.all.len());
+        match self.rng.random_range(0..24) {
             0 => {
                 self.now += Duration::from_millis(self.rng.random_range(1..120));
                 self.decide(Event::Tick)
             }
             1 => self.command(),
             2 if self.rng.random_ratio(1, 10) => self.stranger(trainer),
-            3..=7 => self.deliver_to_coordinator(trainer),
-            8..=12 => {
-                self.deliver_to_trainer(trainer);
+            3..=8 => self.deliver_to_coordinator(trainer),
+            9..=14 => {
+                self.trainers.deliver(trainer);
                 Ok(())
             }
-            13..=15 => {
-                self.advance(trainer);
+            15..=17 => {
+                let wrong = self.trouble == Trouble::WrongInitialHash && trainer == 0;
+                self.trainers.advance(trainer, wrong, &mut self.rng);
                 Ok(())
             }
-            16 if self.trouble == Trouble::Death && self.made >= self.strikes && self.rng.random_ratio(1, 8) => {
-                self.kill(self.victim)
+            18 if self.rng.random_ratio(1, 12) => {
+                self.turn_over(trainer);
+                Ok(())
+            }
+            19 => {
+                self.replace_the_lost();
+                Ok(())
             }
             _ => {
-                self.make_a_step();
+                let odd = (self.trouble == Trouble::WrongHash).then_some(self.strikes);
+                let not_finite = (self.trouble == Trouble::NotFinite).then_some(self.strikes);
+                self.trainers.make_a_step(odd, not_finite);
                 Ok(())
             }
         }
@@ -254,13 +288,15 @@ impl Simulation {
             None
         };
         let decision = self.run.step(event, self.now);
-        self.checker.after(&decision, &self.run)?;
-        if let Some(trainer) = joins.and_then(|peer| self.trainers.get_mut(peer)) {
+        self.checker.after(&decision, &self.run, &self.trainers)?;
+        if let Some(trainer) = joins.and_then(|peer| self.trainers.all.get_mut(peer)) {
             trainer.refused |= decision.refusal.is_some();
         }
         for directive in decision.directives {
-            if let Directive::Send { to, body, .. } = directive {
-                self.trainers[to as usize].to_trainer.push_back(body);
+            match directive {
+                Directive::Send { to, stamp, body } => self.trainers.send(to, stamp, body),
+                Directive::Fence { peer, .. } => self.trainers.fence(peer),
+                Directive::Persist(_) | Directive::End(_) => {}
             }
         }
         Ok(())
@@ -280,7 +316,7 @@ impl Simulation {
 
     /// Somebody who must not be let in, or who speaks for a generation that is over.
     fn stranger(&mut self, like: usize) -> Result<(), Violation> {
-        let peer = 1000;
+        let peer = 100_000;
         if self.rng.random() {
             let mut info = info("stranger");
             info.config_hash = "another".to_owned();
@@ -291,10 +327,18 @@ impl Simulation {
             generation: self.run.stamp().generation.saturating_sub(1),
             ..self.run.stamp()
         };
+        if self.rng.random() {
+            return self.decide(Event::Stopped {
+                peer: like as u64,
+                stamp,
+                cause: None,
+                parts: Vec::new(),
+            });
+        }
         let report = StepReport {
             stamp,
             rank: like as u32,
-            step: self.made + 1,
+            step: self.run.committed() + 1,
             parameter_hash: [255; 32],
             metrics: Some(StepMetrics::default()),
             validation: None,
@@ -307,214 +351,55 @@ impl Simulation {
     }
 
     fn deliver_to_coordinator(&mut self, trainer: usize) -> Result<(), Violation> {
-        let Some(event) = self.trainers[trainer].to_coordinator.pop_front() else {
+        let Some(event) = self.trainers.all[trainer].to_coordinator.pop_front() else {
             return Ok(());
         };
         let repeatable = !matches!(event, Event::MemberLost { .. });
         if repeatable && self.rng.random_ratio(1, 8) {
             self.decide(event.clone())?;
-            if self.rng.random() && self.trainers[trainer].alive {
-                self.trainers[trainer].to_coordinator.push_back(event.clone());
+            if self.rng.random() && self.trainers.all[trainer].alive {
+                self.trainers.all[trainer].to_coordinator.push_back(event.clone());
             }
         }
         self.decide(event)
     }
 
-    fn deliver_to_trainer(&mut self, index: usize) {
-        let trainer = &mut self.trainers[index];
-        let Some(body) = trainer.to_trainer.pop_front() else {
-            return;
+    /// Somebody dies, comes, must leave, or hangs.
+    fn turn_over(&mut self, trainer: usize) {
+        let is_over = self.run.phase() == Phase::Ended;
+        let kind = self.rng.random_range(0..4);
+        let left = match kind {
+            0 => &mut self.turnover.deaths,
+            1 => &mut self.turnover.joins,
+            2 => &mut self.turnover.drains,
+            _ => &mut self.turnover.hangs,
         };
-        if !trainer.alive {
+        if *left == 0 || is_over {
             return;
         }
-        match body {
-            CoordinatorBody::Generation(generation) => trainer.generation = Some(generation),
-            CoordinatorBody::CommId(id) => trainer.comm_id = Some(id),
-            CoordinatorBody::PlanWindow(plans) => trainer.plans.extend(plans),
-            CoordinatorBody::Directive(urgent) => trainer.urgent = trainer.urgent.max(urgent),
-            CoordinatorBody::Abort { reason } => {
-                trainer.aborted = true;
-                self.say_farewell(index, Outcome::Failed { reason });
+        let happened = match kind {
+            0 => self.trainers.kill(trainer, &mut self.rng),
+            1 => {
+                self.trainers.add();
+                true
             }
-            CoordinatorBody::Acknowledged { finished, .. } => trainer.acknowledged |= finished,
-            CoordinatorBody::Welcome { .. } => {}
-        }
-    }
-
-    /// What a trainer does on its own before the first step.
-    fn advance(&mut self, index: usize) {
-        let wrong = self.trouble == Trouble::WrongInitialHash && index == self.victim;
-        let trainer = &mut self.trainers[index];
-        if !trainer.alive || trainer.aborted || trainer.finished || trainer.refused {
-            return;
-        }
-        let peer = index as u64;
-        if !trainer.joined {
-            trainer.joined = true;
-            trainer.to_coordinator.push_back(Event::Join {
-                peer,
-                info: info(&format!("trainer-{index}")),
-            });
-            return;
-        }
-        let Some(stamp) = trainer.generation.as_ref().map(|generation| generation.stamp) else {
-            return;
+            2 => self.trainers.drain(trainer),
+            _ => self.trainers.hang(trainer),
         };
-        if trainer.ready {
-            return;
-        }
-        if index == 0 && trainer.comm_id.is_none() {
-            trainer.comm_id = Some(vec![7]);
-            trainer.to_coordinator.push_back(Event::CommId {
-                peer,
-                stamp,
-                id: vec![7],
-            });
-        }
-        if trainer.comm_id.is_some() {
-            trainer.ready = true;
-            let hash = if wrong { [2; 32] } else { [1; 32] };
-            trainer.to_coordinator.push_back(Event::Ready {
-                peer,
-                stamp,
-                ready: Ready {
-                    hash,
-                    transports: Vec::new(),
-                },
-            });
+        if happened {
+            *left -= 1;
         }
     }
 
-    /// What all ranks do together, as their collectives keep them in step.
-    fn make_a_step(&mut self) {
-        let step = self.made + 1;
-        if self
-            .trainers
-            .iter()
-            .any(|t| !t.alive || t.aborted || t.finished || !t.ready)
-        {
-            return;
+    /// Whoever starts trainers starts another one where the run cannot go on without.
+    fn replace_the_lost(&mut self) {
+        let needed = match self.run.generation {
+            None => self.run.facts.worlds.first as usize,
+            Some(_) => self.least,
+        };
+        let waits = matches!(self.run.phase(), Phase::WaitingForMembers);
+        if waits && self.run.facts.worlds.are_elastic() && self.trainers.of_use() < needed {
+            self.trainers.add();
         }
-        if let Some(sequence) = self.paused {
-            if self.trainers.iter().all(|t| t.urgent.sequence > sequence) {
-                self.paused = None;
-                self.act_on_directive();
-            }
-            return;
-        }
-        if self
-            .trainers
-            .iter()
-            .any(|t| t.plans.front().is_none_or(|plan| plan.step != step))
-        {
-            return;
-        }
-        let mut last = false;
-        for (rank, trainer) in self.trainers.iter_mut().enumerate() {
-            let (Some(plan), Some(generation)) = (trainer.plans.pop_front(), &trainer.generation) else {
-                continue;
-            };
-            let strikes = step == self.strikes.max(1);
-            let odd = self.trouble == Trouble::WrongHash && strikes && rank == self.victim;
-            let loss = if self.trouble == Trouble::NotFinite && strikes {
-                f64::NAN
-            } else {
-                2.0
-            };
-            let metrics = StepMetrics {
-                loss,
-                tokens: plan.samples,
-                step_ms: 20.0,
-                ..StepMetrics::default()
-            };
-            let report = StepReport {
-                stamp: generation.stamp,
-                rank: rank as u32,
-                step,
-                parameter_hash: [if odd { 99 } else { step as u8 }; 32],
-                metrics: (rank == 0).then_some(metrics),
-                validation: (rank == 0 && plan.validate).then_some(Validation { loss: 1.0, tokens: 5 }),
-                peak_memory_mib: 10,
-            };
-            trainer.to_coordinator.push_back(Event::Report {
-                peer: rank as u64,
-                report,
-            });
-            last |= plan.last;
-        }
-        self.made = step;
-        if last {
-            for index in 0..self.trainers.len() {
-                self.say_farewell(index, Outcome::Completed);
-            }
-        } else {
-            self.act_on_directive();
-        }
-    }
-
-    /// The ranks exchange their directives at the end of a step; the newest counts.
-    fn act_on_directive(&mut self) {
-        let newest = self
-            .trainers
-            .iter()
-            .map(|t| t.urgent.to_word())
-            .max()
-            .and_then(Urgent::from_word);
-        let newest = newest.unwrap_or_default();
-        match newest.kind {
-            DirectiveKind::None | DirectiveKind::Resume => {}
-            DirectiveKind::Pause => self.paused = Some(newest.sequence),
-            DirectiveKind::Stop => {
-                for index in 0..self.trainers.len() {
-                    self.say_farewell(index, Outcome::Stopped);
-                }
-            }
-        }
-    }
-
-    fn say_farewell(&mut self, index: usize, outcome: Outcome) {
-        let trainer = &mut self.trainers[index];
-        if !trainer.finished {
-            trainer.finished = true;
-            let finished = Event::Finished {
-                peer: index as u64,
-                outcome,
-                step: self.made,
-            };
-            trainer.to_coordinator.push_back(finished);
-        }
-    }
-
-    /// A trainer dies; some of what it said is lost, and a peer may notice before the coordinator does.
-    fn kill(&mut self, victim: usize) -> Result<(), Violation> {
-        let lost_messages = self.rng.random_range(0..3);
-        let noticing = self.rng.random_range(0..self.trainers.len());
-        let trainer = &mut self.trainers[victim];
-        if !trainer.alive || trainer.finished {
-            return Ok(());
-        }
-        trainer.alive = false;
-        for _ in 0..lost_messages {
-            if !matches!(trainer.to_coordinator.back(), Some(Event::Join { .. })) {
-                trainer.to_coordinator.pop_back();
-            }
-        }
-        if !trainer.joined {
-            // It never spoke: the launcher would end the run; here an operator does.
-            return self.decide(Event::Stop);
-        }
-        trainer
-            .to_coordinator
-            .push_back(Event::MemberLost { peer: victim as u64 });
-        if noticing != victim && self.trainers[noticing].ready {
-            self.say_farewell(
-                noticing,
-                Outcome::Failed {
-                    reason: "a peer hung up".to_owned(),
-                },
-            );
-        }
-        Ok(())
     }
 }

@@ -35,7 +35,14 @@ impl Run {
 
     /// Issues plans when less than half a window is ahead: made durable in one record, then sent to everybody.
     pub(super) fn issue_plans(&mut self, directives: &mut Vec<Directive>) {
-        if !matches!(self.phase, Phase::Training | Phase::Stopping) {
+        let ends_in_order = self.regroup.as_ref().is_some_and(|regroup| !regroup.is_aborted);
+        let issues = match self.phase {
+            Phase::Training | Phase::Stopping => true,
+            // The last step of the generation needs its plan, also where a pause was asked for that no rank knows of yet.
+            Phase::Regrouping => ends_in_order,
+            _ => false,
+        };
+        if !issues {
             return;
         }
         let window = self.window();

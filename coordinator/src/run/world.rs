@@ -1,5 +1,7 @@
 //! Who may be part of the run, and how members become ranks.
 
+use std::collections::BTreeSet;
+
 use lockstep_data::rank_lanes;
 use lockstep_proto::domain::{CoordinatorBody, Generation, JoinInfo, MemberPlace, Stamp};
 
@@ -29,8 +31,8 @@ impl Run {
             );
             return refuse("NAME_TAKEN", reason);
         }
-        if self.phase != Phase::WaitingForMembers {
-            let ranks = self.facts.ranks;
+        if self.phase != Phase::WaitingForMembers && !self.facts.worlds.are_elastic() {
+            let ranks = self.ranks();
             let reason = format!("member {name} cannot join: the run has {ranks} ranks and all of them are there");
             return refuse("WORLD_FULL", reason);
         }
@@ -73,7 +75,7 @@ impl Run {
         None
     }
 
-    /// Takes a member in; the one that completes the world makes the generation.
+    /// Takes a member in. The one that completes a world makes its generation; one that comes later waits for the next one.
     pub(super) fn admit(&mut self, peer: Peer, info: JoinInfo, directives: &mut Vec<Directive>) {
         let reason = format!("member {} (pid {} on {}) joined", info.member, info.pid, info.host);
         directives.push(Directive::Persist(Record::Decision { reason }));
@@ -86,17 +88,56 @@ impl Run {
             reported: 0,
             progress: Default::default(),
             finished: None,
+            stopped: false,
+            leaving: None,
+            parts: BTreeSet::new(),
         };
         self.members.insert(peer, member);
-        if self.members.len() as u32 == self.facts.ranks {
-            self.form_generation(directives);
+        match self.phase {
+            Phase::WaitingForMembers => self.form_if_enough(directives),
+            Phase::Training | Phase::Paused => self.grow(directives),
+            _ => {}
         }
     }
 
-    fn form_generation(&mut self, directives: &mut Vec<Directive>) {
-        let (lanes, ranks) = (self.facts.lanes, self.facts.ranks);
-        let mut order: Vec<Peer> = self.members.keys().copied().collect();
-        order.sort_by_key(|peer| natural_order(&self.members[peer].info.member));
+    /// Who may be a rank of the next generation, in the order of ranks.
+    pub(super) fn candidates(&self) -> Vec<Peer> {
+        let mut candidates: Vec<Peer> = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.is_candidate())
+            .map(|(peer, _)| *peer)
+            .collect();
+        candidates.sort_by_key(|peer| natural_order(&self.members[peer].info.member));
+        candidates
+    }
+
+    /// Ranks of a world of so many candidates.
+    pub(super) fn world_of(&self, candidates: usize) -> usize {
+        let most = self.facts.worlds.most.min(self.facts.lanes);
+        candidates.min(most as usize)
+    }
+
+    /// Members that make a world, now.
+    pub(super) fn needed(&self) -> u32 {
+        let worlds = self.facts.worlds;
+        match self.generation {
+            None => worlds.first,
+            Some(_) => worlds.least,
+        }
+    }
+
+    /// Forms a generation of the members that are there, if they are enough.
+    pub(super) fn form_if_enough(&mut self, directives: &mut Vec<Directive>) {
+        let mut order = self.candidates();
+        if order.len() < self.needed() as usize {
+            return;
+        }
+        order.truncate(self.world_of(order.len()));
+        let (lanes, ranks) = (self.facts.lanes, order.len() as u32);
+        for member in self.members.values_mut() {
+            (member.rank, member.ready, member.stopped) = (None, None, false);
+        }
         let mut places = Vec::with_capacity(order.len());
         for (rank, peer) in (0..ranks).zip(&order) {
             let Some(member) = self.members.get_mut(peer) else {
@@ -109,27 +150,33 @@ impl Run {
                 lanes: rank_lanes(rank, ranks, lanes),
                 pid: member.info.pid,
                 host: member.info.host.clone(),
+                parts_address: member.info.parts_address.clone(),
             });
         }
+        let before = self.stamp();
         let stamp = Stamp {
             term: self.facts.term,
-            generation: self.facts.last_generation + 1,
+            generation: before.generation + 1,
         };
         let secret = secret(&self.facts.secret, stamp);
         let generation = Generation {
             stamp,
             members: places,
             lanes,
-            resume: None,
+            resume: self.newest_whole_snapshot(),
+            replay_through: self.committed,
             secret,
         };
+        self.worlds_of.insert(stamp.generation, ranks);
+        // Newer ones could not be had any more, and what is made now must be able to stand.
+        self.snapshot = generation.resume.as_ref().map_or(0, |resume| resume.step);
         self.generation = Some(generation.clone());
+        self.regroup = None;
+        self.reports.clear();
         self.phase = Phase::WaitingForCommId;
         directives.push(Directive::Persist(Record::Generation(generation.clone())));
         self.broadcast(CoordinatorBody::Generation(generation), directives);
-        if self.urgent.sequence > 0 {
-            self.broadcast(CoordinatorBody::Directive(self.urgent), directives);
-        }
+        self.say_the_wish(directives);
     }
 }
 
@@ -144,7 +191,7 @@ fn natural_order(name: &str) -> (String, u64, String) {
 }
 
 /// A secret of the generation's own.
-fn secret(key: &[u8; 32], stamp: Stamp) -> [u8; 32] {
+pub(super) fn secret(key: &[u8; 32], stamp: Stamp) -> [u8; 32] {
     let mut words = [0; 16];
     words[..8].copy_from_slice(&stamp.term.to_le_bytes());
     words[8..].copy_from_slice(&stamp.generation.to_le_bytes());

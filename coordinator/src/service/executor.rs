@@ -34,8 +34,8 @@ pub(crate) struct ExecutorParts {
     pub(crate) letters: Letters,
     pub(crate) events: broadcast::Sender<RunEvent>,
     pub(crate) name: String,
-    pub(crate) ranks: u32,
-    pub(crate) backend: String,
+    /// The backend of a world of so many ranks.
+    pub(crate) backend: Box<dyn Fn(u32) -> &'static str + Send>,
     pub(crate) total_steps: u64,
 }
 
@@ -199,6 +199,14 @@ impl Executor {
                     acknowledged.insert(to, (stamp, step));
                 }
                 Directive::Send { to, stamp, body } => self.send(to, stamp, body),
+                Directive::Fence { peer, reason } => {
+                    tracing::warn!("{reason}");
+                    if let Some(outgoing) = self.members.remove(&peer) {
+                        let refusal = Refusal::new("FENCED", "member", reason);
+                        // Full or closed: the member goes without the sentence.
+                        let _told = outgoing.try_send(Err(refused(&refusal)));
+                    }
+                }
                 Directive::End(ended) => end = Some(ended),
                 Directive::Persist(_) => {}
             }
@@ -225,6 +233,7 @@ impl Executor {
                 Record::Committed(commit) => {
                     let step = commit.to_committed_step(self.parts.total_steps);
                     self.parts.files.committed(&step)?;
+                    self.parts.files.of_world(&step, (self.parts.backend)(step.ranks));
                     (self.loss, self.tokens_per_second) = (Some(step.loss), Some(step.tokens_per_second));
                     RunEvent::Step(step)
                 }
@@ -264,7 +273,11 @@ impl Executor {
         let stamp = self.parts.run.stamp();
         let members: Vec<Peer> = self.members.keys().copied().collect();
         for peer in members {
-            self.send(peer, stamp, CoordinatorBody::Abort { reason: reason.clone() });
+            let body = CoordinatorBody::Release {
+                outcome: Outcome::Failed { reason: reason.clone() },
+                reason: reason.clone(),
+            };
+            self.send(peer, stamp, body);
         }
         for (reply, answer) in self.replies.drain(..) {
             reply(answer);
@@ -319,9 +332,9 @@ impl Executor {
             reason: run.reason(),
             step: run.committed(),
             total_steps: self.parts.total_steps,
-            ranks: self.parts.ranks,
+            ranks: run.ranks(),
             members: run.members().len() as u32,
-            backend: self.parts.backend.clone(),
+            backend: (self.parts.backend)(run.ranks()).to_owned(),
             loss: self.loss,
             validation_loss: self.validation_loss,
             tokens_per_second: self.tokens_per_second,
@@ -358,6 +371,8 @@ fn sender_of(event: &Event) -> Option<Peer> {
         | Event::Ready { peer, .. }
         | Event::Progress { peer, .. }
         | Event::Report { peer, .. }
+        | Event::Holds { peer, .. }
+        | Event::Stopped { peer, .. }
         | Event::Leaving { peer, .. }
         | Event::Finished { peer, .. }
         | Event::MemberLost { peer } => Some(*peer),

@@ -99,6 +99,13 @@ fn understand(message: v1::MemberMessage, peer: Peer, run_id: &str, term: u64) -
         MemberBody::Ready(ready) => Event::Ready { peer, stamp, ready },
         MemberBody::Progress(progress) => Event::Progress { peer, progress },
         MemberBody::Report(report) => Event::Report { peer, report },
+        MemberBody::Holds(part) => Event::Holds { peer, stamp, part },
+        MemberBody::Stopped { step: _, cause, parts } => Event::Stopped {
+            peer,
+            stamp,
+            cause,
+            parts,
+        },
         MemberBody::Leaving(reason) => Event::Leaving { peer, reason },
         MemberBody::Finished { outcome, step } => Event::Finished { peer, outcome, step },
     }))

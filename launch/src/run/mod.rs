@@ -116,7 +116,13 @@ fn train(
             Process::Mpirun => json!({ "event": "mpirun", "pid": pid, "log": log }),
         });
     }
-    let verdict = supervise(&mut trainers, serving, messages, screen);
+    // A lost rank of MPI's world ends the world.
+    let supervisor = Supervisor::new(trainers.pids());
+    let mut supervisor = match start.mpirun {
+        Some(_) => supervisor,
+        None => supervisor.with_restarts(checked.config.fault.max_restarts),
+    };
+    let verdict = supervise(&mut supervisor, (&mut trainers, &start), (serving, messages), screen);
     if let Verdict::Failed {
         process: Some(process), ..
     } = verdict
@@ -130,9 +136,13 @@ fn train(
     Ok(verdict)
 }
 
-fn supervise(trainers: &mut Trainers, serving: &Serving, messages: &Receiver<Message>, screen: &mut Screen) -> Verdict {
+fn supervise(
+    supervisor: &mut Supervisor,
+    (trainers, start): (&mut Trainers, &Start<'_>),
+    (serving, messages): (&Serving, &Receiver<Message>),
+    screen: &mut Screen,
+) -> Verdict {
     let began = Instant::now();
-    let mut supervisor = Supervisor::new(trainers.pids());
     loop {
         let mut inputs = match messages.recv_timeout(GLANCE) {
             Ok(message) => input_of(message, screen),
@@ -153,6 +163,16 @@ fn supervise(trainers: &mut Trainers, serving: &Serving, messages: &Receiver<Mes
                 match action {
                     Action::Say(sentence) => screen.say(&sentence),
                     Action::AskStop => serving.ask_stop(),
+                    Action::Restart(process) => match trainers.restart(start, process) {
+                        Ok(pid) => {
+                            supervisor.restarted(process, pid);
+                            if let Process::Rank(rank) = process {
+                                let log = log_path(&start.logs, process);
+                                screen.fact(&json!({ "event": "trainer", "rank": rank, "pid": pid, "log": log }));
+                            }
+                        }
+                        Err(sentence) => screen.say(&sentence),
+                    },
                     Action::KillAll => trainers.kill_all(),
                 }
             }
@@ -170,6 +190,7 @@ fn input_of(message: Message, screen: &mut Screen) -> Vec<Input> {
             screen.event(&event);
             match *event {
                 lockstep_proto::domain::RunEvent::Ended(end) => vec![Input::Ended(end)],
+                lockstep_proto::domain::RunEvent::Step(_) => vec![Input::Stepped],
                 _ => Vec::new(),
             }
         }

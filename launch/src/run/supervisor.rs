@@ -91,6 +91,8 @@ pub(crate) enum Input {
     Interrupt,
     /// A trainer ended.
     Exited(Exited),
+    /// A step was made: the run trains.
+    Stepped,
     /// The coordinator says that the run is over.
     Ended(RunEnd),
     /// The coordinator's events broke off.
@@ -106,6 +108,8 @@ pub(crate) enum Action {
     Say(String),
     /// Ask the coordinator to stop at the next step.
     AskStop,
+    /// Start this trainer again: it joins the run that goes on.
+    Restart(Process),
     /// Kill every trainer that is left.
     KillAll,
 }
@@ -130,6 +134,10 @@ pub(crate) enum Verdict {
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     running: BTreeMap<Process, u32>,
+    /// Trainers that may still be started again; none where the world cannot be formed anew.
+    restarts: Option<u32>,
+    /// Whether a step was made.
+    trains: bool,
     interrupts: u32,
     /// Exits that are not good ones, in the order in which they were seen, before anything was killed.
     bad_exits: Vec<Exited>,
@@ -144,6 +152,8 @@ impl Supervisor {
     pub(crate) fn new(trainers: impl IntoIterator<Item = (Process, u32)>) -> Supervisor {
         Supervisor {
             running: trainers.into_iter().collect(),
+            restarts: None,
+            trains: false,
             interrupts: 0,
             bad_exits: Vec::new(),
             ended: None,
@@ -153,11 +163,29 @@ impl Supervisor {
         }
     }
 
+    /// Lets up to `restarts` trainers be started again that a signal or a crash has ended; after that, a run that trains goes
+    /// on with those that are left.
+    pub(crate) fn with_restarts(self, restarts: u32) -> Supervisor {
+        Supervisor {
+            restarts: Some(restarts),
+            ..self
+        }
+    }
+
+    /// A trainer was started again.
+    pub(crate) fn restarted(&mut self, process: Process, pid: u32) {
+        self.running.insert(process, pid);
+    }
+
     /// Takes in what happened at `now` (since any fixed moment).
     pub(crate) fn on(&mut self, input: Input, now: Duration) -> Vec<Action> {
         match input {
             Input::Interrupt => self.interrupt(),
             Input::Exited(exited) => self.exited(exited, now),
+            Input::Stepped => {
+                self.trains = true;
+                Vec::new()
+            }
             Input::Ended(end) => {
                 let failed = matches!(end.outcome, Outcome::Failed { .. });
                 self.ended.get_or_insert(end);
@@ -272,6 +300,23 @@ impl Supervisor {
 
     fn exited(&mut self, exited: Exited, now: Duration) -> Vec<Action> {
         self.running.remove(&exited.process);
+        // One that failed or was refused has said why, and would only say it again.
+        let crashed = !matches!(exited.exit, Exit::Code(0..=3));
+        let goes_on = self.ended.is_none() && !self.events_lost && !self.killed && self.interrupts == 0;
+        if let Some(left) = self.restarts.filter(|_| crashed && goes_on) {
+            if left > 0 {
+                self.restarts = Some(left - 1);
+                return vec![
+                    Action::Say(format!("{exited}; it is started again")),
+                    Action::Restart(exited.process),
+                ];
+            }
+            if self.trains && !self.running.is_empty() {
+                let left = self.running.len();
+                let ranks = if left == 1 { "rank" } else { "ranks" };
+                return vec![Action::Say(format!("{exited}; the run goes on with {left} {ranks}"))];
+            }
+        }
         if self.running.is_empty() && self.ended.is_none() {
             self.wait_at_most(LAST_WORD_GRACE, now);
         }

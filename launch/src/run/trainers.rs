@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lockstep_config::{GPU_DEFAULTS, GPU_ENVIRONMENT, LOCAL_RANK};
+use lockstep_config::{LOCAL_RANK, prepare_for_gpu};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::ending::Ending;
@@ -83,16 +83,29 @@ impl Trainers {
             return Ok(trainers);
         }
         for rank in 0..ranks {
-            let mut command = Command::new(start.binary);
-            command
-                .args(["train", "--member", &format!("trainer-{rank}")])
-                .env("LOCKSTEP_PARENT_PID", std::process::id().to_string())
-                .env(LOCAL_RANK, rank.to_string());
             trainers
-                .spawn(Process::Rank(rank), command, start, &folder)
+                .spawn(Process::Rank(rank), of_rank(start, rank), start, &folder)
                 .map_err(failed)?;
         }
         Ok(trainers)
+    }
+
+    /// Starts a trainer again that has ended, and gives its process id. Its log goes on. As [`Trainers::start`], call it from
+    /// the main thread.
+    ///
+    /// # Errors
+    /// The process cannot be started.
+    pub(crate) fn restart(&mut self, start: &Start<'_>, process: Process) -> Result<u32, String> {
+        let failed = |error: std::io::Error| format!("cannot start {} again: {error}", start.binary.display());
+        let Process::Rank(rank) = process else {
+            return Err(failed(std::io::ErrorKind::Unsupported.into()));
+        };
+        let folder = std::path::absolute(start.folder).map_err(failed)?;
+        self.children
+            .retain(|started| started.process != process || !started.reaped);
+        self.spawn(process, of_rank(start, rank), start, &folder)
+            .map_err(failed)?;
+        Ok(self.children.last().map_or(0, |started| started.child.id()))
     }
 
     fn spawn(
@@ -102,7 +115,10 @@ impl Trainers {
         start: &Start<'_>,
         folder: &Path,
     ) -> std::io::Result<()> {
-        let log = File::create(log_path(&start.logs, process))?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(log_path(&start.logs, process))?;
         let threads = start.threads.to_string();
         if start.gpu {
             prepare_for_gpu(&mut command);
@@ -147,19 +163,14 @@ impl Trainers {
     }
 }
 
-/// What CUDA's libraries read when they begin.
-fn prepare_for_gpu(command: &mut Command) {
-    for (name, value) in GPU_ENVIRONMENT {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    for (name, value) in GPU_DEFAULTS {
-        if std::env::var_os(name).is_none() {
-            command.env(name, value);
-        }
-    }
+/// The command of one trainer.
+fn of_rank(start: &Start<'_>, rank: u32) -> Command {
+    let mut command = Command::new(start.binary);
+    command
+        .args(["train", "--member", &format!("trainer-{rank}")])
+        .env("LOCKSTEP_PARENT_PID", std::process::id().to_string())
+        .env(LOCAL_RANK, rank.to_string());
+    command
 }
 
 impl Started {

@@ -160,6 +160,7 @@ impl From<&MemberPlace> for v1::MemberPlace {
             lanes_end: place.lanes.end,
             pid: place.pid,
             host: place.host.clone(),
+            parts_address: place.parts_address.clone(),
         }
     }
 }
@@ -183,6 +184,7 @@ impl TryFrom<v1::MemberPlace> for MemberPlace {
             lanes: begin..end,
             pid: place.pid,
             host: place.host,
+            parts_address: place.parts_address,
         })
     }
 }

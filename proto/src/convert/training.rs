@@ -3,7 +3,7 @@
 use super::{ConvertError, bytes_32, header, phases_in, phases_out, required};
 use crate::domain::{
     CoordinatorBody, Directive, DirectiveKind, FromCoordinator, FromMember, Generation, Header, JoinInfo, MemberBody,
-    Plan, Progress, Ready, StepMetrics, StepReport, Validation,
+    Part, PartPlace, Plan, Progress, Ready, Resume, StepMetrics, StepReport, Validation,
 };
 use crate::v1;
 
@@ -20,10 +20,11 @@ impl From<&FromMember> for v1::MemberMessage {
                 data_hash: info.data_hash.clone(),
                 fingerprint: info.fingerprint.clone(),
                 devices: info.devices.clone(),
+                parts_address: info.parts_address.clone(),
             }),
             MemberBody::CommId(id) => Body::CommId(v1::CommId { id: id.clone() }),
             MemberBody::Ready(ready) => Body::Ready(v1::Ready {
-                initial_parameter_hash: ready.hash.to_vec(),
+                parameter_hash: ready.hash.to_vec(),
                 transports: ready.transports.clone(),
             }),
             MemberBody::Progress(progress) => Body::Progress(v1::Progress {
@@ -33,6 +34,14 @@ impl From<&FromMember> for v1::MemberMessage {
             }),
             MemberBody::Report(report) => Body::Report(report_out(report)),
             MemberBody::Leaving(reason) => Body::Leaving(v1::Leaving { reason: reason.clone() }),
+            MemberBody::Holds(part) => Body::Holds(v1::Holds {
+                part: Some(part_out(part)),
+            }),
+            MemberBody::Stopped { step, cause, parts } => Body::Stopped(v1::Stopped {
+                step: *step,
+                cause: cause.clone().unwrap_or_default(),
+                parts: parts.iter().map(part_out).collect(),
+            }),
             MemberBody::Finished { outcome, step } => Body::Finished(v1::Finished {
                 outcome: Some(outcome.into()),
                 step: *step,
@@ -61,10 +70,11 @@ impl TryFrom<v1::MemberMessage> for FromMember {
                 data_hash: join.data_hash,
                 fingerprint: join.fingerprint,
                 devices: join.devices,
+                parts_address: join.parts_address,
             }),
             Body::CommId(v1::CommId { id }) => MemberBody::CommId(id),
             Body::Ready(ready) => MemberBody::Ready(Ready {
-                hash: bytes_32("Ready", "initial_parameter_hash", &ready.initial_parameter_hash)?,
+                hash: bytes_32("Ready", "parameter_hash", &ready.parameter_hash)?,
                 transports: ready.transports,
             }),
             Body::Progress(v1::Progress { step, phase, counter }) => {
@@ -72,6 +82,12 @@ impl TryFrom<v1::MemberMessage> for FromMember {
             }
             Body::Report(report) => MemberBody::Report(report_in(&header, report)?),
             Body::Leaving(v1::Leaving { reason }) => MemberBody::Leaving(reason),
+            Body::Holds(holds) => MemberBody::Holds(part_in(required("Holds", "part", holds.part)?)?),
+            Body::Stopped(stopped) => MemberBody::Stopped {
+                step: stopped.step,
+                cause: Some(stopped.cause).filter(|cause| !cause.is_empty()),
+                parts: stopped.parts.into_iter().map(part_in).collect::<Result<_, _>>()?,
+            },
             Body::Finished(finished) => MemberBody::Finished {
                 outcome: required("Finished", "outcome", finished.outcome)?.try_into()?,
                 step: finished.step,
@@ -148,7 +164,8 @@ impl From<&FromCoordinator> for v1::CoordinatorMessage {
             CoordinatorBody::Generation(generation) => Body::Generation(v1::Generation {
                 members: generation.members.iter().map(Into::into).collect(),
                 lanes: generation.lanes,
-                resume: generation.resume,
+                resume: generation.resume.as_ref().map(resume_out),
+                replay_through: generation.replay_through,
                 secret: generation.secret.to_vec(),
             }),
             CoordinatorBody::CommId(id) => Body::CommId(v1::CommId { id: id.clone() }),
@@ -162,9 +179,15 @@ impl From<&FromCoordinator> for v1::CoordinatorMessage {
                     DirectiveKind::Resume => v1::DirectiveKind::Resume,
                     DirectiveKind::Pause => v1::DirectiveKind::Pause,
                     DirectiveKind::Stop => v1::DirectiveKind::Stop,
+                    DirectiveKind::Regroup => v1::DirectiveKind::Regroup,
                 } as i32,
             }),
             CoordinatorBody::Abort { reason } => Body::Abort(v1::Abort { reason: reason.clone() }),
+            CoordinatorBody::SnapshotStands { step } => Body::SnapshotStands(v1::SnapshotStands { step: *step }),
+            CoordinatorBody::Release { outcome, reason } => Body::Release(v1::Release {
+                outcome: Some(outcome.into()),
+                reason: reason.clone(),
+            }),
             CoordinatorBody::Acknowledged { step, finished } => Body::Acknowledged(v1::Acknowledged {
                 step: *step,
                 finished: *finished,
@@ -193,7 +216,8 @@ impl TryFrom<v1::CoordinatorMessage> for FromCoordinator {
                     .map(TryInto::try_into)
                     .collect::<Result<_, _>>()?,
                 lanes: generation.lanes,
-                resume: generation.resume,
+                resume: generation.resume.map(resume_in).transpose()?,
+                replay_through: generation.replay_through,
                 secret: bytes_32("Generation", "secret", &generation.secret)?,
             }),
             Body::CommId(v1::CommId { id }) => CoordinatorBody::CommId(id),
@@ -205,6 +229,7 @@ impl TryFrom<v1::CoordinatorMessage> for FromCoordinator {
                     Ok(v1::DirectiveKind::Resume) => DirectiveKind::Resume,
                     Ok(v1::DirectiveKind::Pause) => DirectiveKind::Pause,
                     Ok(v1::DirectiveKind::Stop) => DirectiveKind::Stop,
+                    Ok(v1::DirectiveKind::Regroup) => DirectiveKind::Regroup,
                     Err(_) => {
                         let value = i64::from(directive.kind);
                         return Err(ConvertError::Unknown {
@@ -216,6 +241,11 @@ impl TryFrom<v1::CoordinatorMessage> for FromCoordinator {
                 },
             }),
             Body::Abort(v1::Abort { reason }) => CoordinatorBody::Abort { reason },
+            Body::SnapshotStands(v1::SnapshotStands { step }) => CoordinatorBody::SnapshotStands { step },
+            Body::Release(release) => CoordinatorBody::Release {
+                outcome: required("Release", "outcome", release.outcome)?.try_into()?,
+                reason: release.reason,
+            },
             Body::Acknowledged(v1::Acknowledged { step, finished }) => CoordinatorBody::Acknowledged { step, finished },
         };
         Ok(FromCoordinator { header, body })
@@ -246,4 +276,50 @@ fn plan_in(plan: v1::Plan) -> Plan {
         last: plan.last,
         version: plan.version,
     }
+}
+
+fn part_out(part: &Part) -> v1::Part {
+    v1::Part {
+        step: part.step,
+        generation: part.generation,
+        part: part.part,
+        hash: part.hash.to_vec(),
+    }
+}
+
+fn part_in(part: v1::Part) -> Result<Part, ConvertError> {
+    Ok(Part {
+        step: part.step,
+        generation: part.generation,
+        part: part.part,
+        hash: bytes_32("Part", "hash", &part.hash)?,
+    })
+}
+
+fn resume_out(resume: &Resume) -> v1::Resume {
+    let place = |place: &PartPlace| v1::PartPlace {
+        hash: place.hash.to_vec(),
+        addresses: place.addresses.clone(),
+    };
+    v1::Resume {
+        step: resume.step,
+        generation: resume.generation,
+        parts: resume.parts.iter().map(place).collect(),
+        secret: resume.secret.to_vec(),
+    }
+}
+
+fn resume_in(resume: v1::Resume) -> Result<Resume, ConvertError> {
+    let place = |place: v1::PartPlace| {
+        Ok(PartPlace {
+            hash: bytes_32("PartPlace", "hash", &place.hash)?,
+            addresses: place.addresses,
+        })
+    };
+    Ok(Resume {
+        step: resume.step,
+        generation: resume.generation,
+        parts: resume.parts.into_iter().map(place).collect::<Result<_, _>>()?,
+        secret: bytes_32("Resume", "secret", &resume.secret)?,
+    })
 }

@@ -13,7 +13,7 @@ use std::ffi::{c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::cuda::{CudaLibraries, open_libraries};
 use crate::memory::kind_code;
@@ -79,6 +79,8 @@ pub struct DeviceMemory {
 #[derive(Debug)]
 pub struct Cuda {
     index: i8,
+    /// Where its tensors lie.
+    memory: Device,
     compute: i64,
     communication: i64,
     snapshots: i64,
@@ -129,16 +131,21 @@ impl Cuda {
             // The count does not say why; initialising does (no driver, or one that is too old).
             initialise().map_err(|error| DeviceError::NoDevice(format!("device {index} cannot be opened: {error}")))?;
         }
-        Cuda::open_with(index, initialise)
+        Cuda::open_with(index, Device::Cuda(index), initialise)
     }
 
     /// Opens device `index` of the guard that is registered for CUDA, without libtorch's own initialisation: for a guard
-    /// of a test, which has no allocator and no kernels.
+    /// of a test, which has no allocator and no kernels. Its streams and events are the guard's; its tensors lie on the
+    /// host, where work is done as soon as it is given.
     pub fn open_registered_guard(index: usize) -> Result<Arc<Cuda>, DeviceError> {
-        Cuda::open_with(index, || Ok(()))
+        Cuda::open_with(index, Device::Cpu, || Ok(()))
     }
 
-    fn open_with(index: usize, initialise: impl FnOnce() -> Result<(), DeviceError>) -> Result<Arc<Cuda>, DeviceError> {
+    fn open_with(
+        index: usize,
+        memory: Device,
+        initialise: impl FnOnce() -> Result<(), DeviceError>,
+    ) -> Result<Arc<Cuda>, DeviceError> {
         let count = Cuda::count()?;
         let Some(device) = i8::try_from(index).ok().filter(|_| index < count) else {
             return Err(DeviceError::NoDevice(format!(
@@ -159,6 +166,7 @@ impl Cuda {
         };
         let cuda = Arc::new(Cuda {
             index: device,
+            memory,
             // SAFETY: the out pointer is valid, here and below.
             compute: stream(&|out| unsafe { lockstep_stream_default(device, out) })?,
             // High priority: a small exchange must not wait behind a layer's worth of blocks.
@@ -176,9 +184,9 @@ impl Cuda {
         usize::try_from(self.index).unwrap_or(0)
     }
 
-    /// The device in tch's words.
-    pub fn device(&self) -> tch::Device {
-        tch::Device::Cuda(self.index())
+    /// Where its tensors lie, in tch's words.
+    pub fn device(&self) -> Device {
+        self.memory
     }
 
     /// Makes this the device of the calling thread; every thread that uses it says so once.
@@ -286,6 +294,10 @@ impl Cuda {
 
     /// A zeroed tensor in pinned host memory: copies to and from the device need not wait. Allocate once and keep.
     pub fn pinned(&self, sizes: &[i64], kind: Kind) -> Result<Tensor, DeviceError> {
+        if self.memory == Device::Cpu {
+            // Nothing copies from or to the host, so any of its memory will do.
+            return Tensor::f_zeros(sizes, (kind, Device::Cpu)).map_err(|error| DeviceError::of_tch("pinned", &error));
+        }
         let kind = kind_code(kind)
             .ok_or_else(|| DeviceError::Shape(format!("a pinned tensor cannot hold {kind:?}; use a flat kind")))?;
         let mut out = std::ptr::null_mut();

@@ -6,6 +6,8 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use lockstep_collective::DeviceMemory;
+use nccl_rs::DevicePointer;
 use tch::{Device, Kind, Tensor};
 
 use crate::device::DeviceError;
@@ -34,6 +36,30 @@ unsafe impl Memory for Allocation {
     fn bytes(&self) -> usize {
         self.bytes
     }
+}
+
+/// A tensor that only keeps its memory.
+struct Kept(#[expect(dead_code, reason = "it is there to be dropped")] Tensor);
+
+// SAFETY: the tensor is never touched again, it only keeps the memory.
+unsafe impl Sync for Kept {}
+
+/// The memory of a contiguous tensor, wherever it lies, for transfers that take addresses. It stays for as long as the value
+/// lives.
+///
+/// # Errors
+/// The tensor has gaps.
+pub fn memory_of(tensor: &Tensor) -> Result<DeviceMemory, AutogradError> {
+    if !tensor.is_contiguous() {
+        return Err(AutogradError::Shape(format!(
+            "a transfer needs memory without gaps, and this tensor has some: {tensor:?}"
+        )));
+    }
+    let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+    // SAFETY: a contiguous tensor has so many bytes from its first element on, and it is kept below; who touches them when is
+    // ordered by streams.
+    let pointer = unsafe { DevicePointer::new(tensor.data_ptr(), bytes) };
+    Ok(DeviceMemory::new(pointer, Arc::new(Kept(tensor.shallow_clone()))))
 }
 
 /// Zeroed memory on one device (a GPU, or the CPU), 256-byte aligned, with views as tensors. Clones share the memory.

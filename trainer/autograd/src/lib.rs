@@ -21,7 +21,7 @@ mod hooks;
 mod memory;
 mod shim;
 
-pub use device_buffer::DeviceBuffer;
+pub use device_buffer::{DeviceBuffer, memory_of};
 pub use errors::AutogradError;
 pub use function::{custom, run_backward};
 pub use hooks::{accumulate_in_float32, on_gradient_ready, set_gradient_slot};

@@ -126,3 +126,16 @@ fn a_flat_buffer_and_a_device_buffer_refuse_the_same_ranges() {
         );
     }
 }
+
+#[test]
+fn the_memory_of_a_tensor_is_its_bytes_and_one_with_gaps_is_refused() {
+    let whole = Tensor::from_slice(&[1i64, 2, 3, 4]).view([2, 2]);
+    let row = whole.get(1);
+    let memory = lockstep_autograd::memory_of(&row).unwrap();
+    assert_eq!(memory.pointer().bytes(), 16);
+    assert_eq!(memory.pointer().address().addr(), whole.data_ptr().addr() + 16);
+    let error = lockstep_autograd::memory_of(&whole.transpose(0, 1))
+        .map(|_| ())
+        .unwrap_err();
+    assert!(error.to_string().contains("without gaps"), "{error}");
+}

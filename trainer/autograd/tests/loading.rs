@@ -26,7 +26,10 @@ fn libraries_are_opened_once_and_in_time_or_the_reason_is_kept() {
             };
             settings.apply().unwrap();
             let count = Cuda::count().unwrap();
-            println!("{} libraries, {count} devices", libraries.len());
+            println!(
+                "seen: libtorch's CUDA libraries are loaded, {} in all; {count} devices",
+                libraries.len()
+            );
             let error = Cuda::open(count).unwrap_err();
             println!("{error}");
             assert!(matches!(error, DeviceError::NoDevice(_)), "{error:?}");

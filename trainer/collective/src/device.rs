@@ -20,28 +20,48 @@ pub enum Stream {
 
 /// The work that a stream had been given when the mark was recorded.
 #[derive(Clone)]
-pub struct Recorded(Option<Arc<dyn Any + Send + Sync>>);
+pub struct Recorded {
+    mark: Option<Arc<dyn Any + Send + Sync>>,
+    name: &'static str,
+}
 
 impl Recorded {
     /// A mark that holds what the device needs to wait for it.
     pub fn new(mark: Arc<dyn Any + Send + Sync>) -> Recorded {
-        Recorded(Some(mark))
+        Recorded {
+            mark: Some(mark),
+            name: "mark",
+        }
     }
 
     /// A mark for work that has run already.
     pub fn done() -> Recorded {
-        Recorded(None)
+        Recorded {
+            mark: None,
+            name: "mark",
+        }
+    }
+
+    /// The same mark under a name, which says what it is for; for those who watch or explain a device's order.
+    pub fn named(self, name: &'static str) -> Recorded {
+        Recorded { name, ..self }
+    }
+
+    /// Its name; "mark" where it was given none.
+    pub fn name(&self) -> &'static str {
+        self.name
     }
 
     /// What the device put in.
     pub fn mark(&self) -> Option<&Arc<dyn Any + Send + Sync>> {
-        self.0.as_ref()
+        self.mark.as_ref()
     }
 }
 
 impl std::fmt::Debug for Recorded {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(if self.0.is_some() { "recorded" } else { "done" })
+        let state = if self.mark.is_some() { "recorded" } else { "done" };
+        write!(formatter, "{} {state}", self.name)
     }
 }
 

@@ -69,6 +69,7 @@ fn program(size: u32) -> Program {
         wire: Wire::Float32,
         working: Some(BufferId::from_index(1)),
         layers: layers.collect(),
+        ..Program::default()
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use accelerator_double::{HostAccelerator, double};
 use lockstep_collective::communication::{Communication, Overlap, Program};
 use lockstep_collective::{
-    Aborter, Accelerator, CollectiveError, Device, LaneTree, Memory, Pinned, Stream, Wire, nccl_scratch_bytes,
+    Aborter, Accelerator, BufferId, CollectiveError, Device, LaneTree, Memory, Pinned, Stream, Wire, nccl_scratch_bytes,
 };
 use nccl_double::{Call, Stage};
 use rand::rngs::StdRng;
@@ -73,6 +73,7 @@ impl Rank {
             wire: Wire::Float32,
             working: Some(copies),
             layers: (0..BUCKETS).map(in_bytes).collect(),
+            ..Program::default()
         };
         let pieces = size as usize - 1;
         assert!(nccl_scratch_bytes(&program, rank).unwrap() >= pieces * 4 * ELEMENTS / 3);
@@ -199,6 +200,20 @@ impl Drop for Ending<'_> {
 }
 
 #[test]
+fn scratch_is_known_where_each_rank_adds_all_its_lanes_into_one_partial() {
+    // Lanes 0..3 and 3..6 are two subtrees each, and there is one buffer: `reduction = "fast"`.
+    let program = Program {
+        rank_lanes: vec![0..3, 3..6],
+        by_rank: true,
+        partials: vec![BufferId::from_index(0)],
+        owners: vec![vec![(0..128, 0), (128..192, 1)]],
+        ..Program::default()
+    };
+    assert_eq!(nccl_scratch_bytes(&program, 0).unwrap(), 4 * 128);
+    assert_eq!(nccl_scratch_bytes(&program, 1).unwrap(), 4 * 64);
+}
+
+#[test]
 fn steps_have_the_right_sums_and_copies_while_streams_are_held_up() {
     let seed: u64 = rand::rng().random_range(0..1 << 40);
     println!("seed {seed}");
@@ -298,4 +313,21 @@ fn a_kernel_that_hangs_while_nobody_calls_is_told_when_the_time_is_over() {
         );
     }
     world.assert_clean("a kernel that hangs");
+}
+
+#[test]
+fn scratch_is_sized_by_one_partial_a_rank_where_steps_come_by_rank() {
+    let bytes = |lanes: u32, by_rank: bool| {
+        let program = Program {
+            rank_lanes: vec![0..1, 1..lanes],
+            by_rank,
+            partials: vec![BufferId::from_index(0)],
+            owners: vec![vec![(0..ELEMENTS, 0)]],
+            ..Program::default()
+        };
+        nccl_scratch_bytes(&program, 0)
+    };
+    // Lanes 1..3 are two subtrees, and one partial where ranks add up their own first.
+    assert!(matches!(bytes(3, false), Err(CollectiveError::Misuse { .. })));
+    assert_eq!(bytes(3, true).unwrap(), bytes(2, false).unwrap());
 }

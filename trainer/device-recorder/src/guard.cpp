@@ -18,11 +18,14 @@ struct Callbacks {
   void (*synchronise)(void* event);
   int (*query_stream)(int64_t stream);
   void (*synchronise_stream)(int64_t stream);
-  void (*synchronise_device)();
+  void (*synchronise_device)(int8_t device);
   double (*elapsed)(void* from, void* to);
 };
 
 constexpr int8_t devices = 2;
+
+// A stream's number in the log: those of the second device come behind the pool's 32 of the first.
+int64_t number(const c10::Stream& stream) { return stream.id() + 64 * stream.device_index(); }
 
 struct RecordingGuard final : c10::impl::DeviceGuardImplInterface {
   explicit RecordingGuard(Callbacks callbacks) : to(callbacks) {}
@@ -52,16 +55,16 @@ struct RecordingGuard final : c10::impl::DeviceGuardImplInterface {
     return before;
   }
   void* getStreamNativeHandle(const c10::Stream stream) const override {
-    return reinterpret_cast<void*>(static_cast<uintptr_t>(0x1000 + stream.id()));
+    return reinterpret_cast<void*>(static_cast<uintptr_t>(0x1000 + number(stream)));
   }
-  bool queryStream(const c10::Stream& stream) const override { return to.query_stream(stream.id()) != 0; }
-  void synchronizeStream(const c10::Stream& stream) const override { to.synchronise_stream(stream.id()); }
-  void synchronizeDevice(const c10::DeviceIndex) const override { to.synchronise_device(); }
+  bool queryStream(const c10::Stream& stream) const override { return to.query_stream(number(stream)) != 0; }
+  void synchronizeStream(const c10::Stream& stream) const override { to.synchronise_stream(number(stream)); }
+  void synchronizeDevice(const c10::DeviceIndex device) const override { to.synchronise_device(device); }
 
   void record(void** event, const c10::Stream& stream, const c10::DeviceIndex, const c10::EventFlag) const override {
-    to.record(event, stream.id());
+    to.record(event, number(stream));
   }
-  void block(void* event, const c10::Stream& stream) const override { to.block(event, stream.id()); }
+  void block(void* event, const c10::Stream& stream) const override { to.block(event, number(stream)); }
   bool queryEvent(void* event) const override { return to.query(event) != 0; }
   void synchronizeEvent(void* event) const override { to.synchronise(event); }
   double elapsedTime(void* from, void* until, const c10::DeviceIndex) const override { return to.elapsed(from, until); }

@@ -168,6 +168,38 @@ impl Log {
         log
     }
 
+    /// What the log says of these parts of memory only: accesses elsewhere are left out, and every edge stays.
+    pub fn within(&self, parts: &[Range]) -> Log {
+        let mut log = Log {
+            entries: Vec::new(),
+            names: self.names.clone(),
+        };
+        for entry in &self.entries {
+            let Action::Touch {
+                place,
+                access,
+                range,
+                by,
+            } = &entry.action
+            else {
+                log.entries.push(entry.clone());
+                continue;
+            };
+            for range in parts.iter().filter_map(|part| range.overlap(part)) {
+                log.push(
+                    &entry.thread,
+                    Action::Touch {
+                        place: *place,
+                        access: *access,
+                        range,
+                        by: by.clone(),
+                    },
+                );
+            }
+        }
+        log
+    }
+
     /// One entry in words: "thread C: s1 waits e3 (ready[0])".
     pub fn describe(&self, entry: &Entry) -> String {
         let what = match &entry.action {

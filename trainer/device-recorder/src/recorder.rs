@@ -1,9 +1,10 @@
-//! The recording guard's Rust side: what libtorch tells it goes into the log of the recording that runs.
+//! The recording guard's Rust side: what libtorch tells it goes into the log of the recording that runs; [`crate::pen`] adds
+//! what libtorch does not tell.
 //!
 //! The guard is registered once for the process; recordings follow each other (a test that starts one waits until the
 //! last has ended). Events complete at once, at random, or on command, never before the records that they come after.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::ops::Deref;
@@ -12,7 +13,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use crate::log::{Access, Action, Log, Place, Range};
+use crate::log::{Action, Entry, Log};
+use crate::operators::{self, Watched};
+use crate::pen::Pen;
 
 /// Why nothing can be recorded.
 #[derive(Debug, thiserror::Error)]
@@ -45,15 +48,17 @@ struct Record {
     line: usize,
 }
 
-struct State {
-    log: Log,
+pub(crate) struct State {
+    pub(crate) log: Log,
     completion: Completion,
     chance: StdRng,
     records: Vec<Record>,
-    last: HashMap<u64, usize>,
+    /// For each handle of an event, its last record.
+    last: HashMap<usize, usize>,
     /// For each stream, the records that whatever comes next on it comes after.
     before: HashMap<i64, Vec<usize>>,
-    messages: u64,
+    pub(crate) messages: u64,
+    pub(crate) watched: Vec<Watched>,
 }
 
 impl State {
@@ -70,14 +75,44 @@ impl State {
             last: HashMap::new(),
             before: HashMap::new(),
             messages: 0,
+            watched: Vec::new(),
         }
     }
 
-    fn push(&mut self, action: Action) {
-        let thread = std::thread::current();
-        match thread.name() {
-            Some(name) => self.log.push(name, action),
-            None => self.log.push(&format!("{:?}", thread.id()), action),
+    pub(crate) fn push(&mut self, action: Action) {
+        NAME.with_borrow_mut(|name| {
+            let name = name.get_or_insert_with(|| {
+                let thread = std::thread::current();
+                thread
+                    .name()
+                    .map_or_else(|| format!("{:?}", thread.id()).into(), Into::into)
+            });
+            // Repeated at once it says nothing new: operators call each other with the same arguments.
+            let repeats =
+                |last: &Entry| matches!(action, Action::Touch { .. }) && last.thread == *name && last.action == action;
+            if !self.log.entries.last().is_some_and(repeats) {
+                self.log.push(name, action);
+            }
+        });
+    }
+
+    /// The number in the log of an event's last record; 0 where there is none. Events are used again and again, so each
+    /// record has a number of its own.
+    pub(crate) fn event_of(&self, handle: *mut c_void) -> u64 {
+        self.last.get(&handle.addr()).map_or(0, |record| *record as u64 + 1)
+    }
+
+    /// The last record of the event of a handle is done.
+    pub(crate) fn complete(&mut self, handle: *mut c_void) {
+        if let Some(record) = self.last.get(&handle.addr()).copied() {
+            self.finish(record);
+        }
+    }
+
+    /// All records up to now are done.
+    pub(crate) fn complete_all(&mut self) {
+        for record in &mut self.records {
+            record.done = true;
         }
     }
 
@@ -93,8 +128,8 @@ impl State {
     }
 
     /// Whether the last record of an event is done now; an event without one is, as libtorch has it.
-    fn ask(&mut self, event: u64) -> bool {
-        let Some(record) = self.last.get(&event).copied() else {
+    fn ask(&mut self, handle: *mut c_void) -> bool {
+        let Some(record) = self.last.get(&handle.addr()).copied() else {
             return true;
         };
         let now = match self.completion {
@@ -114,21 +149,38 @@ fn state() -> &'static Mutex<State> {
     STATE.get_or_init(|| Mutex::new(State::new(Completion::AtOnce)))
 }
 
-fn lock() -> MutexGuard<'static, State> {
+pub(crate) fn lock() -> MutexGuard<'static, State> {
     state().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Tells threads that synchronise that a record may be done.
-static COMPLETED: Condvar = Condvar::new();
+pub(crate) static COMPLETED: Condvar = Condvar::new();
 
 thread_local! {
     static DEVICE: Cell<i8> = const { Cell::new(0) };
     static STREAMS: Cell<[i64; 2]> = const { Cell::new([0; 2]) };
+    /// The thread's name in the log, once it was needed or given.
+    static NAME: RefCell<Option<Arc<str>>> = const { RefCell::new(None) };
+    /// The number of the thread's last record.
+    static LAST_EVENT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// An event's number is its handle in libtorch.
-fn number(event: *mut c_void) -> u64 {
-    event.addr() as u64
+pub(crate) fn name_thread(name: &str) {
+    NAME.set(Some(name.into()));
+}
+
+pub(crate) fn last_event() -> u64 {
+    LAST_EVENT.get()
+}
+
+/// Streams of a device begin here in the log, as in `guard.cpp`.
+fn first_stream(device: i8) -> i64 {
+    64 * i64::from(device)
+}
+
+/// The number in the log of the calling thread's current stream.
+pub(crate) fn current_stream() -> i64 {
+    first_stream(DEVICE.get()) + stream(DEVICE.get())
 }
 
 extern "C" fn device() -> i8 {
@@ -171,10 +223,12 @@ extern "C" fn record(event: *mut *mut c_void, stream: i64) {
         *next += 1;
         *handle = std::ptr::without_provenance_mut(*next);
     }
-    let event = number(*handle);
+    let handle = *handle;
     let mut state = lock();
-    state.push(Action::Record { event, stream });
     let index = state.records.len();
+    let event = index as u64 + 1;
+    LAST_EVENT.set(event);
+    state.push(Action::Record { event, stream });
     let line = state.log.entries.len();
     let after = state.before.insert(stream, vec![index]).unwrap_or_default();
     state.records.push(Record {
@@ -182,30 +236,30 @@ extern "C" fn record(event: *mut *mut c_void, stream: i64) {
         after,
         line,
     });
-    state.last.insert(event, index);
+    state.last.insert(handle.addr(), index);
 }
 
 extern "C" fn block(event: *mut c_void, stream: i64) {
-    let event = number(event);
     let mut state = lock();
-    state.push(Action::Wait { event, stream });
-    if let Some(record) = state.last.get(&event).copied() {
+    let number = state.event_of(event);
+    state.push(Action::Wait { event: number, stream });
+    if let Some(record) = state.last.get(&event.addr()).copied() {
         state.before.entry(stream).or_default().push(record);
     }
 }
 
 extern "C" fn query(event: *mut c_void) -> c_int {
-    let event = number(event);
     let mut state = lock();
     let done = state.ask(event);
-    state.push(Action::Query { event, done });
+    let number = state.event_of(event);
+    state.push(Action::Query { event: number, done });
     c_int::from(done)
 }
 
 extern "C" fn synchronise(event: *mut c_void) {
-    let event = number(event);
     let mut state = lock();
-    if let Some(record) = state.last.get(&event).copied() {
+    let number = state.event_of(event);
+    if let Some(record) = state.last.get(&event.addr()).copied() {
         if state.completion == Completion::OnCommand {
             while !state.records[record].done {
                 state = COMPLETED.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -213,7 +267,7 @@ extern "C" fn synchronise(event: *mut c_void) {
         }
         state.finish(record);
     }
-    state.push(Action::Synchronise { event });
+    state.push(Action::Synchronise { event: number });
 }
 
 extern "C" fn query_stream(stream: i64) -> c_int {
@@ -230,8 +284,14 @@ extern "C" fn synchronise_stream(stream: i64) {
     state.push(Action::SynchroniseStream { stream });
 }
 
-extern "C" fn synchronise_device() {
-    let streams: Vec<i64> = lock().before.keys().copied().collect();
+extern "C" fn synchronise_device(device: i8) {
+    let of_device = first_stream(device)..first_stream(device + 1);
+    let streams = lock()
+        .before
+        .keys()
+        .copied()
+        .filter(|stream| of_device.contains(stream))
+        .collect::<Vec<_>>();
     for stream in streams {
         synchronise_stream(stream);
     }
@@ -240,10 +300,10 @@ extern "C" fn synchronise_device() {
 /// One millisecond a line of the log.
 extern "C" fn elapsed(from: *mut c_void, to: *mut c_void) -> f64 {
     let state = lock();
-    let line = |event| {
+    let line = |event: *mut c_void| {
         state
             .last
-            .get(&number(event))
+            .get(&event.addr())
             .map_or(0, |record| state.records[*record].line)
     };
     line(to) as f64 - line(from) as f64
@@ -262,7 +322,7 @@ struct Callbacks {
     synchronise: extern "C" fn(*mut c_void),
     query_stream: extern "C" fn(i64) -> c_int,
     synchronise_stream: extern "C" fn(i64),
-    synchronise_device: extern "C" fn(),
+    synchronise_device: extern "C" fn(i8),
     elapsed: extern "C" fn(*mut c_void, *mut c_void) -> f64,
 }
 
@@ -289,98 +349,17 @@ fn register() -> Result<(), RecorderError> {
             elapsed,
         };
         // SAFETY: the table is copied; its functions live as long as the process.
-        unsafe { lockstep_recorder_register(&callbacks) == 0 }
+        let is_ours = unsafe { lockstep_recorder_register(&callbacks) == 0 };
+        if is_ours {
+            operators::observe();
+        }
+        is_ours
     });
     if *registered {
         Ok(())
     } else {
         Err(RecorderError::OtherGuard)
     }
-}
-
-/// A message between threads, which orders what was before it and what comes after it.
-#[derive(Debug)]
-#[must_use = "a message orders nothing until it is received"]
-pub struct Message(u64);
-
-/// Adds to the log of the recording that runs; any thread may hold one.
-#[derive(Debug, Clone, Copy)]
-pub struct Pen(());
-
-impl Pen {
-    /// Work of stream `stream` reads `range`.
-    pub fn read(&self, stream: i64, range: &Range, by: &str) {
-        touch(Place::Stream(stream), Access::Read, range, by);
-    }
-
-    /// Work of stream `stream` writes `range`.
-    pub fn write(&self, stream: i64, range: &Range, by: &str) {
-        touch(Place::Stream(stream), Access::Write, range, by);
-    }
-
-    /// This thread itself reads `range`.
-    pub fn host_read(&self, range: &Range, by: &str) {
-        touch(Place::Host, Access::Read, range, by);
-    }
-
-    /// This thread itself writes `range`.
-    pub fn host_write(&self, range: &Range, by: &str) {
-        touch(Place::Host, Access::Write, range, by);
-    }
-
-    /// This thread sends a message; carry it through the channel that the program uses.
-    pub fn send(&self) -> Message {
-        let mut state = lock();
-        state.messages += 1;
-        let message = state.messages;
-        state.push(Action::Send { message });
-        Message(message)
-    }
-
-    /// This thread has received a message.
-    pub fn receive(&self, message: Message) {
-        lock().push(Action::Receive { message: message.0 });
-    }
-
-    /// Calls the event of handle `event` (its native handle) `name` in the log.
-    pub fn name_event(&self, event: *mut c_void, name: &str) {
-        lock().log.names.insert(number(event), name.to_owned());
-    }
-
-    /// The last record of the event of handle `event` is done, and with it all that it comes after.
-    pub fn complete(&self, event: *mut c_void) {
-        let mut state = lock();
-        if let Some(record) = state.last.get(&number(event)).copied() {
-            state.finish(record);
-        }
-        COMPLETED.notify_all();
-    }
-
-    /// All records up to now are done.
-    pub fn complete_all(&self) {
-        for record in &mut lock().records {
-            record.done = true;
-        }
-        COMPLETED.notify_all();
-    }
-
-    /// The log up to now.
-    pub fn log(&self) -> Log {
-        lock().log.clone()
-    }
-}
-
-fn touch(place: Place, access: Access, range: &Range, by: &str) {
-    let range = Range {
-        memory: Arc::clone(&range.memory),
-        bytes: range.bytes.clone(),
-    };
-    lock().push(Action::Touch {
-        place,
-        access,
-        range,
-        by: by.to_owned(),
-    });
 }
 
 /// A recording that runs: one at a time in a process, until it is dropped.
@@ -396,8 +375,9 @@ impl Recorder {
         register()?;
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         *lock() = State::new(completion);
+        operators::watch_nothing();
         Ok(Recorder {
-            pen: Pen(()),
+            pen: Pen::new(),
             _alone: alone,
         })
     }

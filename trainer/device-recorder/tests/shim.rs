@@ -189,8 +189,12 @@ fn a_hook_on_another_thread_records_on_the_compute_stream_and_sends_the_token() 
 fn what_needs_a_real_device_is_a_typed_error_over_the_recorder() {
     let _recorder = Recorder::start(Completion::AtOnce).unwrap();
     let cuda = Cuda::open_registered_guard(0).unwrap();
+    assert_eq!(cuda.device(), tch::Device::Cpu, "its tensors lie on the host");
+    assert_eq!(
+        cuda.pinned(&[4], Kind::Float).unwrap(),
+        Tensor::zeros([4], (Kind::Float, tch::Device::Cpu))
+    );
     for error in [
-        cuda.pinned(&[4], Kind::Float).map(|_| ()).unwrap_err(),
         cuda.allocator_statistics().map(|_| ()).unwrap_err(),
         cuda.memory().map(|_| ()).unwrap_err(),
         cuda.reset_peaks().unwrap_err(),

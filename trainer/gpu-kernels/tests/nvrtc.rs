@@ -18,7 +18,6 @@ fn at_hand() -> Option<Nvrtc> {
 fn every_kernel_compiles_for_every_architecture_to_plain_operations() {
     let Some(nvrtc) = at_hand() else { return };
     assert_eq!(nvrtc.version().0, 13);
-    let started = std::time::Instant::now();
     for source in &SOURCES {
         for architecture in Architecture::ALL {
             let code = nvrtc.compile(source, architecture).unwrap();
@@ -50,8 +49,11 @@ fn every_kernel_compiles_for_every_architecture_to_plain_operations() {
             }
         }
     }
-    let programs = SOURCES.len() * Architecture::ALL.len() * 2;
-    println!("{programs} programs in {:?}", started.elapsed());
+    println!(
+        "seen: {} sources compiled to code and PTX for {} architectures",
+        SOURCES.len(),
+        Architecture::ALL.len()
+    );
 }
 
 #[test]

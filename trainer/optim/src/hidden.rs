@@ -15,6 +15,7 @@ use crate::decision::TensorStep;
 use crate::polar::orthogonality_error;
 use crate::results::{Applied, BlockSums, Prepared};
 use crate::settings::Optimizer;
+use crate::state::{Fill, MASTER, MOMENTUM, ROW_SQUARES, Take};
 
 /// A hidden tensor of `parts` matrices `[rows, columns]` with its state: float32 master and momentum, and the factors of
 /// the step that is being made.
@@ -64,6 +65,26 @@ impl HiddenMatrix {
     /// The hash of the master.
     pub fn hash(&self) -> u64 {
         block_hash(self.master())
+    }
+
+    /// Shows every array that outlives a step.
+    pub(crate) fn show(&self, take: &mut Take<'_>) {
+        take(MASTER, self.master());
+        take(MOMENTUM, elements(&self.momentum));
+        if !self.row_squares.is_empty() {
+            take(ROW_SQUARES, &self.row_squares);
+        }
+    }
+
+    /// Fills every array that outlives a step, as after `steps` steps.
+    pub(crate) fn fill(&mut self, steps: u64, values: &mut Fill<'_>) {
+        values(MASTER, elements_mut(&mut self.master));
+        values(MOMENTUM, elements_mut(&mut self.momentum));
+        if !self.row_squares.is_empty() {
+            values(ROW_SQUARES, &mut self.row_squares);
+        }
+        self.started = steps > 0;
+        self.factors = None;
     }
 
     /// Bytes of master and state.

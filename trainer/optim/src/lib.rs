@@ -28,6 +28,7 @@ pub mod products;
 pub mod replay;
 pub mod results;
 pub mod settings;
+pub mod state;
 pub mod tensors;
 
 pub use error::OptimError;

@@ -15,6 +15,7 @@ use lockstep_kernels::update::{
 use crate::decision::TensorStep;
 use crate::results::{Applied, BlockSums};
 use crate::settings::Optimizer;
+use crate::state::{Fill, MASTER, MOMENTUM, SECOND, Take};
 
 /// Blocks of one tensor that lie one after the other, with their state: float32 master, first moment, and the second one
 /// where the method has one.
@@ -105,6 +106,25 @@ impl OtherRun {
     /// The hash of each block.
     pub fn hashes(&self) -> Vec<u64> {
         self.master.chunks(self.block).map(block_hash).collect()
+    }
+
+    /// Shows every array that outlives a step.
+    pub(crate) fn show(&self, take: &mut Take<'_>) {
+        take(MASTER, &self.master);
+        take(MOMENTUM, &self.first);
+        if !self.second.is_empty() {
+            take(SECOND, &self.second);
+        }
+    }
+
+    /// Fills every array that outlives a step, as after `steps` steps.
+    pub(crate) fn fill(&mut self, steps: u64, values: &mut Fill<'_>) {
+        values(MASTER, &mut self.master);
+        values(MOMENTUM, &mut self.first);
+        if !self.second.is_empty() {
+            values(SECOND, &mut self.second);
+        }
+        self.steps = steps.min(i32::MAX as u64) as i32;
     }
 
     /// Bytes of master and state.

@@ -10,6 +10,7 @@ use crate::hidden::HiddenMatrix;
 use crate::other::{OtherRun, has_second_moment};
 use crate::results::{Applied, Prepared};
 use crate::settings::Optimizer;
+use crate::state::{Fill, Take};
 
 /// Elements of a block of an other tensor: the unit of scalar sums and of splits between owners, in every world.
 pub const BLOCK: usize = 65_536;
@@ -59,6 +60,22 @@ impl Piece {
         match self {
             Piece::Hidden(matrix) => matrix.master(),
             Piece::Other(run) => run.master(),
+        }
+    }
+
+    /// Shows every array that outlives a step, by its name.
+    pub fn show(&self, take: &mut Take<'_>) {
+        match self {
+            Piece::Hidden(matrix) => matrix.show(take),
+            Piece::Other(run) => run.show(take),
+        }
+    }
+
+    /// Fills every array that outlives a step, by its name, as after `steps` steps.
+    pub fn fill(&mut self, steps: u64, values: &mut Fill<'_>) {
+        match self {
+            Piece::Hidden(matrix) => matrix.fill(steps, values),
+            Piece::Other(run) => run.fill(steps, values),
         }
     }
 

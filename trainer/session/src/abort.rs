@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 type Callback = Box<dyn Fn() + Send>;
 
-/// Set once, with a sentence, when the coordinator pushes an abort or the stream breaks for good.
+/// Set once a generation, with a sentence, when the coordinator pushes an abort or the stream breaks for good.
 #[derive(Clone, Default)]
 pub struct AbortSignal {
     shared: Arc<Shared>,
@@ -63,6 +63,13 @@ impl AbortSignal {
         }
     }
 
+    /// Makes it ready for the next generation. Callbacks of this one are forgotten.
+    pub(crate) fn clear(&self) {
+        let mut inner = self.lock();
+        self.shared.set.store(false, Ordering::Release);
+        *inner = Inner::default();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Nothing panics while holding the lock but a callback list growth; the data stays whole.
         self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -82,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_callback_runs_once_and_the_first_reason_stays() {
+    fn every_callback_runs_once_a_generation_and_the_first_reason_stays() {
         let signal = AbortSignal::default();
         let calls = Arc::new(AtomicU32::new(0));
         let count = |calls: &Arc<AtomicU32>| {
@@ -99,5 +106,13 @@ mod tests {
         signal.on_abort(count(&calls));
         assert_eq!(calls.load(Ordering::Relaxed), 2);
         assert_eq!(signal.reason().as_deref(), Some("rank 1 is gone"));
+        signal.clear();
+        assert!(!signal.is_set() && signal.reason().is_none());
+        signal.set("a third");
+        assert_eq!(
+            calls.load(Ordering::Relaxed),
+            2,
+            "callbacks of the last generation are forgotten"
+        );
     }
 }

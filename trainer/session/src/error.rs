@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use lockstep_proto::domain::Outcome;
+
 /// One sentence for the person who started the trainer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
@@ -29,10 +31,18 @@ pub enum SessionError {
         /// Its sentence.
         reason: String,
     },
-    /// The coordinator ended the generation.
-    #[error("the coordinator aborted the run: {reason}")]
+    /// The coordinator ended the generation; another one may follow.
+    #[error("the coordinator ended the generation: {reason}")]
     Aborted {
         /// Its sentence.
+        reason: String,
+    },
+    /// The run is over for this member.
+    #[error("the run is over: {reason}")]
+    Released {
+        /// How it ended.
+        outcome: Outcome,
+        /// The coordinator's sentence.
         reason: String,
     },
     /// The stream is gone.

@@ -7,7 +7,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lockstep_proto::domain::{
-    CoordinatorBody, Directive, FromCoordinator, FromMember, Generation, Header, MemberBody, Plan, Progress, StepReport,
+    CoordinatorBody, Directive, FromCoordinator, FromMember, Generation, Header, MemberBody, Plan, Progress, Stamp,
+    StepReport,
 };
 use tokio::sync::Notify;
 
@@ -34,6 +35,8 @@ pub(crate) struct State {
     /// The newest term heard from; lower ones are fenced.
     term: u64,
     pub(crate) generation: Option<Generation>,
+    /// The generation that this member has left: what is still said of it is of no use.
+    left: Option<Stamp>,
     pub(crate) comm_id: Option<Vec<u8>>,
     plans: VecDeque<Plan>,
     last_step: Option<u64>,
@@ -41,6 +44,10 @@ pub(crate) struct State {
     unacknowledged: VecDeque<Kept>,
     finished: bool,
     broken: Option<SessionError>,
+    /// Whether the stream is gone.
+    gone: bool,
+    /// The newest snapshot that stands.
+    pub(crate) stands: u64,
 }
 
 #[derive(Debug)]
@@ -120,7 +127,10 @@ impl Inbox {
             if state.finished {
                 return Ok(());
             }
-            if let Some(error) = &state.broken {
+            // A member that was released has a stream still, and says farewell on it.
+            if let Some(error) = &state.broken
+                && (state.gone || !matches!(error, SessionError::Released { .. }))
+            {
                 return Err(error.clone());
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -146,9 +156,26 @@ impl Inbox {
         }
     }
 
+    pub(crate) fn stands(&self) -> u64 {
+        self.lock().stands
+    }
+
     pub(crate) fn directive(&self) -> Directive {
         // Only words of `Directive::to_word` are ever stored.
         Directive::from_word(self.directive.load(Ordering::Acquire)).unwrap_or_default()
+    }
+
+    /// Leaves the collectives of a generation: its reports are of no use any more, and what is said of it is ignored.
+    pub(crate) fn leave(&self, stamp: Stamp, farewell: FromMember) {
+        let mut state = self.lock();
+        state.left = Some(stamp);
+        state.unacknowledged.clear();
+        state.outbox.push_back(farewell);
+        if state.broken.is_none() {
+            self.abort.clear();
+        }
+        drop(state);
+        self.wake.notify_one();
     }
 
     pub(crate) fn set_progress(&self, step: u64, phase: &str) {
@@ -239,12 +266,16 @@ impl Inbox {
         state.term = message.header.stamp.term;
         let current = state.generation.as_ref().map(|generation| generation.stamp);
         let of_older_generation = current.is_some_and(|stamp| message.header.stamp < stamp);
+        let was_left = state.left.is_some_and(|left| message.header.stamp <= left);
         match message.body {
             CoordinatorBody::Welcome { .. } => {}
             CoordinatorBody::Generation(generation) if !of_older_generation => {
                 if current != Some(generation.stamp) {
                     state.comm_id = None;
                     state.plans.clear();
+                    state.last_step = None;
+                    // Older than what it begins with is of no use; newer snapshots could not be had any more.
+                    state.stands = generation.resume.as_ref().map_or(0, |resume| resume.step);
                     state.generation = Some(generation);
                 }
             }
@@ -262,10 +293,24 @@ impl Inbox {
             CoordinatorBody::Directive(directive) => {
                 self.directive.fetch_max(directive.to_word(), Ordering::AcqRel);
             }
-            CoordinatorBody::Abort { reason } if !of_older_generation => {
+            CoordinatorBody::Abort { reason } if !of_older_generation && !was_left => {
                 drop(state);
                 self.set_abort(&reason);
                 return;
+            }
+            CoordinatorBody::Release { outcome, reason } => {
+                let released = SessionError::Released {
+                    outcome,
+                    reason: reason.clone(),
+                };
+                state.broken.get_or_insert(released);
+                drop(state);
+                self.set_abort(&reason);
+                return;
+            }
+            // After it has said what it holds, a member frees nothing: somebody may be told to fetch it.
+            CoordinatorBody::SnapshotStands { step } if !of_older_generation && !was_left => {
+                state.stands = state.stands.max(step);
             }
             CoordinatorBody::Acknowledged { step, finished } => {
                 state
@@ -276,6 +321,7 @@ impl Inbox {
             CoordinatorBody::Generation(_)
             | CoordinatorBody::CommId(_)
             | CoordinatorBody::PlanWindow(_)
+            | CoordinatorBody::SnapshotStands { .. }
             | CoordinatorBody::Abort { .. } => {}
         }
         drop(state);
@@ -293,7 +339,10 @@ impl Inbox {
             SessionError::Refused { reason } => reason.clone(),
             other => other.to_string(),
         };
-        self.lock().broken.get_or_insert(error);
+        let mut state = self.lock();
+        state.gone = true;
+        state.broken.get_or_insert(error);
+        drop(state);
         self.set_abort(&reason);
     }
 

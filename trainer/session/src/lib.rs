@@ -18,7 +18,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lockstep_proto::domain::{
-    Directive, FromMember, Generation, Header, JoinInfo, MemberBody, Outcome, Plan, Progress, Ready, Stamp, StepReport,
+    Directive, FromMember, Generation, Header, JoinInfo, MemberBody, Outcome, Part, Plan, Progress, Ready, Stamp,
+    StepReport,
 };
 
 pub use crate::abort::AbortSignal;
@@ -84,17 +85,46 @@ impl Session {
         ))
     }
 
-    /// Joins the run and waits until its world is complete.
+    /// Joins the run.
+    pub fn join(&mut self, info: JoinInfo) {
+        self.say(MemberBody::Join(info));
+    }
+
+    /// Waits for the next generation that this member is part of.
     ///
     /// # Errors
     /// When the coordinator refuses this member (its sentence is the error), or the run ends meanwhile.
-    pub fn join(&mut self, info: JoinInfo) -> Result<Generation, SessionError> {
-        self.say(MemberBody::Join(info));
-        let generation = self
-            .inbox
-            .wait(None, "the other trainers", |state| state.generation.clone())?;
+    pub fn next_generation(&mut self) -> Result<Generation, SessionError> {
+        let before = self.header.stamp;
+        let generation = self.inbox.wait(None, "the other trainers", |state| {
+            let newer = |generation: &&Generation| generation.stamp > before;
+            state.generation.as_ref().filter(newer).cloned()
+        })?;
         self.header.stamp = generation.stamp;
         Ok(generation)
+    }
+
+    /// Says that this rank has left the collectives of its generation, holds the parameters of `step` and the parts of
+    /// snapshots `parts`, and waits for the next generation. `cause`: why, where it was not told to.
+    pub fn stopped(&self, step: u64, cause: Option<String>, parts: Vec<Part>) {
+        let farewell = FromMember {
+            header: self.header.clone(),
+            body: MemberBody::Stopped { step, cause, parts },
+        };
+        self.inbox.leave(self.header.stamp, farewell);
+    }
+
+    /// A voice for other threads of this process, in the present generation.
+    pub fn voice(&self) -> Voice {
+        Voice {
+            inbox: self.inbox.clone(),
+            header: self.header.clone(),
+        }
+    }
+
+    /// The step of the newest snapshot that stands: older ones may be freed. 0: none.
+    pub fn snapshot_that_stands(&self) -> u64 {
+        self.inbox.stands()
     }
 
     /// The communicator id of this generation: made here on the lowest rank, received on the others.
@@ -191,6 +221,31 @@ impl Session {
         self.inbox.say(FromMember {
             header: self.header.clone(),
             body,
+        });
+    }
+}
+
+/// Says things of one generation to the coordinator, from any thread.
+#[derive(Clone, Debug)]
+pub struct Voice {
+    inbox: Arc<Inbox>,
+    header: Header,
+}
+
+impl Voice {
+    /// Says that this member holds another part of a snapshot, whole.
+    pub fn holds(&self, part: Part) {
+        self.inbox.say(FromMember {
+            header: self.header.clone(),
+            body: MemberBody::Holds(part),
+        });
+    }
+
+    /// Says that this member is about to go away, before it does.
+    pub fn leaving(&self, reason: &str) {
+        self.inbox.say(FromMember {
+            header: self.header.clone(),
+            body: MemberBody::Leaving(reason.to_owned()),
         });
     }
 }

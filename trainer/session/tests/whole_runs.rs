@@ -193,7 +193,7 @@ fn a_session_that_is_dropped_aborts_the_others_and_is_named() {
     assert!(end.last_step <= 3, "{end:?}");
     for rank in [0, 2] {
         assert!(
-            matches!(&results[rank], Err(SessionError::Aborted { reason }) if *reason == end.reason),
+            matches!(&results[rank], Err(SessionError::Released { reason, .. } | SessionError::Aborted { reason }) if *reason == end.reason),
             "{results:?}"
         );
     }
@@ -226,7 +226,8 @@ fn a_member_that_differs_is_refused_with_the_coordinators_sentence() {
         patience: PATIENCE,
     };
     let (mut session, _) = Session::connect(options).unwrap();
-    let error = session.join(info(0, "another".to_owned())).unwrap_err();
+    session.join(info(0, "another".to_owned()));
+    let error = session.next_generation().unwrap_err();
     assert!(
         matches!(&error, SessionError::Refused { reason } if reason.contains("config hash another")),
         "{error}"
@@ -248,7 +249,10 @@ fn a_coordinator_that_goes_away_sets_the_abort_signal() {
     };
     let (mut session, _) = Session::connect(options).unwrap();
     let signal = session.abort_signal();
-    let waiting = std::thread::spawn(move || session.join(info(0, world::config(10).hash())));
+    let waiting = std::thread::spawn(move || {
+        session.join(info(0, world::config(10).hash()));
+        session.next_generation()
+    });
     drop(running);
     assert!(waiting.join().unwrap().is_err());
     assert!(signal.is_set());
@@ -259,4 +263,51 @@ fn a_coordinator_that_goes_away_sets_the_abort_signal() {
     };
     let error = Session::connect(nobody).unwrap_err();
     assert!(matches!(error, SessionError::Unreachable { .. }), "{error}");
+}
+
+#[test]
+fn a_session_outlives_the_generation_and_takes_part_in_the_next_one() {
+    let folder = tempdir().unwrap();
+    let config = world::config_of(10, "host");
+    let running = world::coordinator_of(config.clone(), &folder, 2);
+    let connect = |number: u32| {
+        let options = SessionOptions {
+            coordinator: format!("http://{}", running.address()),
+            member: format!("trainer-{number}"),
+            patience: PATIENCE,
+        };
+        let (mut session, _) = Session::connect(options).unwrap();
+        session.join(info(number, config.hash()));
+        session
+    };
+    let (mut survivor, mut victim) = (connect(0), connect(1));
+    let first = survivor.next_generation().unwrap();
+    assert_eq!(victim.next_generation().unwrap(), first);
+    drop(victim);
+    let error = survivor.next_plan(1).unwrap_err();
+    assert!(
+        matches!(&error, SessionError::Aborted { reason } if reason.contains("trainer-1")),
+        "{error}"
+    );
+    assert!(survivor.abort_signal().is_set());
+    survivor.stopped(0, None, Vec::new());
+    let second = survivor.next_generation().unwrap();
+    assert!(!survivor.abort_signal().is_set());
+    assert_eq!(
+        (second.ranks(), second.stamp.generation),
+        (1, first.stamp.generation + 1)
+    );
+    running.handle().abandon();
+    let error = survivor.next_plan(1).unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            SessionError::Released {
+                outcome: Outcome::Stopped,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    running.wait();
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lockstep_autograd::device::CollectiveDevice;
-use lockstep_collective::HostDevice;
+use lockstep_collective::{Accelerator, HostDevice};
 use lockstep_optim::products::Products;
 use tch::Device;
 
@@ -11,21 +11,35 @@ use crate::error::TrainerError;
 use crate::model::arithmetic::Arithmetic;
 
 /// Where a rank computes. A run stays with one kind: their bits differ.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Compute {
     /// On the host, by our kernels over slices.
     Host,
     /// On the host, by libtorch's functions over tensors: everything that a GPU is given, without one.
     HostTensors,
+    /// On the host as [`Compute::HostTensors`], with the streams, marks, memory and copies of a device whose tensors lie on
+    /// the host: what a GPU is told, for those who watch what that is.
+    HostTensorsOver(Arc<dyn Accelerator>),
     /// On a GPU, by libtorch's functions over tensors.
     Gpu(Arc<CollectiveDevice>),
+}
+
+impl std::fmt::Debug for Compute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Compute::Host => f.write_str("Host"),
+            Compute::HostTensors => f.write_str("HostTensors"),
+            Compute::HostTensorsOver(_) => f.write_str("HostTensorsOver"),
+            Compute::Gpu(gpu) => f.debug_tuple("Gpu").field(gpu).finish(),
+        }
+    }
 }
 
 impl Compute {
     /// Where tensors lie.
     pub fn device(&self) -> Device {
         match self {
-            Compute::Host | Compute::HostTensors => Device::Cpu,
+            Compute::Host | Compute::HostTensors | Compute::HostTensorsOver(_) => Device::Cpu,
             Compute::Gpu(gpu) => gpu.cuda().device(),
         }
     }
@@ -34,7 +48,7 @@ impl Compute {
     pub fn arithmetic(&self) -> Arithmetic {
         match self {
             Compute::Host => Arithmetic::Host,
-            Compute::HostTensors | Compute::Gpu(_) => Arithmetic::Tensors,
+            Compute::HostTensors | Compute::HostTensorsOver(_) | Compute::Gpu(_) => Arithmetic::Tensors,
         }
     }
 
@@ -45,9 +59,26 @@ impl Compute {
 
     /// The device as collectives use it.
     pub fn collectives(&self) -> Arc<dyn lockstep_collective::Device> {
+        match self.accelerator() {
+            Some(accelerator) => accelerator,
+            None => Arc::new(HostDevice),
+        }
+    }
+
+    /// The device as a backend and readers of results use it, where it has streams of its own.
+    pub fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {
         match self {
-            Compute::Host | Compute::HostTensors => Arc::new(HostDevice),
-            Compute::Gpu(gpu) => Arc::clone(gpu) as Arc<dyn lockstep_collective::Device>,
+            Compute::Host | Compute::HostTensors => None,
+            Compute::HostTensorsOver(device) => Some(Arc::clone(device)),
+            Compute::Gpu(gpu) => Some(Arc::clone(gpu) as Arc<dyn Accelerator>),
+        }
+    }
+
+    /// Waits until a device has done all that it was given. Not in a step.
+    pub fn synchronize(&self) -> Result<(), TrainerError> {
+        match self {
+            Compute::Host | Compute::HostTensors | Compute::HostTensorsOver(_) => Ok(()),
+            Compute::Gpu(gpu) => Ok(gpu.cuda().synchronize()?),
         }
     }
 

@@ -32,9 +32,10 @@ impl Flat {
     /// It lies on a device, and our kernels are to work on it.
     pub fn of(memory: lockstep_collective::Memory, compute: &Compute) -> Result<Flat, TrainerError> {
         match (memory, compute) {
-            (lockstep_collective::Memory::Device(memory), Compute::HostTensors | Compute::Gpu(_)) => {
-                Ok(Flat::over(Arc::new(memory), compute))
-            }
+            (
+                lockstep_collective::Memory::Device(memory),
+                Compute::HostTensors | Compute::HostTensorsOver(_) | Compute::Gpu(_),
+            ) => Ok(Flat::over(Arc::new(memory), compute)),
             (memory, _) => Ok(Flat::over(Arc::new(memory.on_host()?), compute)),
         }
     }
@@ -43,7 +44,9 @@ impl Flat {
     pub fn over(memory: Arc<dyn Memory>, compute: &Compute) -> Flat {
         match compute {
             Compute::Host => Flat::Host(FlatBuffer::new(memory)),
-            Compute::HostTensors | Compute::Gpu(_) => Flat::Device(DeviceBuffer::over(memory, compute.device())),
+            Compute::HostTensors | Compute::HostTensorsOver(_) | Compute::Gpu(_) => {
+                Flat::Device(DeviceBuffer::over(memory, compute.device()))
+            }
         }
     }
 

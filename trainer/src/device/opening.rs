@@ -2,15 +2,16 @@
 //!
 //! What is missing is refused with one sentence: what, and what to do.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use lockstep_autograd::cuda::{CudaLibraries, loaded_libraries, mixed_roots, open_libraries};
+use lockstep_autograd::cuda::{CudaLibraries, loaded_libraries, mixed_roots, open_libraries, roots};
 use lockstep_autograd::device::settings::{self, Attention, Products, Settings, environment_faults};
 use lockstep_autograd::device::{CollectiveDevice, Cuda, DeviceError};
 use lockstep_config::{Device, GPU_ENVIRONMENT, Precision, Reduction, RunConfig};
 use lockstep_gpu_kernels::Driver;
 use lockstep_proto::domain::Generation;
-use nccl_rs::Nccl;
+use nccl_rs::{Nccl, Version};
 
 use crate::device::compute::Compute;
 use crate::error::TrainerError;
@@ -35,31 +36,91 @@ pub fn open(config: &RunConfig, index: usize) -> Result<Opened, TrainerError> {
             facts: None,
         });
     }
-    let refused = |why: String| TrainerError::Refused(format!("run.device is \"cuda\", but {why}"));
-    let environment = |name: &str| std::env::var(name).ok();
-    if let libraries @ (CudaLibraries::Absent { .. } | CudaLibraries::TooLate) = open_libraries() {
-        return Err(refused(libraries.to_string()));
-    }
-    let faults = environment_faults(GPU_ENVIRONMENT, environment);
+    let gpu = open_gpu("run.device is \"cuda\"", config.run.precision, index)?;
+    let facts = facts(config, index)?;
+    tracing::info!("computing on {facts}");
+    Ok(Opened {
+        compute: Compute::Gpu(gpu),
+        facts: Some(facts),
+    })
+}
+
+/// Opens GPU `index` for a computation in `precision`. `asked` begins the sentence of a refusal: who asked for a GPU.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_gpu(asked: &str, precision: Precision, index: usize) -> Result<Arc<CollectiveDevice>, TrainerError> {
+    let refused = |why: String| TrainerError::Refused(format!("{asked}, but {why}"));
+    require_libraries(asked)?;
+    let faults = environment_faults(GPU_ENVIRONMENT, |name| std::env::var(name).ok());
     if !faults.is_empty() {
         return Err(refused(faults.join("; ")));
     }
-    if let Some(warning) = mixed_roots(&loaded_libraries()) {
-        tracing::warn!("{warning}");
-    }
     let nccl = Nccl::load().map_err(|error| refused(error.to_string()))?;
     nccl.version().check().map_err(|error| refused(error.to_string()))?;
-    chosen(config.run.precision).apply()?;
-    let cuda = Cuda::open(index).map_err(|error| match error {
-        DeviceError::NoDevice(why) => refused(why),
+    let libraries = loaded_libraries();
+    tracing::info!("{}", where_from(&libraries, nccl.version()));
+    if let Some(warning) = mixed_roots(&libraries) {
+        tracing::warn!("{warning}");
+    }
+    chosen(precision).apply()?;
+    let cuda = Cuda::open(index).map_err(|error| no_device(asked, error))?;
+    Ok(Arc::new(CollectiveDevice::new(cuda)?))
+}
+
+/// Refuses where libtorch's CUDA libraries are not there.
+fn require_libraries(asked: &str) -> Result<(), TrainerError> {
+    match open_libraries() {
+        CudaLibraries::Loaded => Ok(()),
+        libraries => Err(TrainerError::Refused(format!("{asked}, but {libraries}"))),
+    }
+}
+
+/// Refuses where there are not `count` GPUs, for a process that starts others which will open them. It opens none itself.
+///
+/// # Errors
+/// As [`open`].
+pub fn require_gpus(asked: &str, count: u32) -> Result<(), TrainerError> {
+    require_libraries(asked)?;
+    let visible = Cuda::count()?;
+    if visible >= count as usize {
+        return Ok(());
+    }
+    match Cuda::open(visible) {
+        Err(error) if visible == 0 => Err(no_device(asked, error)),
+        _ => Err(TrainerError::Refused(format!(
+            "{asked} on {count} GPUs, but {visible} are visible; ask for fewer ranks with -n, or check CUDA_VISIBLE_DEVICES"
+        ))),
+    }
+}
+
+/// A device that is not there, in a whole sentence.
+fn no_device(asked: &str, error: DeviceError) -> TrainerError {
+    match error {
+        DeviceError::NoDevice(why) => {
+            // libtorch names the version that it found, not the one that would do.
+            let needed = match why.contains("too old") {
+                true => "; CUDA 13 needs driver 580 or newer",
+                false => "",
+            };
+            TrainerError::Refused(format!("{asked}, but {}{needed}", why.trim_end_matches('.')))
+        }
         other => other.into(),
-    })?;
-    let facts = facts(config, index)?;
-    tracing::info!("computing on {facts}; NCCL {}", nccl.version());
-    Ok(Opened {
-        compute: Compute::Gpu(Arc::new(CollectiveDevice::new(cuda)?)),
-        facts: Some(facts),
-    })
+    }
+}
+
+/// Which NCCL this process has, from which file, and where the other libraries come from: also where the device then
+/// cannot be opened.
+fn where_from(libraries: &[(String, PathBuf)], version: Version) -> String {
+    let nccl = libraries.iter().find(|(name, _)| name.starts_with("libnccl"));
+    let roots: Vec<String> = roots(libraries).iter().map(|root| root.display().to_string()).collect();
+    format!(
+        "NCCL {version} (code {}) from {}; {} CUDA libraries from {}",
+        version.code(),
+        nccl.map_or("an unknown file".to_owned(), |(_, path)| path.display().to_string()),
+        libraries.len(),
+        roots.join(" and ")
+    )
 }
 
 /// The kernels that a precision is computed by: one for products, one for attention.
@@ -139,6 +200,7 @@ mod tests {
             lanes: rank..rank + 1,
             pid: 0,
             host: host.to_owned(),
+            parts_address: String::new(),
         };
         let generation = Generation {
             stamp: Stamp::default(),
@@ -151,12 +213,26 @@ mod tests {
             ],
             lanes: 5,
             resume: None,
+            replay_through: 0,
             secret: [0; 32],
         };
         let places: Vec<usize> = (0..5)
             .map(|rank| place_on_host(&generation, &format!("trainer-{rank}")))
             .collect();
         assert_eq!(places, [0, 0, 1, 1, 2]);
+    }
+
+    #[test]
+    fn a_log_says_which_nccl_was_loaded_from_where() {
+        let loaded = |path: &str| (path.rsplit('/').next().unwrap().to_owned(), PathBuf::from(path));
+        let libraries = [
+            loaded("/opt/site/nvidia/nccl/lib/libnccl.so.2"),
+            loaded("/opt/site/torch/lib/libtorch_cuda.so"),
+        ];
+        assert_eq!(
+            where_from(&libraries, Version::from_code(22907)),
+            "NCCL 2.29.7 (code 22907) from /opt/site/nvidia/nccl/lib/libnccl.so.2; 2 CUDA libraries from /opt/site"
+        );
     }
 
     #[test]

@@ -114,6 +114,28 @@ impl DeviceOwned {
         self.items.iter().map(|item| item.state.state_bytes()).sum()
     }
 
+    /// Shows every array that outlives a step: the piece that it is of, its name, its values. Waits for the device.
+    pub fn show(&self, take: &mut dyn FnMut(&owners::Piece, &'static str, &[f32])) -> Result<(), TrainerError> {
+        for item in &self.items {
+            item.state.show(&mut |name, values| take(&item.piece, name, values))?;
+        }
+        Ok(())
+    }
+
+    /// Fills every array that outlives a step, as after `steps` steps, and writes the working copies.
+    pub fn fill(
+        &mut self,
+        steps: u64,
+        values: &mut dyn FnMut(&owners::Piece, &'static str, &mut [f32]),
+    ) -> Result<(), TrainerError> {
+        for item in &mut self.items {
+            let piece = &item.piece;
+            item.state.fill(steps, &mut |name, array| values(piece, name, array))?;
+            item.working.f_copy_(&item.state.master().f_flatten(0, -1)?)?;
+        }
+        Ok(())
+    }
+
     /// Σ g² (of the gradient sums) and the count of values that are not finite, by block.
     pub fn square_sums(&self) -> Result<Pending<Squares>, TrainerError> {
         let mut table = Table::new(self.device);

@@ -1,15 +1,15 @@
 //! Results of passes come to the host: once an exchange, through pinned memory, behind one event.
 //!
 //! The copy is on the compute stream, behind what made the words; the thread then asks the event, and listens for an abort
-//! while it does. Where tensors lie on the host there is nothing to wait for.
+//! while it does. Without a device that has streams there is nothing to wait for.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use lockstep_autograd::device::{CollectiveDevice, StreamName};
-use lockstep_autograd::elements;
-use lockstep_collective::Aborter;
-use tch::{Kind, Tensor};
+use lockstep_autograd::memory_of;
+use lockstep_collective::{Aborter, Accelerator, CollectiveError, Pinned, Stream};
+use tch::Tensor;
 
 use crate::device::compute::Compute;
 use crate::device::pending::Pending;
@@ -22,9 +22,9 @@ const PAUSE: Duration = Duration::from_micros(20);
 
 /// Pinned words, for one device.
 struct Landing {
-    gpu: Arc<CollectiveDevice>,
-    /// int64; grows to the largest table of the first step and stays.
-    pinned: Option<Tensor>,
+    accelerator: Arc<dyn Accelerator>,
+    /// The words and how many there are; grows to the largest table of the first step and stays.
+    pinned: Option<(Arc<dyn Pinned>, usize)>,
 }
 
 /// Reads what passes leave.
@@ -36,13 +36,10 @@ pub struct Reader {
 impl Reader {
     /// A reader of results of `compute`; an abort ends its waits.
     pub fn new(compute: &Compute, aborter: Aborter) -> Reader {
-        let landing = match compute {
-            Compute::Host | Compute::HostTensors => None,
-            Compute::Gpu(gpu) => Some(Landing {
-                gpu: Arc::clone(gpu),
-                pinned: None,
-            }),
-        };
+        let landing = compute.accelerator().map(|accelerator| Landing {
+            accelerator,
+            pinned: None,
+        });
         Reader { landing, aborter }
     }
 
@@ -61,26 +58,32 @@ impl Reader {
 impl Landing {
     fn bring(&mut self, words: &Tensor, aborter: &Aborter) -> Result<Vec<u64>, TrainerError> {
         let count = words.numel();
-        let room = self.pinned.as_ref().map_or(0, Tensor::numel);
-        if room < count {
-            // The copies before this one have ended: each was waited for.
-            let grown = count.next_power_of_two().max(512);
-            self.pinned = Some(self.gpu.cuda().pinned(&[grown as i64], Kind::Int64)?);
-        }
-        let Some(pinned) = &self.pinned else {
+        if count == 0 {
             return Ok(Vec::new());
+        }
+        let pinned = match &self.pinned {
+            Some((pinned, room)) if count <= *room => Arc::clone(pinned),
+            // The copies before this one have ended: each was waited for.
+            _ => {
+                let room = count.next_power_of_two().max(512);
+                let pinned = self.accelerator.allocate_pinned(room)?;
+                self.pinned = Some((Arc::clone(&pinned), room));
+                pinned
+            }
         };
-        let mut part = pinned.f_narrow(0, 0, count as i64)?;
-        self.gpu.cuda().copy(StreamName::Compute, &mut part, words)?;
-        let mark = self.gpu.mark(StreamName::Compute)?;
+        let memory = memory_of(words)?;
+        self.accelerator
+            .copy_to_host(memory.pointer(), &pinned, 0, Stream::Compute)?;
+        let mark = self.accelerator.record(Stream::Compute)?.named("results");
         let asked = Instant::now();
-        while !self.gpu.is_done(&mark)? {
-            aborter.check().map_err(lockstep_collective::CollectiveError::from)?;
+        while !self.accelerator.is_done(&mark)? {
+            aborter.check().map_err(CollectiveError::from)?;
             match asked.elapsed() < EAGER {
                 true => std::hint::spin_loop(),
                 false => std::thread::sleep(PAUSE),
             }
         }
-        Ok(elements::<i64>(&part).iter().map(|word| word.cast_unsigned()).collect())
+        let read = pinned.words()[..count].iter();
+        Ok(read.map(|word| word.load(Ordering::Relaxed)).collect())
     }
 }

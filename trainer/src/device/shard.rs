@@ -12,7 +12,7 @@ use crate::device::owned::{DeviceOwned, Squares, Stepped};
 use crate::device::pending::Pending;
 use crate::error::TrainerError;
 use crate::sharding::layout::Layout;
-use crate::sharding::owners::OwnerMap;
+use crate::sharding::owners::{OwnerMap, Piece};
 use crate::step::owned::{Kind, OfBlock, Owned, PreparedPiece, Probe, Taken};
 
 /// What a rank owns on the host, with the memory that its passes are over.
@@ -118,6 +118,29 @@ impl Shard {
                 Ok(Pending::Known(stepped))
             }
             Shard::Device(owned) => owned.step_in(bucket, kind, scale, steps, probe),
+        }
+    }
+
+    /// Shows every array that outlives a step: the piece that it is of, its name, its values.
+    pub fn show(&self, take: &mut dyn FnMut(&Piece, &'static str, &[f32])) -> Result<(), TrainerError> {
+        match self {
+            Shard::Host(host) => {
+                host.owned.show(take);
+                Ok(())
+            }
+            Shard::Device(owned) => owned.show(take),
+        }
+    }
+
+    /// Fills every array that outlives a step, as after `steps` steps, and writes the working copies of what is owned.
+    pub fn fill(
+        &mut self,
+        steps: u64,
+        values: &mut dyn FnMut(&Piece, &'static str, &mut [f32]),
+    ) -> Result<(), TrainerError> {
+        match self {
+            Shard::Host(host) => host.owned.fill(steps, &host.layout, &mut host.working, values),
+            Shard::Device(owned) => owned.fill(steps, values),
         }
     }
 

@@ -21,7 +21,7 @@ impl DeviceMemory {
         DeviceMemory {
             gpu: match compute {
                 Compute::Gpu(gpu) => Some(Arc::clone(gpu)),
-                Compute::Host | Compute::HostTensors => None,
+                Compute::Host | Compute::HostTensors | Compute::HostTensorsOver(_) => None,
             },
             account,
             last: None,
@@ -113,6 +113,7 @@ mod tests {
             gradients: 4 << 20,
             gradient_buffers: 2,
             state: 5 << 20,
+            nccl_scratch: 6 << 20,
         };
         let said = sentence("CUDA out of memory. Tried to allocate 2.00 GiB.", &account, "; free");
         for part in [
@@ -120,6 +121,7 @@ mod tests {
             "3.0 MiB",
             "2 × 4.0 MiB",
             "5.0 MiB",
+            "NCCL's scratch 6.0 MiB",
             "batch.micro_batch",
             "; free. Lower",
         ] {

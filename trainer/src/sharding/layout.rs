@@ -12,7 +12,7 @@ use lockstep_optim::piece::BLOCK;
 /// Bytes on whose multiples tensors start.
 const BORDER: usize = 256;
 /// Float32 bytes from which on a bucket is full.
-const BUCKET_BYTES: usize = 4 << 20;
+pub const BUCKET_BYTES: usize = 4 << 20;
 
 /// A tensor's place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +63,11 @@ impl Layout {
     /// Lays out an inventory. `bf16`: matrices, embedding and head have bf16 working copies. `treatments` say which tensors
     /// are hidden and so stay whole; all others are split into blocks.
     pub fn new(inventory: &[TensorSpec], treatments: &[Treatment], bf16: bool) -> Layout {
+        Layout::with_buckets(inventory, treatments, bf16, BUCKET_BYTES)
+    }
+
+    /// As [`Layout::new`], with buckets that are full from `bucket_bytes` float32 bytes on. No bit of a step depends on it.
+    pub fn with_buckets(inventory: &[TensorSpec], treatments: &[Treatment], bf16: bool, bucket_bytes: usize) -> Layout {
         let mut places: Vec<Option<Place>> = vec![None; inventory.len()];
         let mut buckets: Vec<Bucket> = Vec::new();
         let (mut element, mut byte, mut block, mut factor) = (0, 0, 0, 0);
@@ -93,7 +98,7 @@ impl Layout {
             factor += factors;
             bucket.tensors.push(index);
             bucket.elements.end = element;
-            if bucket.elements.len() * 4 >= BUCKET_BYTES {
+            if bucket.elements.len() * 4 >= bucket_bytes {
                 buckets.extend(open.take());
             }
         }

@@ -118,6 +118,12 @@ impl OwnerMap {
             .collect()
     }
 
+    /// By bucket: its elements with their owners.
+    pub fn by_bucket(&self, layout: &Layout) -> Vec<Vec<(Range<usize>, u32)>> {
+        let buckets = layout.buckets.iter();
+        buckets.map(|bucket| self.owners_in(&bucket.elements)).collect()
+    }
+
     /// The owner of every polar factor.
     pub fn owner_of_factor(&self, layout: &Layout) -> Vec<u32> {
         let mut owners = vec![0; layout.factors];

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use lockstep_autograd::on_gradient_ready;
 use lockstep_collective::communication::{Communication, Program};
 use lockstep_collective::{BufferId, Wire};
-use lockstep_config::{Precision, RunConfig};
+use lockstep_config::{Precision, Reduction, RunConfig};
 use lockstep_inventory::{TensorSpec, Treatment, treatments};
 use lockstep_kernels::real::{bf16, convert};
 use lockstep_optim::decision::ModelState;
@@ -20,11 +20,12 @@ use crate::device::reading::Reader;
 use crate::device::shard::{HostShard, Shard};
 use crate::device::write_copy;
 use crate::error::TrainerError;
+use crate::memory_account::wire_of;
 use crate::model::Model;
 use crate::model::initial::values;
 use crate::model::lane_losses::LaneLosses;
 use crate::model::weights::Weights;
-use crate::sharding::layout::{Layout, Place};
+use crate::sharding::layout::{BUCKET_BYTES, Layout, Place};
 use crate::sharding::owners::OwnerMap;
 use crate::sharding::program::gradient_buffers;
 use crate::step::Engine;
@@ -41,9 +42,21 @@ impl Engine {
     pub fn new(
         config: &RunConfig,
         model: Box<dyn Model>,
+        communication: Communication,
+        rank_lanes: Vec<Range<u32>>,
+        compute: &Compute,
+    ) -> Result<Engine, TrainerError> {
+        Engine::with_buckets(config, model, communication, rank_lanes, compute, BUCKET_BYTES)
+    }
+
+    /// As [`Engine::new`], with buckets that are full from `bucket_bytes` float32 bytes on; equal on all ranks.
+    pub fn with_buckets(
+        config: &RunConfig,
+        model: Box<dyn Model>,
         mut communication: Communication,
         rank_lanes: Vec<Range<u32>>,
         compute: &Compute,
+        bucket_bytes: usize,
     ) -> Result<Engine, TrainerError> {
         compute.enter()?;
         let rank = communication.rank();
@@ -51,7 +64,7 @@ impl Engine {
         let head_width = i64::from(config.model.width / config.model.heads);
         let treatments = treatments(&config.optimizer, model.inventory(), Some(head_width))
             .map_err(|error| TrainerError::Refused(error.to_string()))?;
-        let layout = Layout::new(model.inventory(), &treatments, bf16);
+        let layout = Layout::with_buckets(model.inventory(), &treatments, bf16, bucket_bytes);
         let owners = OwnerMap::new(&treatments, &layout, communication.size());
         let buffers = gradient_buffers(config.run.reduction, config.run.lanes, &rank_lanes);
         let (mut gradient_ids, mut gradients) = (Vec::new(), Vec::new());
@@ -97,19 +110,13 @@ impl Engine {
             &working,
             &gradients,
         )?;
-        let wire = match config.collective.wire {
-            lockstep_config::Wire::Fp32 => Wire::Float32,
-            lockstep_config::Wire::Bf16 => Wire::Bf16,
-        };
+        let wire = wire_of(config);
         communication.set_program(Program {
             wire,
             rank_lanes: rank_lanes.clone(),
+            by_rank: config.run.reduction == Reduction::Fast,
             partials: gradient_ids.clone(),
-            owners: layout
-                .buckets
-                .iter()
-                .map(|b| shard.map().owners_in(&b.elements))
-                .collect(),
+            owners: shard.map().by_bucket(&layout),
             working: Some(working_id),
             layers: gathering::ranges(&*model, &layout, shard.map()),
         });
@@ -142,6 +149,7 @@ impl Engine {
             communication,
             gradients,
             gradient_ids,
+            steps: 0,
             sums,
             filling,
             shard,

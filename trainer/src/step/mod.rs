@@ -5,6 +5,7 @@
 //! - [`lane_sums`]: the rank's own additions
 //! - [`gathering`]: the gates, behind which the next forward waits for a layer's gather
 //! - [`owned`]: what this rank owns, and the passes over it, on the host; on a device it is [`crate::device::owned`]
+//! - `resuming`: what an owner holds, frozen and loaded again
 //! - [`slots`]: the slots of the first exchange, and the verdict on the step
 //! - [`updating`]: from accepted gradients to new parameters
 //! - [`update_slots`]: the slots of what was prepared and applied
@@ -21,6 +22,7 @@ pub mod filling;
 pub mod gathering;
 pub mod lane_sums;
 pub mod owned;
+mod resuming;
 pub mod slots;
 pub mod update_slots;
 mod updating;
@@ -96,6 +98,8 @@ pub struct Engine {
     communication: Communication,
     gradients: Vec<Flat>,
     gradient_ids: Vec<BufferId>,
+    /// Steps that the optimiser has made.
+    steps: u64,
     sums: LaneSums,
     filling: Arc<Mutex<Filling>>,
     gates: Gates,
@@ -218,6 +222,7 @@ impl Engine {
             true => self.update_together(plan, first.loss, scale, &mut clock)?,
             false => self.update_by_bucket(plan, scale, &mut clock)?,
         };
+        self.steps += 1;
         let (parameter_hash, update_norm) = self.update_slots.applied();
         clock.hidden(self.communication.take_shares());
         self.gates.close_all(&mut self.communication)?;

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use lockstep_autograd::FlatBuffer;
 use lockstep_inventory::{TensorSpec, Treatment};
-use lockstep_kernels::real::bf16;
+use lockstep_kernels::real::{bf16, convert};
 use lockstep_kernels::sums::square_sum;
 use lockstep_optim::decision::TensorStep;
 use lockstep_optim::piece::{BLOCK, Piece};
@@ -229,6 +229,31 @@ impl Owned {
             .iter()
             .flat_map(|Item { piece, state }| piece.blocks.clone().zip(state.hashes()))
             .collect()
+    }
+
+    /// Shows every array that outlives a step: the piece that it is of, its name, its values.
+    pub fn show(&self, take: &mut dyn FnMut(&owners::Piece, &'static str, &[f32])) {
+        for Item { piece, state } in &self.items {
+            state.show(&mut |name, values| take(piece, name, values));
+        }
+    }
+
+    /// Fills every array that outlives a step, as after `steps` steps, and writes the working copies.
+    pub fn fill(
+        &mut self,
+        steps: u64,
+        layout: &Layout,
+        working: &mut FlatBuffer,
+        values: &mut dyn FnMut(&owners::Piece, &'static str, &mut [f32]),
+    ) -> Result<(), TrainerError> {
+        for Item { piece, state } in &mut self.items {
+            state.fill(steps, &mut |name, array| values(piece, name, array));
+            let (place, elements) = (&layout.places[piece.tensor], &piece.elements);
+            with_working!(working.slice_mut, place, elements, copies => {
+                convert(state.master(), copies);
+            });
+        }
+        Ok(())
     }
 
     /// Writes the masters into a float32 flat buffer, each at its place.

@@ -1,11 +1,10 @@
 //! The ranks of a generation meet: the communicator's id, the backend, the communication thread.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
-use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_collective::communication::{Communication, Overlap};
-use lockstep_collective::{Aborter, Accelerator, Backend, CollectiveError, Meeting, Root, join, new_nccl_id};
+use lockstep_collective::{Aborter, Backend, CollectiveError, Meeting, Root, join, new_nccl_id};
 use lockstep_config::{HostTransport, RunConfig};
 use lockstep_proto::domain::Generation;
 use lockstep_session::Session;
@@ -54,10 +53,7 @@ pub(super) fn meet(
             "collective.backend is \"mpi\", and this trainer has no MPI: start lockstep-trainer-mpi instead".to_owned(),
         ));
     }
-    let gpu = match compute {
-        Compute::Gpu(gpu) => Some(Arc::clone(gpu) as Arc<dyn Accelerator>),
-        Compute::Host | Compute::HostTensors => None,
-    };
+    let gpu = compute.accelerator();
     if gpu.is_some() != (backend == "nccl") {
         return Err(TrainerError::Refused(format!(
             "the backend {backend} does not move the memory of what run.device = \"{}\" computes on; leave collective.backend at \"auto\"",

@@ -1,12 +1,18 @@
-//! `check-gpu`: what the GPU path believes of NVIDIA's libraries, checked on a machine that has no GPU.
+//! `check-gpu`: the GPU path, checked on a machine that has no GPU.
 //!
 //! Each [`Check`] has a name, the promise that it checks, and a function that says what it saw or why it failed. All of
-//! [`CHECKS`] run, whatever fails on the way, and a table says what came of each. What they need of NVIDIA is fetched once
-//! into `third_party`, as [`crate::setup`] fetches libtorch. To add a check, write it beside [`nccl`] and name it in
-//! [`CHECKS`].
+//! [`CHECKS`] run, whatever fails on the way, and a table says what came of each. NVIDIA's libraries are fetched once, as
+//! `setup --cuda` does ([`files`]); checks that do not need them run without, and their tests are among those of
+//! `cargo xtask test` too. [`suites`] runs tests of packages and counts what passed. To add a check, write it beside
+//! [`nccl`] and name it in [`CHECKS`].
 
+mod binary;
+mod files;
 mod nccl;
+mod programs;
+mod suites;
 
+use std::process::Command;
 use std::time::Instant;
 
 use crate::failure::Failure;
@@ -22,21 +28,60 @@ struct Check {
 
 const CHECKS: &[Check] = &[
     Check {
-        name: "nccl files",
-        promise: "NCCL and CUDA's headers come from the pinned wheels",
-        run: nccl::files,
+        name: "cuda-files",
+        promise: "the CUDA build of libtorch and its libraries are the pinned ones, and each finds all that it loads",
+        run: files::files,
     },
     Check {
-        name: "nccl layout",
+        name: "nccl-layout",
         promise: "sizes, offsets, values and signatures of nccl.h are those that nccl-rs was written by",
         run: nccl::layout,
     },
     Check {
-        name: "nccl library",
+        name: "nccl-library",
         promise: "the real libnccl loads, has every function, and refuses as nccl-rs expects",
         run: nccl::library,
     },
+    Check {
+        name: "same-binary",
+        promise: "the trainer links nothing of CUDA, opens all of it when told to, and says what the machine lacks",
+        run: binary::same_binary,
+    },
+    Check {
+        name: "kernels",
+        promise: "our kernels compile for every architecture without contraction or flushing, and give the CPU's bits",
+        run: programs::kernels,
+    },
+    Check {
+        name: "recorder",
+        promise: "every read and write of device memory in a step is ordered by an event",
+        run: programs::recorder,
+    },
+    Check {
+        name: "nccl-double",
+        promise: "bindings and backend keep NCCL's protocol, and every world gives the bits of one process",
+        run: programs::nccl_double,
+    },
+    Check {
+        name: "settings-and-hooks",
+        promise: "deterministic settings are read back, gradients land where they should, a step over tensors is the host's",
+        run: programs::settings_and_hooks,
+    },
 ];
+
+/// The names of all checks.
+pub(crate) fn names() -> Vec<&'static str> {
+    CHECKS.iter().map(|check| check.name).collect()
+}
+
+/// A command of the C compiler, `CC` or `cc`, that takes warnings for errors.
+fn c_compiler() -> Command {
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    let mut words = compiler.split_whitespace();
+    let mut compile = Command::new(words.next().unwrap_or("cc"));
+    compile.args(words).args(["-std=c11", "-Wall", "-Werror"]);
+    compile
+}
 
 /// What came of a check.
 struct Outcome {
@@ -46,10 +91,13 @@ struct Outcome {
     seconds: f64,
 }
 
-/// Runs every check and prints a table of them.
-pub(crate) fn check_gpu(workspace: &Workspace) -> Result<(), Failure> {
+/// Runs the checks with these names, or every check if there is none, and prints a table of them.
+pub(crate) fn check_gpu(workspace: &Workspace, only: &[String]) -> Result<(), Failure> {
     let mut outcomes = Vec::new();
-    for check in CHECKS {
+    for check in CHECKS
+        .iter()
+        .filter(|check| only.is_empty() || only.iter().any(|name| name == check.name))
+    {
         println!("\n== {}: {}", check.name, check.promise);
         let started = Instant::now();
         let seen = (check.run)(workspace);

@@ -5,9 +5,10 @@
 //! `third_party/.download` and checks their hashes, [`unpack`] takes what a build needs out of them into
 //! `third_party/.libtorch.partial`, and the folder is renamed when its stamp is written. So an interruption at any
 //! moment leaves either no `libtorch` or a whole one, and what was downloaded whole is not downloaded again.
-//! Other chores that fetch wheels go the same way with a [`Selection`] of their own.
+//! The libraries for GPUs, [`cuda`], go the same way into a folder of their own.
 
 mod chosen;
+pub(crate) mod cuda;
 pub(crate) mod mpi;
 mod stamp;
 mod tools;
@@ -23,10 +24,28 @@ use rustix::fs::{FlockOperation, flock, statvfs};
 use crate::failure::{Failure, on_path};
 use crate::workspace::Workspace;
 
-pub(crate) use wheels::{Selection, Wheel};
+pub(crate) use wheels::Selection;
 
 /// Makes the workspace ready to build, and says what was done. `root` puts libtorch elsewhere than `third_party`.
 pub(crate) fn setup(workspace: &Workspace, root: Option<&Path>) -> Result<(), Failure> {
+    prepare(workspace, root, Wheels::Removed).map(|_| ())
+}
+
+/// As [`setup`], and fetches the CUDA libraries. What both are made of is downloaded once.
+pub(crate) fn setup_for_gpus(workspace: &Workspace, root: Option<&Path>) -> Result<(), Failure> {
+    let third_party = prepare(workspace, root, Wheels::Kept)?;
+    install(&cuda::CUDA, &third_party).map(|_| ())
+}
+
+/// What becomes of wheels when they have been unpacked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wheels {
+    Removed,
+    Kept,
+}
+
+/// What [`setup`] does; gives the folder that everything is under.
+fn prepare(workspace: &Workspace, root: Option<&Path>, then: Wheels) -> Result<PathBuf, Failure> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         return Err(Failure::input(
             "Lockstep runs on Linux on x86-64 so far, and this is another system; use such a machine or a container",
@@ -45,13 +64,25 @@ pub(crate) fn setup(workspace: &Workspace, root: Option<&Path>) -> Result<(), Fa
             wheels::TORCH,
             libtorch.display()
         );
-        return Ok(());
+        return Ok(third_party);
     }
-    install(&wheels::LIBTORCH, &third_party).map(|_| ())
+    place(&wheels::LIBTORCH, &third_party, then)?;
+    Ok(third_party)
+}
+
+/// Where a selection is, if it is whole.
+pub(crate) fn in_place(selection: &Selection, third_party: &Path) -> Option<PathBuf> {
+    let place = third_party.join(selection.folder);
+    (stamp::state(selection, &place) == stamp::State::Complete).then_some(place)
 }
 
 /// Puts what is selected into its folder under `third_party`, unless it is there, and gives the folder.
 pub(crate) fn install(selection: &Selection, third_party: &Path) -> Result<PathBuf, Failure> {
+    place(selection, third_party, Wheels::Removed)
+}
+
+/// As [`install`], with what shall become of the wheels.
+fn place(selection: &Selection, third_party: &Path, then: Wheels) -> Result<PathBuf, Failure> {
     let Selection {
         chore, title, folder, ..
     } = selection;
@@ -100,7 +131,9 @@ pub(crate) fn install(selection: &Selection, third_party: &Path) -> Result<PathB
     }
     fs::rename(&partial, &place).map_err(on_path("rename", &partial))?;
     remove_folder(&old)?;
-    remove_folder(&downloads)?;
+    if then == Wheels::Removed {
+        wheels::discard(selection, &downloads)?;
+    }
     println!(
         "{chore}: {title} is ready at {} ({:.0} s)",
         place.display(),

@@ -59,29 +59,34 @@ pub(crate) const LIBTORCH: Selection = Selection {
 };
 
 /// All that a CPU build needs: `libtorch_cpu.so` asks for the CUDA runtime and CUPTI even where there is no GPU.
-const WHEELS: &[Wheel] = &[
-    Wheel {
-        name: "torch",
-        version: TORCH,
-        platform: "manylinux_2_28_x86_64",
-        sha256: "60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7",
-        bytes: 526_574_961,
-    },
-    Wheel {
-        name: "nvidia-cuda-cupti",
-        version: "13.0.85",
-        platform: "manylinux_2_25_x86_64",
-        sha256: "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
-        bytes: 10_715_597,
-    },
-    Wheel {
-        name: "nvidia-cuda-runtime",
-        version: "13.0.96",
-        platform: "manylinux2014_x86_64",
-        sha256: "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
-        bytes: 2_243_632,
-    },
-];
+const WHEELS: &[Wheel] = &[TORCH_WHEEL, CUPTI, RUNTIME];
+
+/// libtorch and Python's torch, for CPU and CUDA.
+pub(crate) const TORCH_WHEEL: Wheel = Wheel {
+    name: "torch",
+    version: TORCH,
+    platform: "manylinux_2_28_x86_64",
+    sha256: "60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7",
+    bytes: 526_574_961,
+};
+
+/// CUDA's profiling interface.
+pub(crate) const CUPTI: Wheel = Wheel {
+    name: "nvidia-cuda-cupti",
+    version: "13.0.85",
+    platform: "manylinux_2_25_x86_64",
+    sha256: "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
+    bytes: 10_715_597,
+};
+
+/// CUDA's runtime, with its headers.
+pub(crate) const RUNTIME: Wheel = Wheel {
+    name: "nvidia-cuda-runtime",
+    version: "13.0.96",
+    platform: "manylinux2014_x86_64",
+    sha256: "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
+    bytes: 2_243_632,
+};
 
 /// The libraries that a build and a run need, in the places where libtorch's own run paths look for them.
 const LIBRARIES: &[&str] = &[
@@ -270,6 +275,19 @@ pub(crate) fn verified(chore: &str, wheel: &Wheel, folder: &Path) -> Result<Path
     )))
 }
 
+/// Removes the selection's wheels from `folder`, and the folder when it is empty then: others may still need theirs.
+pub(crate) fn discard(selection: &Selection, folder: &Path) -> Result<(), Failure> {
+    for wheel in selection.wheels {
+        if let Some(file) = wheel.find(folder)? {
+            fs::remove_file(&file).map_err(on_path("remove", &file))?;
+        }
+    }
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::DirectoryNotEmpty => Err(on_path("remove", folder)(error)),
+        _ => Ok(()),
+    }
+}
+
 fn sha256(path: &Path) -> Result<String, Failure> {
     let mut file = File::open(path).map_err(on_path("read", path))?;
     let mut hash = Sha256::new();
@@ -339,6 +357,22 @@ mod tests {
             2 * WHEELS[1].bytes + WHEELS[2].bytes
         );
         assert_eq!(download_bytes(&[]), 0);
+    }
+
+    #[test]
+    fn wheels_that_were_unpacked_go_and_those_of_another_selection_stay() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("downloads");
+        fs::create_dir(&folder).unwrap();
+        let ours = folder.join("nvidia_cuda_runtime-13.0.96-py3-none-any.whl");
+        let theirs = folder.join("nvidia_curand-10.4.0.35-py3-none-any.whl");
+        fs::write(&ours, "").unwrap();
+        fs::write(&theirs, "").unwrap();
+        discard(&LIBTORCH, &folder).unwrap();
+        assert!(!ours.exists() && theirs.exists());
+        fs::remove_file(&theirs).unwrap();
+        discard(&LIBTORCH, &folder).unwrap();
+        assert!(!folder.exists());
     }
 
     #[test]

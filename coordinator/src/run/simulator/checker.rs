@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockstep_proto::domain::{CoordinatorBody, Directive as Urgent, Generation, Plan, Stamp};
+use lockstep_proto::domain::{CoordinatorBody, Directive as Urgent, Generation, Outcome, Part, Plan, Stamp};
 
+use super::trainers::Trainers;
 use crate::run::{Decision, Directive, Event, LONGEST_WINDOW, Peer, Phase, Record, Run, RunFacts};
 
 /// A broken invariant.
@@ -26,11 +27,13 @@ impl Violation {
 type Checked = Result<(), Violation>;
 
 pub(super) struct Checker {
-    ranks: u32,
+    is_elastic: bool,
     total_steps: u64,
     newest: Stamp,
-    /// What every rank really said of a step, in the present generation.
-    said: BTreeMap<(u64, u32), BTreeSet<[u8; 32]>>,
+    /// What every member really said of a step, in the present generation.
+    said: BTreeMap<(u64, Peer), BTreeSet<[u8; 32]>>,
+    /// The ranks of the present generation.
+    ranks: BTreeSet<Peer>,
     durable_generation: Option<Generation>,
     durable_plans: BTreeMap<u64, Plan>,
     durable_urgent: Urgent,
@@ -39,6 +42,12 @@ pub(super) struct Checker {
     /// The last plan that a member was sent.
     sent_through: BTreeMap<Peer, u64>,
     must_abort: BTreeSet<Peer>,
+    /// Parts that were said to be held, by whom.
+    held: BTreeMap<Part, BTreeSet<Peer>>,
+    /// The snapshot that stands.
+    stands: u64,
+    pub(super) generations: u64,
+    pub(super) resumed: u64,
     ended: bool,
 }
 
@@ -53,13 +62,14 @@ fn ensure(holds: bool, invariant: u32, what: impl FnOnce() -> String) -> Checked
 impl Checker {
     pub(super) fn new(facts: &RunFacts) -> Checker {
         Checker {
-            ranks: facts.ranks,
+            is_elastic: facts.worlds.are_elastic(),
             total_steps: facts.planner.total_steps(),
             newest: Stamp {
                 term: facts.term,
                 generation: facts.last_generation,
             },
             said: BTreeMap::new(),
+            ranks: BTreeSet::new(),
             durable_generation: None,
             durable_plans: BTreeMap::new(),
             durable_urgent: Urgent::default(),
@@ -67,6 +77,10 @@ impl Checker {
             cursor: 0,
             sent_through: BTreeMap::new(),
             must_abort: BTreeSet::new(),
+            held: BTreeMap::new(),
+            stands: 0,
+            generations: 0,
+            resumed: 0,
             ended: false,
         }
     }
@@ -77,27 +91,33 @@ impl Checker {
             Event::Report { peer, report }
                 if Some(report.stamp) == self.durable_generation.as_ref().map(|g| g.stamp) =>
             {
-                // The simulation's peers are its ranks.
                 self.said
-                    .entry((report.step, *peer as u32))
+                    .entry((report.step, *peer))
                     .or_default()
                     .insert(report.parameter_hash);
             }
             Event::MemberLost { peer } if run.phase() != Phase::Ended => {
-                let present = run.members.iter().filter(|(_, member)| member.finished.is_none());
-                let present: BTreeSet<Peer> = present.map(|(peer, _)| *peer).collect();
-                if present.contains(peer) {
+                let in_collectives = run.members.iter().filter(|(_, member)| member.is_in_collectives());
+                let present: BTreeSet<Peer> = in_collectives.map(|(peer, _)| *peer).collect();
+                let is_told = run.regroup.as_ref().is_some_and(|regroup| regroup.is_aborted);
+                if present.contains(peer) && !(is_told && run.phase() == Phase::Regrouping) {
                     self.must_abort = present.into_iter().filter(|other| other != peer).collect();
                 }
+            }
+            Event::Holds { peer, part, .. } => {
+                self.held.entry(*part).or_default().insert(*peer);
             }
             _ => {}
         }
     }
 
-    pub(super) fn after(&mut self, decision: &Decision, run: &Run) -> Checked {
+    pub(super) fn after(&mut self, decision: &Decision, run: &Run, trainers: &Trainers) -> Checked {
         for directive in &decision.directives {
             match directive {
-                Directive::Persist(record) => self.persisted(record)?,
+                Directive::Persist(record) => self.persisted(record, run, trainers)?,
+                Directive::Fence { peer, .. } => {
+                    ensure(self.is_elastic, 8, || format!("peer {peer} is fenced in a fixed world"))?;
+                }
                 Directive::Send { to, stamp, body } => self.sent(*to, *stamp, body)?,
                 Directive::End(end) => {
                     ensure(!self.ended, 8, || format!("a second end: {}", end.reason))?;
@@ -105,9 +125,12 @@ impl Checker {
                 }
             }
         }
-        ensure(self.must_abort.is_empty(), 9, || {
-            format!("peers {:?} were not told to abort", self.must_abort)
-        })?;
+        let written = run.phase() == Phase::Finishing || run.phase() == Phase::Ended;
+        ensure(
+            self.must_abort.is_empty() || (written && !self.ended_badly(decision)),
+            9,
+            || format!("peers {:?} were not told to abort", self.must_abort),
+        )?;
         ensure(!decision.reason.is_empty(), 8, || {
             "a decision without a reason".to_owned()
         })?;
@@ -120,7 +143,60 @@ impl Checker {
         Ok(())
     }
 
-    fn persisted(&mut self, record: &Record) -> Checked {
+    /// Whether this decision ends the run in another way than with all steps made.
+    fn ended_badly(&self, decision: &Decision) -> bool {
+        let is_bad =
+            |directive: &Directive| matches!(directive, Directive::End(end) if end.outcome != Outcome::Completed);
+        decision.directives.iter().any(is_bad)
+    }
+
+    fn formed(&mut self, generation: &Generation, run: &Run, trainers: &Trainers) -> Checked {
+        if let Some(before) = &self.durable_generation {
+            let stamp = before.stamp;
+            let inside = trainers.in_collectives(stamp);
+            let gone: Vec<_> = inside.iter().filter(|peer| run.members.contains_key(peer)).collect();
+            ensure(gone.is_empty(), 1, || {
+                format!(
+                    "{:?} follows {stamp:?}, and peers {gone:?} are in its collectives",
+                    generation.stamp
+                )
+            })?;
+        }
+        self.said.clear();
+        let of_names = |name: &str| run.members.iter().find(|(_, member)| member.info.member == name);
+        self.ranks = generation
+            .members
+            .iter()
+            .filter_map(|place| of_names(&place.member).map(|(peer, _)| *peer))
+            .collect();
+        self.sent_through.clear();
+        self.generations += 1;
+        self.stands = generation.resume.as_ref().map_or(0, |resume| resume.step);
+        let Some(resume) = &generation.resume else {
+            return Ok(());
+        };
+        self.resumed += 1;
+        ensure(resume.step <= self.committed, 11, || {
+            format!("step {} is resumed and {} is committed", resume.step, self.committed)
+        })?;
+        for (part, place) in (0..).zip(&resume.parts) {
+            let part = Part {
+                step: resume.step,
+                generation: resume.generation,
+                part,
+                hash: place.hash,
+            };
+            let is_held = place.addresses.iter().any(|address| trainers.holds(address, &part));
+            // A holder may have died a moment ago, and nobody knows it yet.
+            ensure(is_held || trainers.died, 11, || {
+                format!("nobody holds {part:?} of {:?}", resume.step)
+            })?;
+            ensure(!place.addresses.is_empty(), 11, || format!("no address for {part:?}"))?;
+        }
+        Ok(())
+    }
+
+    fn persisted(&mut self, record: &Record, run: &Run, trainers: &Trainers) -> Checked {
         ensure(!self.ended, 8, || format!("{record:?} after the end"))?;
         match record {
             Record::Generation(generation) => {
@@ -128,9 +204,10 @@ impl Checker {
                 ensure(stamp > self.newest, 2, || {
                     format!("{stamp:?} follows {:?}", self.newest)
                 })?;
-                ensure(self.durable_generation.is_none(), 1, || {
-                    format!("a second generation, {stamp:?}")
+                ensure(self.is_elastic || self.durable_generation.is_none(), 1, || {
+                    format!("a second generation, {stamp:?}, in a fixed world")
                 })?;
+                self.formed(generation, run, trainers)?;
                 self.newest = stamp;
                 self.durable_generation = Some(generation.clone());
             }
@@ -163,11 +240,11 @@ impl Checker {
                 ensure(Some(&commit.plan) == self.durable_plans.get(&step), 4, || {
                     format!("step {step}: another plan")
                 })?;
-                for rank in 0..self.ranks {
-                    let said = self.said.get(&(step, rank));
+                for rank in &self.ranks {
+                    let said = self.said.get(&(step, *rank));
                     let one = said.is_some_and(|hashes| hashes.iter().eq([&commit.parameter_hash]));
                     ensure(one, 5, || {
-                        format!("step {step} is committed, and rank {rank} said {said:?}")
+                        format!("step {step} is committed, and peer {rank} said {said:?}")
                     })?;
                 }
                 self.committed = step;
@@ -180,6 +257,23 @@ impl Checker {
                 ensure(*step <= self.committed, 6, || {
                     format!("step {step} is validated before it is committed")
                 })?;
+            }
+            Record::Snapshot { step, parts } => {
+                ensure(*step > self.stands && *step <= self.committed, 12, || {
+                    format!(
+                        "snapshot {step} after {}, and {} is committed",
+                        self.stands, self.committed
+                    )
+                })?;
+                self.stands = *step;
+                let copies = self.ranks.len().min(2);
+                ensure(parts.len() == self.ranks.len(), 12, || {
+                    format!("snapshot {step} has {parts:?}")
+                })?;
+                for part in parts {
+                    let held = self.held.get(part).map_or(0, BTreeSet::len);
+                    ensure(held >= copies, 12, || format!("{part:?} is held {held} times"))?;
+                }
             }
             Record::Decision { reason } => ensure(!reason.is_empty(), 8, || "no reason".to_owned())?,
             Record::End(end) => {
@@ -213,7 +307,9 @@ impl Checker {
                         format!("plan {} is sent before it is durable", plan.step)
                     })?;
                     ensure(durable == Some(plan), 4, || format!("plan {} was altered", plan.step))?;
-                    let through = self.sent_through.entry(to).or_default();
+                    let resumed = self.durable_generation.as_ref().and_then(|g| g.resume.as_ref());
+                    let from = resumed.map_or(0, |resume| resume.step);
+                    let through = self.sent_through.entry(to).or_insert(from);
                     ensure(plan.step == *through + 1, 4, || {
                         format!("plan {} after plan {through}", plan.step)
                     })?;
@@ -232,8 +328,14 @@ impl Checker {
                     format!("step {step} is acknowledged, and durable is {durable}")
                 })?;
             }
-            CoordinatorBody::Abort { .. } => {
+            CoordinatorBody::Abort { .. } | CoordinatorBody::Release { .. } => {
                 self.must_abort.remove(&to);
+            }
+            CoordinatorBody::SnapshotStands { step } => {
+                let stands = self.stands;
+                ensure(*step == stands, 6, || {
+                    format!("snapshot {step} is said to stand, and durable is {stands}")
+                })?;
             }
             CoordinatorBody::CommId(_) | CoordinatorBody::Welcome { .. } => {}
         }

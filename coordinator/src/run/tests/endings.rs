@@ -7,12 +7,14 @@ use lockstep_proto::domain::*;
 use super::*;
 
 #[test]
-fn invariant_9_a_lost_trainer_aborts_the_others_at_once_and_is_named() {
+fn a_lost_trainer_ends_a_fixed_world_at_once_and_is_named() {
     let mut run = training(3, 10);
     everybody_reports(&mut run, 3, 1);
     let decision = run.step(Event::MemberLost { peer: 1 }, NOW);
     for peer in [0, 2] {
-        assert!(matches!(&sent(&decision, peer)[..], [CoordinatorBody::Abort { reason }] if reason.contains("rank 1")));
+        assert!(
+            matches!(&sent(&decision, peer)[..], [CoordinatorBody::Release { reason, .. }] if reason.contains("rank 1"))
+        );
     }
     let end = the_end(&run);
     assert!(
@@ -62,7 +64,7 @@ fn a_death_that_follows_a_peers_complaint_is_the_reason_that_is_given() {
             .reason
             .contains("rank 0 (pid 4009, trainer-0 on host) failed: a peer hung up")
     );
-    assert!(matches!(sent(&decision, 1)[..], [CoordinatorBody::Abort { .. }]));
+    assert!(matches!(sent(&decision, 1)[..], [CoordinatorBody::Release { .. }]));
 }
 
 #[test]
@@ -188,7 +190,7 @@ fn a_stop_before_the_first_step_ends_the_run_at_once() {
         NOW,
     );
     let decision = run.step(Event::Stop, NOW);
-    assert!(matches!(sent(&decision, 0)[..], [CoordinatorBody::Abort { .. }]));
+    assert!(matches!(sent(&decision, 0)[..], [CoordinatorBody::Release { .. }]));
     assert_eq!(
         (&the_end(&run).outcome, the_end(&run).last_step),
         (&Outcome::Stopped, 0)

@@ -11,12 +11,17 @@ fn first_seed() -> u64 {
     std::env::var("LOCKSTEP_SIMULATOR_SEED").map_or(20_260, |seed| seed.parse().expect("a number"))
 }
 
+const SCHEDULES: u64 = 10_000;
+
 #[test]
-fn a_thousand_random_schedules_keep_every_invariant() {
+fn ten_thousand_random_schedules_keep_every_invariant() {
     let (first, began) = (first_seed(), Instant::now());
     println!("schedules from seed {first} on (LOCKSTEP_SIMULATOR_SEED changes it)");
     let (mut completed, mut stopped, mut failed, mut steps) = (0, 0, 0, 0);
-    for seed in first..first + 1000 {
+    let (mut generations, mut resumed, mut replayed) = (0, 0, 0);
+    let schedules = std::env::var("LOCKSTEP_SIMULATOR_SCHEDULES");
+    let schedules = schedules.map_or(SCHEDULES, |count| count.parse().expect("a number"));
+    for seed in first..first + schedules {
         match simulate(seed, None) {
             Err(violation) => panic!(
                 "seed {seed} breaks invariant {}: {}",
@@ -24,6 +29,9 @@ fn a_thousand_random_schedules_keep_every_invariant() {
             ),
             Ok(report) => {
                 steps += report.committed;
+                generations += report.generations;
+                resumed += report.resumed;
+                replayed += report.replayed;
                 match report.end.outcome {
                     Outcome::Completed => completed += 1,
                     Outcome::Stopped => stopped += 1,
@@ -33,11 +41,18 @@ fn a_thousand_random_schedules_keep_every_invariant() {
         }
     }
     println!(
-        "{completed} completed, {stopped} stopped, {failed} failed, {steps} steps, {:?}",
+        "{completed} completed, {stopped} stopped, {failed} failed, {steps} steps, {replayed} of them again, \
+         {generations} generations, {resumed} of them from a snapshot, {:?}",
         began.elapsed()
     );
     assert!(
-        completed >= 250 && stopped >= 50 && failed >= 250 && steps > 5000,
+        [completed, stopped, failed]
+            .into_iter()
+            .all(|ended| ended > SCHEDULES / 10)
+            && [steps, generations, replayed]
+                .into_iter()
+                .all(|count| count > SCHEDULES / 2)
+            && resumed > SCHEDULES / 10,
         "the schedules are not varied enough"
     );
 }
@@ -50,6 +65,9 @@ fn the_simulator_finds_deliberate_faults() {
         (Fault::AlterPlanForOneMember, 4),
         (Fault::ForgetOneAbort, 9),
         (Fault::FallBackToAnOlderTerm, 2),
+        (Fault::FormBeforeAllHaveStopped, 1),
+        (Fault::SnapshotWithoutBuddies, 12),
+        (Fault::ResumeFromWhatNobodyHolds, 11),
     ];
     for (fault, invariant) in faults {
         let first = first_seed();

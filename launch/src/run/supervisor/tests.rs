@@ -249,3 +249,57 @@ proptest! {
         prop_assert!(supervisor.verdict(now + LATER + LATER).is_some());
     }
 }
+
+#[test]
+fn a_trainer_that_a_signal_ends_is_started_again_while_the_run_goes_on() {
+    let mut supervisor = two().with_restarts(2);
+    let restart = |supervisor: &mut Supervisor, rank, exit| {
+        let actions = supervisor.on(exited(rank, exit), START);
+        actions.contains(&Action::Restart(Process::Rank(rank)))
+    };
+    assert!(restart(&mut supervisor, 1, Exit::Signal(9)));
+    supervisor.restarted(Process::Rank(1), 101);
+    assert!(restart(&mut supervisor, 1, Exit::Code(101)), "a panic");
+    supervisor.restarted(Process::Rank(1), 101);
+    supervisor.on(ended(Outcome::Completed, "done"), START);
+    supervisor.on(exited(0, Exit::Code(0)), START);
+    supervisor.on(exited(1, Exit::Code(0)), START);
+    assert_eq!(supervisor.verdict(START), Some(Verdict::Completed));
+}
+
+#[test]
+fn what_has_failed_or_was_asked_to_end_is_not_started_again_and_neither_is_one_too_many() {
+    let is_restarted = |supervisor: &mut Supervisor, exit| {
+        let actions = supervisor.on(exited(1, exit), START);
+        actions.iter().any(|action| matches!(action, Action::Restart(_)))
+    };
+    for code in [0, 1, 2, 3] {
+        assert!(!is_restarted(&mut two().with_restarts(9), Exit::Code(code)), "{code}");
+    }
+    let mut stopped = two().with_restarts(9);
+    stopped.on(Input::Interrupt, START);
+    assert!(!is_restarted(&mut stopped, Exit::Signal(9)));
+    let mut over = two().with_restarts(9);
+    over.on(failed("why"), START);
+    assert!(!is_restarted(&mut over, Exit::Signal(9)));
+    assert!(!is_restarted(&mut two().with_restarts(0), Exit::Signal(9)));
+}
+
+#[test]
+fn without_restarts_a_run_that_trains_goes_on_with_those_that_are_left() {
+    let mut supervisor = two().with_restarts(0);
+    supervisor.on(Input::Stepped, START);
+    let said = supervisor.on(exited(1, Exit::Signal(9)), START);
+    assert!(
+        matches!(&said[..], [Action::Say(sentence)] if sentence.ends_with("the run goes on with 1 rank")),
+        "{said:?}"
+    );
+    assert_eq!(supervisor.on(Input::Clock, LATER), []);
+    supervisor.on(ended(Outcome::Completed, "done"), LATER);
+    supervisor.on(exited(0, Exit::Code(0)), LATER);
+    assert_eq!(supervisor.verdict(LATER), Some(Verdict::Completed));
+    let mut fixed = two();
+    fixed.on(Input::Stepped, START);
+    fixed.on(exited(1, Exit::Signal(9)), START);
+    assert!(fixed.on(Input::Clock, LATER).contains(&Action::KillAll));
+}

@@ -38,6 +38,8 @@ use queue::{Queue, Task};
 pub struct Program {
     /// The lanes of every rank.
     pub rank_lanes: Vec<Range<u32>>,
+    /// Whether steps come with [`LaneTree::by_rank`], so that a rank has one partial and not those of its lanes' subtrees.
+    pub by_rank: bool,
     /// Where partial i lies.
     pub partials: Vec<BufferId>,
     /// By bucket: its elements and their owners.
@@ -103,7 +105,7 @@ impl Ready {
     /// # Errors
     /// As [`Publisher::publish`]; the device refuses.
     pub fn bucket(&self, bucket: u32) -> Result<(), CollectiveError> {
-        let ready = self.shared.device.record(Stream::Compute)?;
+        let ready = self.shared.device.record(Stream::Compute)?.named("ready");
         let tree = Arc::clone(&locked(&self.shared.tree));
         self.publisher.publish(bucket)?;
         self.shared.queue.put(Task::Reduce { bucket, tree, ready });
@@ -277,7 +279,7 @@ impl Communication {
     /// # Errors
     /// The device refuses.
     pub fn gather(&mut self) -> Result<(), CollectiveError> {
-        let used = self.shared.device.record(Stream::Compute)?;
+        let used = self.shared.device.record(Stream::Compute)?.named("used");
         let layers = locked(&self.shared.program).layers.len();
         self.shared.queue.begin_gathers();
         for layer in 0..layers {
@@ -323,12 +325,12 @@ impl Communication {
     /// As there; the device refuses.
     pub fn all_gather_v(&mut self, buffer: BufferId, ranges: &[GatherRange]) -> Result<(), CollectiveError> {
         let device = Arc::clone(&self.shared.device);
-        let before = device.record(Stream::Compute)?;
+        let before = device.record(Stream::Compute)?.named("before a call");
         let ranges = ranges.to_vec();
         let after = self.call(move |collective| {
             device.wait(Stream::Communication, &before)?;
             collective.all_gather_v(buffer, &ranges)?;
-            device.record(Stream::Communication)
+            Ok(device.record(Stream::Communication)?.named("after a call"))
         })?;
         self.shared.device.wait(Stream::Compute, &after)
     }

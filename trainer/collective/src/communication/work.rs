@@ -68,7 +68,7 @@ fn run(shared: &Shared, task: Task) -> Result<Done, CollectiveError> {
                 buffers: &program.partials,
                 wire: program.wire,
             })?;
-            let done = shared.device.record(Stream::Communication)?;
+            let done = shared.device.record(Stream::Communication)?.named("done");
             Ok(Done::Reduced(bucket, done, began.elapsed()))
         }
         Task::Gather { layer, used } => {
@@ -82,7 +82,7 @@ fn run(shared: &Shared, task: Task) -> Result<Done, CollectiveError> {
             shared.device.wait(Stream::Communication, &used)?;
             let began = Instant::now();
             locked(&shared.collective).all_gather_v(working, ranges)?;
-            let done = shared.device.record(Stream::Communication)?;
+            let done = shared.device.record(Stream::Communication)?.named("gathered");
             Ok(Done::Gathered(done, began.elapsed()))
         }
         Task::Call(call) => {

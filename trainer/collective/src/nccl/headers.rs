@@ -110,7 +110,7 @@ impl Headers {
             group.all_gather(mine, all, bytes, DataType::Uint8, stream)
         })?;
         accelerator.copy_to_host(all, &self.entries[entry].all, 0, Stream::Communication)?;
-        let mark = accelerator.record(Stream::Communication)?;
+        let mark = accelerator.record(Stream::Communication)?.named("header");
         self.pending.push_back(Pending { call, entry, mark });
         let known = mix(arguments, kind as u64);
         self.unknown = (!self.known.contains(&known)).then_some(known);

@@ -173,7 +173,10 @@ fn width(wire: Wire) -> usize {
 /// A program that [`crate::Collective::reduce_lanes`] would refuse.
 pub fn nccl_scratch_bytes(program: &Program, rank: u32) -> Result<usize, CollectiveError> {
     let lanes = program.rank_lanes.iter().map(|lanes| lanes.end).max().unwrap_or(0);
-    let tree = LaneTree::full(lanes);
+    let tree = match program.by_rank {
+        true => LaneTree::by_rank(&vec![true; lanes as usize], &program.rank_lanes),
+        false => LaneTree::full(lanes),
+    };
     let mut most = 0;
     for (bucket, owners) in (0u32..).zip(&program.owners) {
         let owners = merged(owners);

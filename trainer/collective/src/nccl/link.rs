@@ -187,7 +187,7 @@ impl Link {
             self.look(call, &rounds, || (call, peers.clone(), false))?;
             rounds.pause();
         }
-        let mark = self.accelerator.record(Stream::Communication)?;
+        let mark = self.accelerator.record(Stream::Communication)?.named("group");
         self.launched.push_back(Launched {
             call,
             peers,

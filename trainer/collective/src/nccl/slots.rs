@@ -96,7 +96,7 @@ impl SlotTables {
             group.all_gather(mine, all, block, DataType::Uint8, stream)
         })?;
         accelerator.copy_to_host(all, &rest.all, 0, Stream::Communication)?;
-        let mark = accelerator.record(Stream::Communication)?;
+        let mark = accelerator.record(Stream::Communication)?.named("slot table");
         link.wait(CALL, &mark)
     }
 

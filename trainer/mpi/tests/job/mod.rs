@@ -19,10 +19,13 @@ const TOLD: &str = "LOCKSTEP_JOB";
 pub(crate) struct Job {
     child: Child,
     said: thread::JoinHandle<String>,
+    /// Where Open MPI keeps its files. Two jobs that begin at once in its usual place can be in each other's way.
+    _scratch: tempfile::TempDir,
 }
 
 /// Starts `ranks` processes on this machine alone, each of which runs the ignored test `test` and is told `told`.
 pub(crate) fn start(ranks: u32, test: &str, told: &str) -> Job {
+    let scratch = tempfile::Builder::new().prefix("ls").tempdir().unwrap();
     let mut child = Command::new("mpirun")
         .args(["-n", &ranks.to_string()])
         .arg(std::env::current_exe().unwrap())
@@ -33,6 +36,8 @@ pub(crate) fn start(ranks: u32, test: &str, told: &str) -> Job {
         .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
         .env("OMPI_MCA_hwloc_base_binding_policy", "none")
         .env("OMPI_MCA_btl", "self,vader")
+        .env("OMPI_MCA_orte_tmpdir_base", scratch.path())
+        .env("PRTE_MCA_prte_tmpdir_base", scratch.path())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -44,7 +49,11 @@ pub(crate) fn start(ranks: u32, test: &str, told: &str) -> Job {
         let _ = stderr.read_to_end(&mut said);
         String::from_utf8_lossy(&said).into_owned()
     });
-    Job { child, said }
+    Job {
+        child,
+        said,
+        _scratch: scratch,
+    }
 }
 
 impl Job {

@@ -9,6 +9,7 @@ use crate::decision::TensorStep;
 use crate::hidden::ROW_EPSILON;
 use crate::polar::orthogonality_error_on_device;
 use crate::settings::Optimizer;
+use crate::state::{Fill, MASTER, MOMENTUM, ROW_SQUARES, Take, fill, show};
 use crate::tensors::application::stepped;
 use crate::tensors::piece::GradientSum;
 use crate::tensors::results::{Applied, Prepared};
@@ -53,6 +54,26 @@ impl HiddenTensor {
 
     pub(super) fn master(&self) -> &Tensor {
         &self.master
+    }
+
+    pub(super) fn show(&self, take: &mut Take<'_>) -> Result<(), OptimError> {
+        show(MASTER, &self.master, take)?;
+        show(MOMENTUM, &self.momentum, take)?;
+        match &self.row_squares {
+            Some(squares) => show(ROW_SQUARES, squares, take),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn fill(&mut self, steps: u64, values: &mut Fill<'_>) -> Result<(), OptimError> {
+        fill(MASTER, &mut self.master, values)?;
+        fill(MOMENTUM, &mut self.momentum, values)?;
+        if let Some(squares) = &mut self.row_squares {
+            fill(ROW_SQUARES, squares, values)?;
+        }
+        self.started = steps > 0;
+        self.factors = None;
+        Ok(())
     }
 
     pub(super) fn elements(&self) -> usize {

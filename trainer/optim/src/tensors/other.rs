@@ -8,6 +8,7 @@ use crate::OptimError;
 use crate::decision::TensorStep;
 use crate::other::has_second_moment;
 use crate::settings::Optimizer;
+use crate::state::{Fill, MASTER, MOMENTUM, SECOND, Take, fill, show};
 use crate::tensors::application::stepped;
 use crate::tensors::piece::GradientSum;
 use crate::tensors::results::{Applied, Prepared};
@@ -62,6 +63,25 @@ impl OtherTensor {
 
     pub(super) fn master(&self) -> &Tensor {
         &self.master
+    }
+
+    pub(super) fn show(&self, take: &mut Take<'_>) -> Result<(), OptimError> {
+        show(MASTER, &self.master, take)?;
+        show(MOMENTUM, &self.first, take)?;
+        match &self.second {
+            Some(second) => show(SECOND, second, take),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn fill(&mut self, steps: u64, values: &mut Fill<'_>) -> Result<(), OptimError> {
+        fill(MASTER, &mut self.master, values)?;
+        fill(MOMENTUM, &mut self.first, values)?;
+        if let Some(second) = &mut self.second {
+            fill(SECOND, second, values)?;
+        }
+        self.steps = steps.min(i32::MAX as u64) as i32;
+        Ok(())
     }
 
     pub(super) fn block(&self) -> usize {

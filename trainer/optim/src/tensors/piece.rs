@@ -7,6 +7,7 @@ use crate::OptimError;
 use crate::decision::TensorStep;
 use crate::piece::BLOCK;
 use crate::settings::Optimizer;
+use crate::state::{Fill, Take};
 use crate::tensors::hidden::HiddenTensor;
 use crate::tensors::other::OtherTensor;
 use crate::tensors::results::{Applied, Prepared};
@@ -54,6 +55,22 @@ impl TensorPiece {
         match self {
             TensorPiece::Hidden(matrix) => matrix.master(),
             TensorPiece::Other(run) => run.master(),
+        }
+    }
+
+    /// Shows every array that outlives a step, by its name; waits for the device.
+    pub fn show(&self, take: &mut Take<'_>) -> Result<(), OptimError> {
+        match self {
+            TensorPiece::Hidden(matrix) => matrix.show(take),
+            TensorPiece::Other(run) => run.show(take),
+        }
+    }
+
+    /// Fills every array that outlives a step, by its name, as after `steps` steps.
+    pub fn fill(&mut self, steps: u64, values: &mut Fill<'_>) -> Result<(), OptimError> {
+        match self {
+            TensorPiece::Hidden(matrix) => matrix.fill(steps, values),
+            TensorPiece::Other(run) => run.fill(steps, values),
         }
     }
 

@@ -14,7 +14,12 @@ use tempfile::TempDir;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A run whose world is fixed: the ranks of these tests cannot form another one.
 pub(crate) fn config(steps: u64) -> RunConfig {
+    config_of(steps, "mpi")
+}
+
+pub(crate) fn config_of(steps: u64, backend: &str) -> RunConfig {
     let text = format!(
         r#"
         [run]
@@ -37,14 +42,20 @@ pub(crate) fn config(steps: u64) -> RunConfig {
         method = "muon"
         [validation]
         every = 5
+        [collective]
+        backend = "{backend}"
         "#
     );
     RunConfig::parse(&text, "test", &[]).unwrap()
 }
 
 pub(crate) fn coordinator(folder: &TempDir, ranks: u32, steps: u64) -> Running {
+    coordinator_of(config(steps), folder, ranks)
+}
+
+pub(crate) fn coordinator_of(config: RunConfig, folder: &TempDir, ranks: u32) -> Running {
     let options = CoordinatorOptions {
-        config: config(steps),
+        config,
         run_dir: folder.path().join("run"),
         ranks,
         training_samples: 100,
@@ -63,6 +74,7 @@ pub(crate) fn info(rank: u32, config_hash: String) -> JoinInfo {
         data_hash: "data".to_owned(),
         fingerprint: "same".to_owned(),
         devices: vec!["cpu".to_owned()],
+        parts_address: String::new(),
     }
 }
 
@@ -174,7 +186,8 @@ fn train(
     let hung = exchange.clone();
     session.abort_signal().on_abort(Box::new(move || hung.hang_up()));
     let config = RunConfig::parse(&welcome.config_toml, "welcome", &[]).unwrap();
-    let generation = session.join(info(number, config.hash()))?;
+    session.join(info(number, config.hash()));
+    let generation = session.next_generation()?;
     let place = generation.place_of(&format!("trainer-{number}")).unwrap().clone();
     assert_eq!((place.rank, generation.ranks()), (number, ranks));
     let id = session.exchange_comm_id(place.rank == 0, || generation.secret.to_vec())?;

@@ -1,0 +1,250 @@
+//! From one generation to the next: who leaves the collectives and why, what is waited for meanwhile, and how training
+//! begins again.
+//!
+//! A generation ends in one of two ways. A lost rank, or one that reports a broken collective, *aborts* it: all ranks drop
+//! what they do. Members that come or must leave end it *in order*: the ranks agree on a last step, and hold its parameters
+//! when they stop, so that no step is lost. In both cases the next generation is formed when every rank of this one has
+//! said that it stopped, or is gone: until then somebody may still be waiting in a collective.
+
+use lockstep_proto::domain::{CoordinatorBody, DirectiveKind, Outcome, Part, Plan, Stamp};
+
+use crate::run::machine::{Answer, disagreement, hex};
+use crate::run::{Directive, LONGEST_WINDOW, Peer, Phase, Record, Regroup, Run, Wish};
+
+/// Generations that may be aborted one after the other without one new step: then it is not chance.
+const MOST_FRUITLESS: u32 = 8;
+
+impl Run {
+    /// Ends the present generation at once: every rank that is still in its collectives is told to abort.
+    pub(super) fn abort_generation(&mut self, reason: String, directives: &mut Vec<Directive>) {
+        directives.push(Directive::Persist(Record::Decision { reason: reason.clone() }));
+        let is_first_word = self.regroup.as_ref().is_none_or(|regroup| !regroup.is_aborted);
+        if is_first_word {
+            self.fruitless += 1;
+            if self.fruitless > MOST_FRUITLESS {
+                let reason = format!(
+                    "{MOST_FRUITLESS} generations in a row ended without a new step after step {}; the last reason: {reason}",
+                    self.committed
+                );
+                self.fail(reason, directives);
+                return;
+            }
+            for (peer, member) in &self.members {
+                if member.is_in_collectives() {
+                    let reason = reason.clone();
+                    directives.push(self.send(*peer, CoordinatorBody::Abort { reason }));
+                }
+            }
+            let since = self.now;
+            self.regroup = Some(Regroup {
+                reason,
+                since,
+                is_aborted: true,
+            });
+        }
+        self.phase = Phase::Regrouping;
+        self.form_if_stopped(directives);
+    }
+
+    /// Ends the present generation at the end of a step, if members wait who would make the world larger.
+    pub(super) fn grow(&mut self, directives: &mut Vec<Directive>) {
+        let candidates = self.candidates();
+        if self.world_of(candidates.len()) > self.ranks() as usize {
+            let waiting = candidates
+                .iter()
+                .filter_map(|peer| self.members.get(peer))
+                .filter(|member| member.rank.is_none());
+            let names: Vec<&str> = waiting.map(|member| member.info.member.as_str()).collect();
+            let reason = format!("the world grows: {} joined", names.join(", "));
+            self.end_in_order(reason, directives);
+        }
+    }
+
+    /// Ends the present generation at the end of a step on which the ranks agree.
+    pub(super) fn end_in_order(&mut self, reason: String, directives: &mut Vec<Directive>) {
+        self.give(DirectiveKind::Regroup, &reason, directives);
+        let since = self.now;
+        self.regroup = Some(Regroup {
+            reason,
+            since,
+            is_aborted: false,
+        });
+        self.phase = Phase::Regrouping;
+        // A rank may be waiting for its next plan, and learns of it only in that step.
+        self.issue_plans(directives);
+    }
+
+    /// A rank has left the collectives of its generation.
+    pub(super) fn stopped(
+        &mut self,
+        peer: Peer,
+        stamp: Stamp,
+        cause: Option<String>,
+        parts: Vec<Part>,
+        directives: &mut Vec<Directive>,
+    ) -> Answer {
+        if self.present(peer, stamp).is_none() || self.phase == Phase::Ended {
+            return Ok(None);
+        }
+        let name = self.name(peer);
+        let Some(member) = self.members.get_mut(&peer) else {
+            return Ok(None);
+        };
+        member.parts = parts.into_iter().collect();
+        if std::mem::replace(&mut member.stopped, true) {
+            return Ok(None); // said twice
+        }
+        match (self.phase, cause) {
+            (Phase::Regrouping, Some(cause)) if self.regroup.as_ref().is_some_and(|regroup| !regroup.is_aborted) => {
+                self.abort_generation(format!("{name} left the collectives: {cause}"), directives);
+            }
+            (Phase::Regrouping, _) => self.form_if_stopped(directives),
+            (_, cause) if self.facts.worlds.are_elastic() => {
+                let cause = cause.unwrap_or_else(|| "it was not told to".to_owned());
+                self.abort_generation(format!("{name} left the collectives: {cause}"), directives);
+            }
+            (_, cause) => {
+                let cause = cause.unwrap_or_else(|| "it was not told to".to_owned());
+                self.fail(format!("{name} left the collectives: {cause}"), directives);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Forms the next generation, or waits for more members, once nobody is in the collectives of this one.
+    pub(super) fn form_if_stopped(&mut self, directives: &mut Vec<Directive>) {
+        #[cfg_attr(not(test), expect(unused_mut, reason = "tests spoil it"))]
+        let mut is_waited_for = self.members.values().any(|member| member.is_in_collectives());
+        #[cfg(test)]
+        if self.fault == Some(super::simulator::Fault::FormBeforeAllHaveStopped) {
+            is_waited_for = self.members.values().all(|member| member.is_in_collectives());
+        }
+        if self.phase != Phase::Regrouping || is_waited_for {
+            return;
+        }
+        self.phase = Phase::WaitingForMembers;
+        self.form_if_enough(directives);
+    }
+
+    /// All ranks are ready: they train, if their parameters are those of the step that they were to load.
+    pub(super) fn begin_training(&mut self, hashes: &[[u8; 32]], directives: &mut Vec<Directive>) {
+        let Some(generation) = &self.generation else { return };
+        let from = generation.resume.as_ref().map_or(0, |resume| resume.step);
+        let which = match from {
+            0 => "the initial parameters, before step 1".to_owned(),
+            step => format!("the parameters of step {step}, which they have loaded"),
+        };
+        if let Some(disagreement) = disagreement(hashes) {
+            let reason = format!(
+                "the ranks disagree about {which}: {disagreement}. All ranks must run the same build on the same kind of \
+                 hardware"
+            );
+            self.fail(reason, directives);
+            return;
+        }
+        if let Some(known) = self.hash_of(from)
+            && known != hashes[0]
+        {
+            let reason = format!(
+                "the ranks have {which}, with the hash {}, and that step had the hash {}",
+                hex(&hashes[0]),
+                hex(&known)
+            );
+            self.fail(reason, directives);
+            return;
+        }
+        if from == 0 {
+            self.initial = Some(hashes[0]);
+        }
+        let again: Vec<Plan> = self.past[from as usize..]
+            .iter()
+            .map(|past| past.plan.clone())
+            .chain(self.issued.iter().cloned())
+            .collect();
+        for window in again.chunks(LONGEST_WINDOW as usize) {
+            self.broadcast(CoordinatorBody::PlanWindow(window.to_vec()), directives);
+        }
+        self.phase = match self.wish {
+            Wish::Train => Phase::Training,
+            Wish::Pause => Phase::Paused,
+            Wish::Stop => Phase::Stopping,
+        };
+        if self.committed == self.facts.planner.total_steps() {
+            self.phase = Phase::Finishing;
+        }
+        self.release_the_leaving(directives);
+        self.issue_plans(directives);
+        if matches!(self.phase, Phase::Training | Phase::Paused) {
+            self.grow(directives);
+        }
+    }
+
+    /// Members that had to leave were still needed for the parts that they hold; now they are not.
+    fn release_the_leaving(&mut self, directives: &mut Vec<Directive>) {
+        for (peer, member) in &self.members {
+            if let (Some(reason), None, None) = (&member.leaving, member.rank, &member.finished) {
+                let body = CoordinatorBody::Release {
+                    outcome: Outcome::Stopped,
+                    reason: format!("it left the run, which goes on: {reason}"),
+                };
+                directives.push(self.send(*peer, body));
+            }
+        }
+    }
+
+    /// Fences ranks that were told to leave the collectives and do not.
+    pub(super) fn fence_the_late(&mut self, directives: &mut Vec<Directive>) {
+        let Some(regroup) = self.regroup.as_ref().filter(|regroup| regroup.is_aborted) else {
+            return;
+        };
+        let patience = self.facts.worlds.patience;
+        if self.phase != Phase::Regrouping || self.now.saturating_sub(regroup.since) < patience {
+            return;
+        }
+        let late: Vec<Peer> = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.is_in_collectives())
+            .map(|(peer, _)| *peer)
+            .collect();
+        for peer in late {
+            let reason = format!(
+                "{} did not leave the collectives within {:.1} s after it was told to, and is fenced",
+                self.name(peer),
+                patience.as_secs_f64()
+            );
+            self.members.remove(&peer);
+            directives.push(Directive::Persist(Record::Decision { reason: reason.clone() }));
+            directives.push(Directive::Fence { peer, reason });
+        }
+        self.form_if_stopped(directives);
+    }
+
+    /// What a regrouping waits for, as one sentence.
+    pub(super) fn regrouping(&self) -> String {
+        let waited_for: Vec<String> = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.is_in_collectives())
+            .map(|(peer, _)| self.name(*peer))
+            .collect();
+        let (reason, verb) = match &self.regroup {
+            Some(regroup) if regroup.is_aborted => (regroup.reason.as_str(), "leave the collectives"),
+            Some(regroup) => (regroup.reason.as_str(), "end the running step"),
+            None => ("", "stop"),
+        };
+        format!("waiting for {} to {verb}, because {reason}", waited_for.join(" and "))
+    }
+
+    /// For how many members the run waits, as one sentence.
+    pub(super) fn waiting(&self) -> String {
+        let there = self.candidates().len();
+        let needed = self.needed();
+        match (&self.generation, self.committed) {
+            (None, _) => format!("waiting for trainers: {there} of {needed} have joined"),
+            (Some(_), step) => {
+                format!("waiting for trainers to go on after step {step}: {there} of at least {needed} are there")
+            }
+        }
+    }
+}

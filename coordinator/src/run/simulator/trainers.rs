@@ -1,0 +1,464 @@
+//! The simulator's trainers: what they hold, say and make. The ranks of a generation make their steps together, as their
+//! collectives keep them in step; all else each does on its own.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use lockstep_proto::domain::{
+    CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, Outcome, Part, Plan, Ready, Stamp, StepMetrics,
+    StepReport, Validation,
+};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::run::tests::info;
+use crate::run::{Event, Peer};
+
+/// What a rank does in its generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Waits for a generation.
+    Idle,
+    /// Waits for the id, or connects.
+    Meeting,
+    /// Makes steps.
+    Training,
+    /// Waits for a directive newer than this one.
+    Paused(u64),
+}
+
+/// A trainer of the model.
+pub(super) struct Trainer {
+    name: String,
+    pub(super) alive: bool,
+    hangs: bool,
+    joined: bool,
+    generation: Option<Generation>,
+    comm_id: Option<Vec<u8>>,
+    state: State,
+    /// The step whose parameters it holds.
+    at: u64,
+    plans: VecDeque<Plan>,
+    urgent: Urgent,
+    handled: u64,
+    parts: BTreeSet<Part>,
+    leaving: bool,
+    pub(super) refused: bool,
+    finished: bool,
+    acknowledged: bool,
+    pub(super) to_coordinator: VecDeque<Event>,
+    to_trainer: VecDeque<(Stamp, CoordinatorBody)>,
+}
+
+impl Trainer {
+    pub(super) fn is_done(&self) -> bool {
+        !self.alive || !self.joined || self.acknowledged || self.refused
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        self.generation.as_ref().map(|generation| generation.stamp)
+    }
+
+    fn is_present(&self) -> bool {
+        self.alive && !self.finished && !self.refused && !self.hangs
+    }
+}
+
+/// All trainers, by peer.
+pub(super) struct Trainers {
+    pub(super) all: Vec<Trainer>,
+    snapshot_every: u64,
+    pub(super) died: bool,
+    pub(super) drained: bool,
+    pub(super) replayed: u64,
+}
+
+impl Trainers {
+    pub(super) fn new(ranks: u32, snapshot_every: u64) -> Trainers {
+        let mut trainers = Trainers {
+            all: Vec::new(),
+            snapshot_every,
+            died: false,
+            drained: false,
+            replayed: 0,
+        };
+        for _ in 0..ranks {
+            trainers.add();
+        }
+        trainers
+    }
+
+    /// Starts another trainer.
+    pub(super) fn add(&mut self) {
+        self.all.push(Trainer {
+            name: format!("trainer-{}", self.all.len()),
+            alive: true,
+            hangs: false,
+            joined: false,
+            generation: None,
+            comm_id: None,
+            state: State::Idle,
+            at: 0,
+            plans: VecDeque::new(),
+            urgent: Urgent::default(),
+            handled: 0,
+            parts: BTreeSet::new(),
+            leaving: false,
+            refused: false,
+            finished: false,
+            acknowledged: false,
+            to_coordinator: VecDeque::new(),
+            to_trainer: VecDeque::new(),
+        });
+    }
+
+    /// Trainers that could be ranks.
+    pub(super) fn of_use(&self) -> usize {
+        let is_of_use = |trainer: &&Trainer| trainer.is_present() && !trainer.leaving;
+        self.all.iter().filter(is_of_use).count()
+    }
+
+    /// Whether a member of this address is alive and holds the part.
+    pub(super) fn holds(&self, address: &str, part: &Part) -> bool {
+        self.all
+            .iter()
+            .any(|trainer| info(&trainer.name).parts_address == address && trainer.parts.contains(part))
+    }
+
+    /// Ranks of a generation that are still in its collectives.
+    pub(super) fn in_collectives(&self, stamp: Stamp) -> Vec<Peer> {
+        (0..)
+            .zip(&self.all)
+            .filter(|(_, trainer)| {
+                trainer.alive && !trainer.finished && trainer.stamp() == Some(stamp) && trainer.state != State::Idle
+            })
+            .map(|(peer, _)| peer)
+            .collect()
+    }
+
+    pub(super) fn send(&mut self, to: Peer, stamp: Stamp, body: CoordinatorBody) {
+        if let Some(trainer) = self.all.get_mut(to as usize) {
+            trainer.to_trainer.push_back((stamp, body));
+        }
+    }
+
+    /// Its stream is closed.
+    pub(super) fn fence(&mut self, peer: Peer) {
+        let trainer = &mut self.all[peer as usize];
+        trainer.refused = true;
+        trainer.state = State::Idle;
+        trainer.to_coordinator.clear();
+    }
+
+    /// It takes the next thing that the coordinator has said.
+    pub(super) fn deliver(&mut self, index: usize) {
+        let trainer = &mut self.all[index];
+        let Some((stamp, body)) = trainer.to_trainer.pop_front() else {
+            return;
+        };
+        if !trainer.alive || trainer.hangs {
+            return;
+        }
+        let is_present = trainer.stamp() == Some(stamp);
+        match body {
+            CoordinatorBody::Generation(generation) => {
+                trainer.generation = Some(generation);
+                trainer.comm_id = None;
+                trainer.plans.clear();
+                trainer.handled = 0;
+                trainer.state = State::Meeting;
+            }
+            CoordinatorBody::CommId(id) if is_present => trainer.comm_id = Some(id),
+            CoordinatorBody::PlanWindow(plans) if is_present => trainer.plans.extend(plans),
+            CoordinatorBody::Directive(urgent) => trainer.urgent = trainer.urgent.max(urgent),
+            CoordinatorBody::Abort { .. } if is_present => self.stop(index, None),
+            CoordinatorBody::Release { outcome, .. } => {
+                trainer.state = State::Idle;
+                self.say_farewell(index, outcome);
+            }
+            CoordinatorBody::SnapshotStands { step } if is_present && trainer.state != State::Idle => {
+                trainer.parts.retain(|part| part.step >= step);
+            }
+            CoordinatorBody::Acknowledged { finished, .. } => trainer.acknowledged |= finished,
+            CoordinatorBody::Welcome { .. }
+            | CoordinatorBody::CommId(_)
+            | CoordinatorBody::PlanWindow(_)
+            | CoordinatorBody::SnapshotStands { .. }
+            | CoordinatorBody::Abort { .. } => {}
+        }
+    }
+
+    /// What a trainer does on its own before its first step of a generation.
+    pub(super) fn advance(&mut self, index: usize, wrong: bool, rng: &mut StdRng) {
+        let trainer = &mut self.all[index];
+        if !trainer.is_present() {
+            return;
+        }
+        let peer = index as u64;
+        if !trainer.joined {
+            trainer.joined = true;
+            trainer.to_coordinator.push_back(Event::Join {
+                peer,
+                info: info(&trainer.name),
+            });
+            return;
+        }
+        let Some(generation) = trainer.generation.clone() else {
+            return;
+        };
+        let stamp = generation.stamp;
+        match trainer.state {
+            State::Meeting => {
+                let lowest = generation.members[0].member == trainer.name;
+                if lowest && trainer.comm_id.is_none() {
+                    trainer.comm_id = Some(vec![7]);
+                    trainer.to_coordinator.push_back(Event::CommId {
+                        peer,
+                        stamp,
+                        id: vec![7],
+                    });
+                }
+                if trainer.comm_id.is_some() {
+                    trainer.at = generation.resume.as_ref().map_or(0, |resume| resume.step);
+                    trainer.state = State::Training;
+                    let hash = if wrong { [200; 32] } else { hash(trainer.at) };
+                    trainer.to_coordinator.push_back(Event::Ready {
+                        peer,
+                        stamp,
+                        ready: Ready {
+                            hash,
+                            transports: Vec::new(),
+                        },
+                    });
+                }
+            }
+            State::Training | State::Paused(_) if rng.random_ratio(1, 4) => {
+                // Its collectives break because of a peer that is gone, and it may notice first.
+                let in_collectives = self.in_collectives(stamp).len();
+                if in_collectives < generation.members.len() && self.somebody_died_of(&generation) {
+                    self.stop(index, Some("a peer hung up".to_owned()));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn somebody_died_of(&self, generation: &Generation) -> bool {
+        let is_dead = |trainer: &Trainer| !trainer.alive && trainer.stamp() == Some(generation.stamp);
+        self.all.iter().any(is_dead)
+    }
+
+    /// It leaves the collectives and says so.
+    fn stop(&mut self, index: usize, cause: Option<String>) {
+        let trainer = &mut self.all[index];
+        if trainer.state == State::Idle || trainer.finished {
+            return;
+        }
+        trainer.state = State::Idle;
+        if let Some(stamp) = trainer.stamp() {
+            trainer.to_coordinator.push_back(Event::Stopped {
+                peer: index as u64,
+                stamp,
+                cause,
+                parts: trainer.parts.iter().copied().collect(),
+            });
+        }
+    }
+
+    /// What all ranks of the newest generation do together.
+    pub(super) fn make_a_step(&mut self, odd: Option<u64>, not_finite: Option<u64>) {
+        let Some(generation) = self
+            .all
+            .iter()
+            .filter_map(|trainer| trainer.generation.clone())
+            .max_by_key(|generation| generation.stamp)
+        else {
+            return;
+        };
+        let index_of = |name: &str| self.all.iter().position(|trainer| trainer.name == name);
+        let ranks: Vec<usize> = generation
+            .members
+            .iter()
+            .filter_map(|place| index_of(&place.member))
+            .collect();
+        let of_ranks = || ranks.iter().map(|index| &self.all[*index]);
+        let together = of_ranks().all(|trainer| {
+            trainer.is_present()
+                && trainer.stamp() == Some(generation.stamp)
+                && !matches!(trainer.state, State::Idle | State::Meeting)
+        });
+        if !together {
+            return;
+        }
+        if let State::Paused(sequence) = self.all[ranks[0]].state {
+            if of_ranks().all(|trainer| trainer.urgent.sequence > sequence) {
+                self.act_on_directive(&ranks, &generation);
+            }
+            return;
+        }
+        let step = self.all[ranks[0]].at + 1;
+        if of_ranks().any(|trainer| trainer.plans.front().is_none_or(|plan| plan.step != step)) {
+            return;
+        }
+        self.replayed += u64::from(step <= generation.replay_through);
+        let mut last = false;
+        for (rank, index) in ranks.iter().enumerate() {
+            let trainer = &mut self.all[*index];
+            let Some(plan) = trainer.plans.pop_front() else {
+                continue;
+            };
+            let metrics = StepMetrics {
+                loss: if not_finite == Some(step) { f64::NAN } else { 2.0 },
+                tokens: plan.samples,
+                step_ms: 20.0,
+                ..StepMetrics::default()
+            };
+            let is_odd = odd == Some(step) && rank == ranks.len() - 1;
+            let report = StepReport {
+                stamp: generation.stamp,
+                rank: rank as u32,
+                step,
+                parameter_hash: if is_odd { [199; 32] } else { hash(step) },
+                metrics: (rank == 0).then_some(metrics),
+                validation: (rank == 0 && plan.validate).then_some(Validation { loss: 1.0, tokens: 5 }),
+                peak_memory_mib: 10,
+            };
+            trainer.at = step;
+            trainer.to_coordinator.push_back(Event::Report {
+                peer: *index as u64,
+                report,
+            });
+            last |= plan.last;
+        }
+        if last {
+            for index in ranks {
+                self.say_farewell(index, Outcome::Completed);
+            }
+            return;
+        }
+        if self.snapshot_every > 0 && step.is_multiple_of(self.snapshot_every) {
+            self.take_snapshot(&ranks, &generation, step);
+        }
+        if step >= generation.replay_through {
+            self.act_on_directive(&ranks, &generation);
+        }
+    }
+
+    /// Each owner keeps its part and that of the rank before it, its ward.
+    fn take_snapshot(&mut self, ranks: &[usize], generation: &Generation, step: u64) {
+        for (rank, index) in ranks.iter().enumerate() {
+            let ward = (rank + ranks.len() - 1) % ranks.len();
+            let trainer = &mut self.all[*index];
+            for of in BTreeSet::from([rank, ward]) {
+                let part = part(step, generation, of);
+                trainer.parts.insert(part);
+                trainer.to_coordinator.push_back(Event::Holds {
+                    peer: *index as u64,
+                    stamp: generation.stamp,
+                    part,
+                });
+            }
+        }
+    }
+
+    /// The ranks exchange their directives at the end of a step; the newest counts.
+    fn act_on_directive(&mut self, ranks: &[usize], generation: &Generation) {
+        let words = ranks.iter().map(|index| self.all[*index].urgent.to_word());
+        let newest = words.max().and_then(Urgent::from_word).unwrap_or_default();
+        if newest.sequence <= self.all[ranks[0]].handled {
+            return;
+        }
+        for (rank, index) in ranks.iter().enumerate() {
+            let trainer = &mut self.all[*index];
+            trainer.handled = newest.sequence;
+            trainer.state = State::Training;
+            match newest.kind {
+                DirectiveKind::None | DirectiveKind::Resume => {}
+                DirectiveKind::Pause => trainer.state = State::Paused(newest.sequence),
+                DirectiveKind::Stop => self.say_farewell(*index, Outcome::Stopped),
+                DirectiveKind::Regroup => {
+                    let live = part(trainer.at, generation, rank);
+                    trainer.parts.insert(live);
+                    self.stop(*index, None);
+                }
+            }
+        }
+    }
+
+    fn say_farewell(&mut self, index: usize, outcome: Outcome) {
+        let trainer = &mut self.all[index];
+        if !trainer.finished {
+            trainer.finished = true;
+            let finished = Event::Finished {
+                peer: index as u64,
+                outcome,
+                step: trainer.at,
+            };
+            trainer.to_coordinator.push_back(finished);
+        }
+    }
+
+    /// A trainer dies; some of what it said is lost. Whether it was there to die.
+    pub(super) fn kill(&mut self, victim: usize, rng: &mut StdRng) -> bool {
+        let trainer = &mut self.all[victim];
+        if !trainer.alive || trainer.finished || trainer.refused || !trainer.joined {
+            return false;
+        }
+        trainer.alive = false;
+        trainer.parts.clear();
+        for _ in 0..rng.random_range(0..3) {
+            if !matches!(trainer.to_coordinator.back(), Some(Event::Join { .. })) {
+                trainer.to_coordinator.pop_back();
+            }
+        }
+        trainer
+            .to_coordinator
+            .push_back(Event::MemberLost { peer: victim as u64 });
+        self.died = true;
+        true
+    }
+
+    /// A trainer's device hangs: it does nothing any more, and a peer says so. It will be fenced.
+    pub(super) fn hang(&mut self, index: usize) -> bool {
+        let trainer = &self.all[index];
+        if !trainer.is_present() || trainer.state != State::Training {
+            return false;
+        }
+        let Some(stamp) = trainer.stamp() else { return false };
+        let peers = self.in_collectives(stamp);
+        let Some(other) = peers.into_iter().find(|peer| *peer != index as u64) else {
+            return false;
+        };
+        self.all[index].hangs = true;
+        self.stop(other as usize, Some("a peer does nothing".to_owned()));
+        true
+    }
+
+    /// A trainer is asked to leave by its host.
+    pub(super) fn drain(&mut self, index: usize) -> bool {
+        let trainer = &mut self.all[index];
+        if !trainer.is_present() || !trainer.joined || trainer.leaving {
+            return false;
+        }
+        trainer.leaving = true;
+        trainer.to_coordinator.push_back(Event::Leaving {
+            peer: index as u64,
+            reason: "SIGTERM".to_owned(),
+        });
+        self.drained = true;
+        true
+    }
+}
+
+/// What a rank that makes no mistake holds after a step.
+fn hash(step: u64) -> [u8; 32] {
+    [step as u8 + 1; 32]
+}
+
+fn part(step: u64, generation: &Generation, rank: usize) -> Part {
+    Part {
+        step,
+        generation: generation.stamp.generation,
+        part: rank as u32,
+        hash: [step as u8; 32],
+    }
+}

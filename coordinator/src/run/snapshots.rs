@@ -1,0 +1,173 @@
+//! Snapshots as the coordinator knows them: who holds which part, which of them are whole, and where to fetch them.
+//!
+//! Way of data: a member says which part it holds → when every part of a step is held often enough, the snapshot stands →
+//! when a generation is formed, the newest step of which the members hold every part is what it resumes from.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lockstep_proto::domain::{CoordinatorBody, Part, PartPlace, Resume, Stamp};
+
+use crate::run::machine::Answer;
+use crate::run::world::secret;
+use crate::run::{Directive, Peer, Phase, Record, Run};
+
+/// Members that must hold a part before older snapshots are freed: its owner and a buddy.
+const COPIES: usize = 2;
+
+/// The parts of one step that one generation made, and who holds each.
+type Holders = BTreeMap<Part, Vec<String>>;
+
+/// Every snapshot of which parts are held, by step and generation.
+fn held(holdings: impl Iterator<Item = (String, BTreeSet<Part>)>) -> BTreeMap<(u64, u64), Holders> {
+    let mut held: BTreeMap<(u64, u64), Holders> = BTreeMap::new();
+    for (address, parts) in holdings {
+        for part in parts {
+            let holders = held.entry((part.step, part.generation)).or_default();
+            holders.entry(part).or_default().push(address.clone());
+        }
+    }
+    held
+}
+
+/// The parts of a snapshot of `world` ranks, by part, if every one of them is held by `copies` members. Where members hold
+/// different values under one name, neither counts.
+fn whole(holders: &Holders, world: u32, copies: usize) -> Option<Vec<(Part, Vec<String>)>> {
+    let mut parts: BTreeMap<u32, (Part, Vec<String>)> = BTreeMap::new();
+    for (part, addresses) in holders {
+        if parts.insert(part.part, (*part, addresses.clone())).is_some() {
+            return None;
+        }
+    }
+    let complete = (0..world).all(|part| parts.get(&part).is_some_and(|(_, held)| held.len() >= copies));
+    (complete && parts.len() == world as usize).then(|| parts.into_values().collect())
+}
+
+impl Run {
+    /// A member holds another part: its own, or its ward's.
+    pub(super) fn holds(&mut self, peer: Peer, stamp: Stamp, part: Part, directives: &mut Vec<Directive>) -> Answer {
+        if self.present(peer, stamp).is_none() || self.phase == Phase::Ended {
+            return Ok(None);
+        }
+        if let Some(member) = self.members.get_mut(&peer) {
+            member.parts.insert(part);
+        }
+        self.stand(directives);
+        Ok(None)
+    }
+
+    /// Members that must hold a part.
+    fn copies(&self) -> usize {
+        #[cfg(test)]
+        if self.fault == Some(super::simulator::Fault::SnapshotWithoutBuddies) {
+            return 1;
+        }
+        COPIES.min(self.ranks() as usize)
+    }
+
+    /// Lets the newest snapshot of this generation stand that is held often enough.
+    fn stand(&mut self, directives: &mut Vec<Directive>) {
+        let generation = self.stamp().generation;
+        let ranks = self.members.values().filter(|member| member.rank.is_some());
+        let held = held(ranks.map(|member| (member.info.parts_address.clone(), member.parts.clone())));
+        let copies = self.copies();
+        let newest = held
+            .iter()
+            .rev()
+            .filter(|((step, of), _)| *of == generation && *step <= self.committed && *step > self.snapshot)
+            .find_map(|((step, _), holders)| Some((*step, whole(holders, self.ranks(), copies)?)));
+        let Some((step, parts)) = newest else { return };
+        self.snapshot = step;
+        let parts = parts.into_iter().map(|(part, _)| part).collect();
+        directives.push(Directive::Persist(Record::Snapshot { step, parts }));
+        self.broadcast(CoordinatorBody::SnapshotStands { step }, directives);
+    }
+
+    /// The parts that a generation can resume from, if they are all held.
+    fn enough(&self, holders: &Holders, world: u32) -> Option<Vec<(Part, Vec<String>)>> {
+        #[cfg(test)]
+        if self.fault == Some(super::simulator::Fault::ResumeFromWhatNobodyHolds) {
+            return Some(holders.keys().map(|part| (*part, Vec::new())).collect());
+        }
+        whole(holders, world, 1)
+    }
+
+    /// The newest snapshot of a committed step of which the members that are there hold every part. Not one of the last step:
+    /// the ranks that make it write the run's files, so some step must be left.
+    pub(super) fn newest_whole_snapshot(&self) -> Option<Resume> {
+        let there = self.members.values().filter(|member| member.finished.is_none());
+        let held = held(there.map(|member| (member.info.parts_address.clone(), member.parts.clone())));
+        held.into_iter()
+            .rev()
+            .filter(|((step, _), _)| *step <= self.committed && *step < self.facts.planner.total_steps())
+            .find_map(|((step, generation), holders)| {
+                let world = *self.worlds_of.get(&generation)?;
+                let parts = self.enough(&holders, world)?.into_iter();
+                let place = |(part, addresses): (Part, Vec<String>)| PartPlace {
+                    hash: part.hash,
+                    addresses,
+                };
+                Some(Resume {
+                    step,
+                    generation,
+                    parts: parts.map(place).collect(),
+                    secret: secret(
+                        &self.facts.secret,
+                        Stamp {
+                            term: self.facts.term,
+                            generation,
+                        },
+                    ),
+                })
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(part: u32, hash: u8) -> Part {
+        Part {
+            step: 8,
+            generation: 2,
+            part,
+            hash: [hash; 32],
+        }
+    }
+
+    fn holders(held_by: &[(&str, &[Part])]) -> Holders {
+        let all = held(
+            held_by
+                .iter()
+                .map(|(address, parts)| ((*address).to_owned(), parts.iter().copied().collect())),
+        );
+        all.get(&(8, 2)).cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_snapshot_is_whole_when_every_part_is_held_often_enough() {
+        let ring = holders(&[
+            ("a", &[part(0, 1), part(2, 3)]),
+            ("b", &[part(1, 2), part(0, 1)]),
+            ("c", &[part(2, 3), part(1, 2)]),
+        ]);
+        let parts = whole(&ring, 3, 2).map(|parts| parts.into_iter().map(|(part, _)| part.part).collect());
+        assert_eq!(parts, Some(vec![0, 1, 2]));
+        let survivors = holders(&[("a", &[part(0, 1), part(2, 3)]), ("c", &[part(2, 3), part(1, 2)])]);
+        assert!(whole(&survivors, 3, 1).is_some() && whole(&survivors, 3, 2).is_none());
+        let lonely = holders(&[("a", &[part(0, 1), part(2, 3)])]);
+        assert!(whole(&lonely, 3, 1).is_none());
+    }
+
+    #[test]
+    fn a_part_that_two_members_hold_with_other_values_does_not_count() {
+        let torn = holders(&[("a", &[part(0, 1), part(1, 2)]), ("b", &[part(0, 9)])]);
+        assert!(whole(&torn, 2, 1).is_none());
+    }
+
+    #[test]
+    fn parts_of_another_world_do_not_make_one_whole() {
+        let larger = holders(&[("a", &[part(0, 1), part(1, 2), part(2, 3)])]);
+        assert!(whole(&larger, 2, 1).is_none());
+    }
+}

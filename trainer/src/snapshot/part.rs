@@ -1,0 +1,293 @@
+//! One rank's part of a snapshot as bytes: a header that names every array, and float32 values.
+//!
+//! `LSPART01`, the header's length (64 bits, little endian), the header as JSON, then the values of every entry in its
+//! order, little endian. Tensors are named and elements are counted from the tensor's first, so that a part says nothing of
+//! the world that made it: ranks of another one read from it what they own.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use lockstep_optim::decision::ModelState;
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainerError;
+
+const MAGIC: &[u8; 8] = b"LSPART01";
+
+/// What a part holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// The step after which it was frozen.
+    pub step: u64,
+    /// Steps that the optimiser has made.
+    pub optimizer_steps: u64,
+    /// The model of the loss: steps, and the bits of its three float64 values.
+    pub loss_model: (u32, [u64; 3]),
+    /// The arrays, in the order of their values.
+    pub entries: Vec<Entry>,
+}
+
+/// One array of neighbouring elements of a tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The tensor's name.
+    pub tensor: String,
+    /// The array's name.
+    pub array: String,
+    /// Its elements, counted from the tensor's (or the array's) first.
+    pub elements: Range<usize>,
+}
+
+/// The bits of a model of the loss.
+pub fn bits_of(model: &ModelState) -> (u32, [u64; 3]) {
+    let values = [model.loss, model.gradient_dot, model.lower_bound];
+    (model.steps, values.map(f64::to_bits))
+}
+
+/// The model of the loss of these bits.
+pub fn model_of((steps, bits): (u32, [u64; 3])) -> ModelState {
+    let [loss, gradient_dot, lower_bound] = bits.map(f64::from_bits);
+    ModelState {
+        steps,
+        loss,
+        gradient_dot,
+        lower_bound,
+    }
+}
+
+/// Builds a part.
+pub struct Builder {
+    header: Header,
+    values: Vec<u8>,
+}
+
+impl Builder {
+    /// A part without arrays.
+    pub fn new(step: u64, optimizer_steps: u64, model: &ModelState) -> Builder {
+        Builder {
+            header: Header {
+                step,
+                optimizer_steps,
+                loss_model: bits_of(model),
+                entries: Vec::new(),
+            },
+            values: Vec::new(),
+        }
+    }
+
+    /// Adds an array that begins at element `start` of its tensor.
+    pub fn add(&mut self, tensor: &str, array: &str, start: usize, values: &[f32]) {
+        self.header.entries.push(Entry {
+            tensor: tensor.to_owned(),
+            array: array.to_owned(),
+            elements: start..start + values.len(),
+        });
+        self.values.reserve(4 * values.len());
+        for value in values {
+            self.values.extend_from_slice(&value.to_le_bytes());
+        }
+    }
+
+    /// The part's bytes.
+    pub fn finish(self) -> Result<Vec<u8>, TrainerError> {
+        let header = serde_json::to_vec(&self.header)
+            .map_err(|error| TrainerError::Broken(format!("a part of a snapshot cannot be written: {error}")))?;
+        let mut bytes = Vec::with_capacity(16 + header.len() + self.values.len());
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&(header.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(&header);
+        bytes.extend_from_slice(&self.values);
+        Ok(bytes)
+    }
+}
+
+/// A part that was read.
+#[derive(Debug)]
+struct Part {
+    header: Header,
+    bytes: Arc<Vec<u8>>,
+    /// Where the values of each entry begin.
+    offsets: Vec<usize>,
+}
+
+impl Part {
+    fn read(bytes: Arc<Vec<u8>>) -> Result<Part, String> {
+        let rest = bytes.strip_prefix(MAGIC).ok_or("it is no part of a snapshot")?;
+        let (length, rest) = rest.split_first_chunk::<8>().ok_or("it is cut off")?;
+        let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| "its header is too long")?;
+        let header = rest.get(..length).ok_or("its header is cut off")?;
+        let header: Header = serde_json::from_slice(header).map_err(|error| format!("its header: {error}"))?;
+        let mut at = MAGIC.len() + 8 + length;
+        let mut offsets = Vec::with_capacity(header.entries.len());
+        for entry in &header.entries {
+            offsets.push(at);
+            let count = entry.elements.end.checked_sub(entry.elements.start);
+            let end = count.and_then(|count| count.checked_mul(4)?.checked_add(at));
+            at = end.ok_or("a range in its header is impossible")?;
+        }
+        if at != bytes.len() {
+            return Err(format!(
+                "it is {} bytes long, and its header speaks of {at}",
+                bytes.len()
+            ));
+        }
+        Ok(Part { header, bytes, offsets })
+    }
+}
+
+/// All parts of a snapshot.
+#[derive(Debug)]
+pub struct Whole {
+    parts: Vec<Part>,
+    /// By tensor and array: part and entry, sorted by elements.
+    index: HashMap<(String, String), Vec<(usize, usize)>>,
+}
+
+impl Whole {
+    /// Reads the parts of the snapshot of `step`.
+    ///
+    /// # Errors
+    /// A part is damaged, or they do not belong together.
+    pub fn read(step: u64, parts: Vec<Arc<Vec<u8>>>) -> Result<Whole, TrainerError> {
+        let broken = |part: usize, why: String| {
+            TrainerError::Broken(format!(
+                "part {part} of the snapshot of step {step} cannot be used: {why}"
+            ))
+        };
+        let mut read: Vec<Part> = Vec::with_capacity(parts.len());
+        for (index, bytes) in parts.into_iter().enumerate() {
+            let part = Part::read(bytes).map_err(|why| broken(index, why))?;
+            if part.header.step != step {
+                return Err(broken(index, format!("it is of step {}", part.header.step)));
+            }
+            if let Some(first) = read.first()
+                && (first.header.optimizer_steps, first.header.loss_model)
+                    != (part.header.optimizer_steps, part.header.loss_model)
+            {
+                return Err(broken(
+                    index,
+                    "its state of the run differs from that of part 0".to_owned(),
+                ));
+            }
+            read.push(part);
+        }
+        if read.is_empty() {
+            return Err(TrainerError::Broken(format!(
+                "the snapshot of step {step} has no parts"
+            )));
+        }
+        let mut index: HashMap<(String, String), Vec<(usize, usize)>> = HashMap::new();
+        for (at, part) in read.iter().enumerate() {
+            for (number, entry) in part.header.entries.iter().enumerate() {
+                let key = (entry.tensor.clone(), entry.array.clone());
+                index.entry(key).or_default().push((at, number));
+            }
+        }
+        for places in index.values_mut() {
+            places.sort_by_key(|(part, entry)| read[*part].header.entries[*entry].elements.start);
+        }
+        Ok(Whole { parts: read, index })
+    }
+
+    /// Steps that the optimiser had made, and the model of the loss.
+    pub fn state(&self) -> (u64, ModelState) {
+        let header = &self.parts[0].header;
+        (header.optimizer_steps, model_of(header.loss_model))
+    }
+
+    /// Fills `values` with the elements of an array from `start` on.
+    ///
+    /// # Errors
+    /// Some element is in no part.
+    pub fn fill(&self, tensor: &str, array: &str, start: usize, values: &mut [f32]) -> Result<(), TrainerError> {
+        let key = (tensor.to_owned(), array.to_owned());
+        let (mut at, end) = (start, start + values.len());
+        for (part, number) in self.index.get(&key).into_iter().flatten() {
+            let part = &self.parts[*part];
+            let entry = &part.header.entries[*number].elements;
+            if at == end || entry.start > at {
+                break;
+            }
+            if entry.end <= at {
+                continue;
+            }
+            let until = entry.end.min(end);
+            let offset = part.offsets[*number] + 4 * (at - entry.start);
+            let bytes = &part.bytes[offset..offset + 4 * (until - at)];
+            for (value, bytes) in values[at - start..until - start].iter_mut().zip(bytes.as_chunks().0) {
+                *value = f32::from_le_bytes(*bytes);
+            }
+            at = until;
+        }
+        if at == end {
+            return Ok(());
+        }
+        Err(TrainerError::Broken(format!(
+            "no part of the snapshot holds element {at} of {array} of {tensor}"
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> ModelState {
+        ModelState {
+            steps: 3,
+            loss: 1.5,
+            gradient_dot: -0.0,
+            lower_bound: f64::MIN_POSITIVE,
+        }
+    }
+
+    fn part(step: u64, arrays: &[(&str, &str, usize, &[f32])]) -> Arc<Vec<u8>> {
+        let mut builder = Builder::new(step, 7, &model());
+        for (tensor, array, start, values) in arrays {
+            builder.add(tensor, array, *start, values);
+        }
+        Arc::new(builder.finish().unwrap())
+    }
+
+    #[test]
+    fn what_another_world_owns_is_put_together_from_the_parts_that_hold_it() {
+        let first = part(8, &[("w", "master", 4, &[5.0, 6.0]), ("b", "master", 0, &[9.0])]);
+        let second = part(8, &[("w", "master", 0, &[1.0, 2.0, f32::MIN_POSITIVE / 2.0, -0.0])]);
+        let whole = Whole::read(8, vec![first, second]).unwrap();
+        assert_eq!(whole.state(), (7, model()));
+        let mut values = [0.0; 4];
+        whole.fill("w", "master", 2, &mut values).unwrap();
+        let expected = [f32::MIN_POSITIVE / 2.0, -0.0, 5.0, 6.0];
+        assert_eq!(values.map(f32::to_bits), expected.map(f32::to_bits));
+        whole.fill("w", "master", 6, &mut []).unwrap();
+        for (tensor, array, start) in [("w", "master", 3), ("w", "momentum", 0), ("v", "master", 0)] {
+            let sentence = whole.fill(tensor, array, start, &mut values).unwrap_err().to_string();
+            assert!(sentence.contains(&format!("{array} of {tensor}")), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_part_is_refused_by_its_number() {
+        let good = part(8, &[("w", "master", 0, &[1.0, 2.0])]);
+        let cut = Arc::new(good[..good.len() - 1].to_vec());
+        let no_part = Arc::new(b"something else".to_vec());
+        let of_another_step = part(9, &[]);
+        let mut other = Builder::new(8, 6, &model());
+        other.add("w", "master", 0, &[1.0]);
+        let of_another_run = Arc::new(other.finish().unwrap());
+        for (bad, why) in [
+            (cut, "bytes long"),
+            (no_part, "no part of a snapshot"),
+            (of_another_step, "of step 9"),
+            (of_another_run, "differs from that of part 0"),
+            (Arc::new(MAGIC.to_vec()), "cut off"),
+        ] {
+            let sentence = Whole::read(8, vec![Arc::clone(&good), bad]).unwrap_err().to_string();
+            assert!(
+                sentence.contains("part 1 of the snapshot of step 8") && sentence.contains(why),
+                "{sentence}"
+            );
+        }
+    }
+}
