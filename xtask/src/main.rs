@@ -1,9 +1,11 @@
-//! `cargo xtask setup|demo|test|sanitize|check-gpu|bench`: everything a newcomer, a developer and the continuous integration type.
+//! `cargo xtask setup|demo|test|sanitize|check-gpu|bench`: everything a newcomer, a developer and the continuous integration
+//! type.
 //!
 //! Plain Rust that is built before libtorch exists: [`setup`] fetches libtorch, [`demo`] shows a whole run,
 //! [`stages`] is what the continuous integration runs, [`repository`] are the rules about the files themselves,
-//! [`sanitize`] tests under the sanitizers, [`check_gpu`] looks at NVIDIA's libraries, and [`bench`] measures. [`workspace`] knows where things are and [`process`] starts programs; each
-//! failure is one [`failure::Failure`]: a sentence and an exit code.
+//! [`sanitize`] tests under the sanitizers, [`check_gpu`] looks at NVIDIA's libraries, and [`bench`] measures. [`workspace`]
+//! knows where things are and [`process`] starts programs; each failure is one [`failure::Failure`]: a sentence and an exit
+//! code.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod bench;

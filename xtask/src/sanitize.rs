@@ -44,7 +44,9 @@ impl Sanitizer {
             self.name()
         );
         cargo.env("RUSTFLAGS", flags);
-        cargo.args(["test", "-Zbuild-std", "--release", "--no-fail-fast", "--target", host]);
+        // Examples in documents are built without the flags.
+        cargo.args(["test", "--lib", "--tests", "-Zbuild-std", "--release", "--no-fail-fast"]);
+        cargo.args(["--target", host]);
         let folder = format!("sanitize-{}", self.name());
         cargo.arg("--target-dir").arg(workspace.programs.with_file_name(folder));
         cargo.args(PACKAGES.iter().flat_map(|package| ["--package", package]));

@@ -209,6 +209,18 @@ fn launch_all(operations: Vec<(Handle, Operation)>) -> ResultCode {
         let words = "Blocking and nonblocking communicators are not allowed in the same group.";
         return state.refuse(raw::INVALID_ARGUMENT, words);
     }
+    // Another rank's launch may have failed one since its operations were asked for.
+    let failure = order
+        .iter()
+        .filter_map(|handle| state.communicators.get(handle))
+        .map(|communicator| communicator.result)
+        .find(|result| !matches!(*result, raw::SUCCESS | raw::IN_PROGRESS));
+    if let Some(failure) = failure {
+        for handle in &order {
+            state.forget_unseen(*handle);
+        }
+        return failure;
+    }
     let waits = blocking.first() == Some(&true);
     for handle in &order {
         let Some(communicator) = state.communicators.get_mut(handle) else {

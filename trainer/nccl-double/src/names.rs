@@ -60,8 +60,8 @@ pub extern "C" fn ncclGetErrorString(result: ResultCode) -> *const c_char {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclGetLastError(_communicator: CommHandle) -> *const c_char {
-    // A copy that stays, since the next failure replaces the text. Failures are few.
-    Box::leak(lock().last_error.clone().into_boxed_c_str()).as_ptr()
+    // The text stays, also when the next failure has replaced it. Failures are few.
+    lock().last_errors.last().map_or(c"".as_ptr(), |text| text.as_ptr())
 }
 
 #[unsafe(no_mangle)]

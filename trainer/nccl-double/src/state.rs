@@ -32,7 +32,8 @@ pub(crate) struct State {
     pub(crate) hook: Option<Hook>,
     /// Uses of handles that never were.
     pub(crate) strangers: u32,
-    pub(crate) last_error: CString,
+    /// The words of all failures: whoever has asked for them may still hold them.
+    pub(crate) last_errors: Vec<CString>,
     pub(crate) allocations: HashMap<usize, std::alloc::Layout>,
     next_id: u64,
     next_kernel: u64,
@@ -241,7 +242,7 @@ impl State {
 
     /// Keeps the words of a failure and gives its code.
     pub(crate) fn refuse(&mut self, code: ResultCode, words: impl Into<String>) -> ResultCode {
-        self.last_error = CString::new(words.into()).unwrap_or_default();
+        self.last_errors.push(CString::new(words.into()).unwrap_or_default());
         code
     }
 

@@ -7,7 +7,7 @@ mod world;
 use std::time::Duration;
 
 use nccl_double::{Call, Stage};
-use nccl_rs::{Code, Communicator, Config, DataType, Error, MemoryStatistic, Nccl, State};
+use nccl_rs::{Code, Communicator, Config, DataType, Error, Group, MemoryStatistic, Nccl, State};
 use world::{DOUBLE, Memory, at_every_rank, begin, failure, nccl, ready, stream, synchronize};
 
 #[test]
@@ -221,6 +221,43 @@ fn counts_and_types_that_differ_fail_at_both_ranks() {
         });
         assert_eq!((DOUBLE.live(&id), DOUBLE.misuse(&id)), (0, 0), "{side:?}");
     }
+}
+
+#[test]
+fn a_failure_that_comes_while_a_group_is_open_is_told_at_its_end() {
+    let id = nccl().unique_id().unwrap();
+    let memory = [Memory::zeros(8), Memory::zeros(8)];
+    let step = std::sync::Barrier::new(2);
+    at_every_rank(&id, 2, |rank, communicator| {
+        let (stream, pointer) = (stream(), memory[rank as usize].pointer());
+        let error = if rank == 0 {
+            step.wait();
+            let send = |group: &mut Group<'_>| group.send(pointer, 4, DataType::Uint8, 1, stream);
+            communicator.group(send).unwrap();
+            let error = failure(communicator);
+            step.wait();
+            error
+        } else {
+            let receive = |group: &mut Group<'_>| group.recv(pointer, 8, DataType::Uint8, 0, stream);
+            communicator.group(receive).unwrap();
+            ready(communicator).unwrap();
+            let ended = communicator.group(|group| {
+                receive(group)?;
+                // The other rank finds that the first one does not fit.
+                step.wait();
+                step.wait();
+                Ok(())
+            });
+            ended.err().unwrap_or_else(|| failure(communicator))
+        };
+        let expected = Code::InvalidArgument;
+        assert!(
+            matches!(&error, Error::Nccl { code, .. } if *code == expected),
+            "{error}"
+        );
+        communicator.abort().unwrap();
+    });
+    assert_eq!((DOUBLE.live(&id), DOUBLE.misuse(&id)), (0, 0));
 }
 
 #[test]

@@ -132,11 +132,12 @@ pub(crate) struct Plan {
     pub(crate) patience: u32,
 }
 
-const LONG: Duration = Duration::from_secs(20);
+/// Longer than anything takes, also on a machine that is very busy.
+pub(crate) const LONG: Duration = Duration::from_secs(50);
 /// How long ranks may take to meet where one may not come.
 const MEETING: Duration = Duration::from_millis(1500);
 /// Both ends of a connection are sure of each other after at most so many bytes.
-const LONGEST_HANDSHAKE: u64 = 140;
+pub(crate) const LONGEST_HANDSHAKE: u64 = 140;
 /// How long a call may wait where a rank may be stopped.
 const STALL: Duration = Duration::from_millis(400);
 

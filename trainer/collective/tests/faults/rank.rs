@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, raise};
 use nix::unistd::getpid;
 
 use crate::leftovers::{Holdings, own_socket_names, socket_names};
-use crate::plan::{Act, Carrier, Fault, Moment, Plan, Step};
+use crate::plan::{Act, Carrier, Fault, LONG, Moment, Plan, Step};
 use crate::rounds::{MUCH, Rounds};
 
 pub(crate) const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -189,16 +189,8 @@ impl World<'_> {
         let meeting = Meeting {
             rank: self.rank,
             size: self.size,
-            deadline: if of_fault {
-                self.plan.deadline
-            } else {
-                Duration::from_secs(20)
-            },
-            stall: Some(if of_fault {
-                self.plan.stall
-            } else {
-                Duration::from_secs(20)
-            }),
+            deadline: if of_fault { self.plan.deadline } else { LONG },
+            stall: Some(if of_fault { self.plan.stall } else { LONG }),
             root,
             listener,
             only_tcp: self.plan.carrier == Carrier::Tcp,
