@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lockstep_config::{CollectiveBackend, RunConfig};
-use lockstep_proto::domain::{RunEnd, RunEvent};
+use lockstep_proto::domain::{Outcome, RunEnd, RunEvent};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{broadcast, oneshot};
@@ -29,8 +29,10 @@ const ANSWER: Duration = Duration::from_secs(10);
 pub struct CoordinatorOptions {
     /// The run's config.
     pub config: RunConfig,
-    /// Its folder, made if it is not there; not one that holds a run which has begun.
+    /// Its folder, made if it is not there.
     pub run_dir: PathBuf,
+    /// Whether a run that has begun in that folder goes on, in the next term; else it is left alone.
+    pub goes_on: bool,
     /// Trainers that make the first world complete.
     pub ranks: u32,
     /// Samples of one epoch.
@@ -54,10 +56,18 @@ pub enum StartError {
         cause: std::io::Error,
     },
     /// The folder's run has begun already.
-    #[error("the run folder {} holds a run that has begun: choose another run.name, or remove the folder", folder.display())]
+    #[error("the run folder {} holds a run that has begun: go on with it (--resume), choose another run.name, or remove the folder", folder.display())]
     Begun {
         /// The folder.
         folder: PathBuf,
+    },
+    /// Every step of the folder's run is made.
+    #[error("the run in {} is over: {}", folder.display(), end.reason)]
+    Over {
+        /// The folder.
+        folder: PathBuf,
+        /// How it ended.
+        end: RunEnd,
     },
     /// The ledger.
     #[error(transparent)]
@@ -94,6 +104,7 @@ impl Coordinator {
         let CoordinatorOptions {
             config,
             run_dir,
+            goes_on,
             ranks,
             training_samples,
             data_hash,
@@ -110,7 +121,7 @@ impl Coordinator {
             term: 0,
             last_generation: 0,
             window: Duration::try_from_secs_f64(config.coordinator.plan_window_seconds).unwrap_or(Duration::ZERO),
-            secret: rand::random(),
+            secret: [0; 32],
             planner,
         };
         Run::new(facts.clone()).map_err(StartError::World)?;
@@ -128,17 +139,36 @@ impl Coordinator {
             data_hash,
         };
         let ledger = Ledger::open(&run_dir, row)?;
-        if ledger.last_generation()? > 0 {
+        let recorded = ledger.recorded()?;
+        facts.last_generation = recorded.generations.last().map_or(0, |last| last.stamp.generation);
+        let has_begun = !recorded.generations.is_empty();
+        if has_begun && !goes_on {
             return Err(StartError::Begun { folder: run_dir });
+        }
+        if let Some(end) = ledger.last_end()?
+            && end.outcome == Outcome::Completed
+        {
+            return Err(StartError::Over { folder: run_dir, end });
         }
         let world = World {
             from_step: 1,
             ranks,
             backend,
         };
-        let files = RunFiles::create(&run_dir, &ledger.run().config_toml, world)?;
-        facts.term = ledger.term();
-        let run = Run::new(facts).map_err(StartError::World)?;
+        let mut files = RunFiles::create(&run_dir, &ledger.run().config_toml, world)?;
+        let validations = ledger.validations()?;
+        let steps = recorded
+            .committed
+            .iter()
+            .map(|commit| commit.to_committed_step(total_steps));
+        files.restore(steps, &validations, &|ranks| config.backend_name(ranks))?;
+        (facts.term, facts.secret) = (ledger.term(), ledger.secret());
+        let last = recorded
+            .committed
+            .last()
+            .map(|commit| commit.to_committed_step(total_steps));
+        let newest_validation = validations.last().map(|(_, validation)| validation.loss);
+        let run = Run::recovered(facts, recorded).map_err(StartError::World)?;
 
         let (mailbox, letters) = mailbox();
         let (events, _) = broadcast::channel(EVENTS);
@@ -155,6 +185,8 @@ impl Coordinator {
             name,
             backend,
             total_steps,
+            last,
+            newest_validation,
         };
         let (done, is_done) = oneshot::channel();
         let (server_runtime, run_runtime) = (runtime()?, runtime()?);

@@ -7,25 +7,29 @@
 
 mod lock;
 mod rows;
+mod secret;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use lockstep_proto::domain::{Generation, Part, Plan, RunEnd, Validation};
+use lockstep_proto::domain::{Directive as Urgent, Generation, Part, Plan, RunEnd, Validation};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::ledger::lock::Lock;
 pub use crate::ledger::rows::{DecisionRow, LEDGER_VERSION, RunRow, TermRow};
-use crate::ledger::rows::{decode, encode};
-use crate::run::{Commit, Record};
+use crate::ledger::rows::{FarewellRow, WishRow, decode, encode};
+use crate::run::{Begun, Commit, Record, Recorded, Wish};
 
 type Rows = TableDefinition<'static, u64, &'static [u8]>;
 
 const RUN: Rows = TableDefinition::new("run");
 const TERMS: Rows = TableDefinition::new("terms");
 const GENERATIONS: Rows = TableDefinition::new("generations");
+const BEGUN: Rows = TableDefinition::new("begun");
+const WISHES: Rows = TableDefinition::new("wishes");
+const FAREWELLS: Rows = TableDefinition::new("farewells");
 const PLANS: Rows = TableDefinition::new("plans");
 const URGENT: Rows = TableDefinition::new("directives");
 const COMMITTED: Rows = TableDefinition::new("committed");
@@ -103,7 +107,9 @@ pub struct Ledger {
     file: PathBuf,
     run: RunRow,
     term: u64,
+    secret: [u8; 32],
     next_decision: u64,
+    next_wish: u64,
     _lock: Lock,
 }
 
@@ -132,7 +138,9 @@ impl Ledger {
             file,
             run,
             term: 0,
+            secret: secret::of(folder)?,
             next_decision: 0,
+            next_wish: 0,
             _lock: lock,
         };
         ledger.claim(folder)?;
@@ -147,6 +155,9 @@ impl Ledger {
             RUN,
             TERMS,
             GENERATIONS,
+            BEGUN,
+            WISHES,
+            FAREWELLS,
             PLANS,
             URGENT,
             COMMITTED,
@@ -181,6 +192,9 @@ impl Ledger {
         self.next_decision = self
             .last::<DecisionRow>(DECISIONS, "decisions")?
             .map_or(0, |(number, _)| number + 1);
+        self.next_wish = self
+            .last::<WishRow>(WISHES, "wishes")?
+            .map_or(0, |(number, _)| number + 1);
         let row = TermRow {
             pid: std::process::id(),
             began: unix_seconds(),
@@ -191,6 +205,11 @@ impl Ledger {
     /// The run of this folder.
     pub fn run(&self) -> &RunRow {
         &self.run
+    }
+
+    /// What the secrets of the run's generations are derived from: made with the folder, and kept beside the ledger.
+    pub fn secret(&self) -> [u8; 32] {
+        self.secret
     }
 
     /// The term that this opening claimed.
@@ -204,11 +223,33 @@ impl Ledger {
     /// When the store fails; then nothing was kept.
     pub fn append(&mut self, records: &[Record]) -> Result<(), LedgerError> {
         let mut rows = Vec::with_capacity(records.len());
-        let mut next_decision = self.next_decision;
+        let (mut next_decision, mut next_wish) = (self.next_decision, self.next_wish);
         for record in records {
             match record {
                 Record::Generation(generation) => {
                     rows.push(self.row(GENERATIONS, generation.stamp.generation, generation)?);
+                }
+                Record::Begun(begun) => rows.push(self.row(BEGUN, begun.generation, begun)?),
+                Record::Wish(wish) => {
+                    let row = WishRow {
+                        term: self.term,
+                        wish: *wish,
+                    };
+                    rows.push(self.row(WISHES, next_wish, &row)?);
+                    next_wish += 1;
+                }
+                Record::Farewell {
+                    generation,
+                    rank,
+                    farewell: (outcome, step),
+                } => {
+                    let row = FarewellRow {
+                        generation: *generation,
+                        rank: *rank,
+                        outcome: outcome.clone(),
+                        step: *step,
+                    };
+                    rows.push(self.row(FAREWELLS, row.key(), &row)?);
                 }
                 Record::Plans(plans) => {
                     for plan in plans {
@@ -232,7 +273,7 @@ impl Ledger {
             }
         }
         self.write(&rows)?;
-        self.next_decision = next_decision;
+        (self.next_decision, self.next_wish) = (next_decision, next_wish);
         Ok(())
     }
 
@@ -262,6 +303,43 @@ impl Ledger {
             .map_or(0, |(number, _)| number))
     }
 
+    /// Everything that a run goes on from.
+    ///
+    /// # Errors
+    /// When the store fails or a row is of another version.
+    pub fn recorded(&self) -> Result<Recorded, LedgerError> {
+        let generations = self.generations()?;
+        let newest = generations.last().map_or(0, |generation| generation.stamp.term);
+        let ended = self.last::<RunEnd>(ENDS, "ends")?.map(|(term, _)| term);
+        let wish = self.last::<WishRow>(WISHES, "wishes")?.map(|(_, row)| row);
+        let wish = wish.filter(|row| ended.is_none_or(|ended| row.term > ended));
+        let farewells: Vec<FarewellRow> = self.all(FAREWELLS, "farewells")?;
+        Ok(Recorded {
+            is_ended: ended.is_some_and(|ended| ended >= newest),
+            begun: self.all::<Begun>(BEGUN, "begun")?,
+            plans: self.plans()?,
+            committed: self.committed()?,
+            urgent: self
+                .last::<Urgent>(URGENT, "directives")?
+                .map_or_else(Urgent::default, |(_, urgent)| urgent),
+            wish: wish.map_or(Wish::Train, |row| row.wish),
+            snapshots: self.snapshots()?,
+            newest_validation: self
+                .last::<Validation>(VALIDATIONS, "validations")?
+                .map_or(0, |(step, _)| step),
+            farewells: farewells.into_iter().map(FarewellRow::into_parts).collect(),
+            generations,
+        })
+    }
+
+    /// The newest end that a term came to.
+    ///
+    /// # Errors
+    /// When the store fails or a row is of another version.
+    pub fn last_end(&self) -> Result<Option<RunEnd>, LedgerError> {
+        Ok(self.last(ENDS, "ends")?.map(|(_, end)| end))
+    }
+
     /// Every generation, in order; without their secrets, which are never written.
     ///
     /// # Errors
@@ -286,12 +364,12 @@ impl Ledger {
         self.all(COMMITTED, "committed")
     }
 
-    /// Every validation, by step.
+    /// Every validation with its step, in order.
     ///
     /// # Errors
     /// When the store fails or a row is of another version.
-    pub fn validations(&self) -> Result<Vec<Validation>, LedgerError> {
-        self.all(VALIDATIONS, "validations")
+    pub fn validations(&self) -> Result<Vec<(u64, Validation)>, LedgerError> {
+        self.all_with_keys(VALIDATIONS, "validations")
     }
 
     /// The parts of every snapshot that stood, by step.
@@ -336,13 +414,22 @@ impl Ledger {
     }
 
     fn all<T: serde::de::DeserializeOwned>(&self, rows: Rows, table: &'static str) -> Result<Vec<T>, LedgerError> {
+        let with_keys = self.all_with_keys(rows, table)?;
+        Ok(with_keys.into_iter().map(|(_, value)| value).collect())
+    }
+
+    fn all_with_keys<T: serde::de::DeserializeOwned>(
+        &self,
+        rows: Rows,
+        table: &'static str,
+    ) -> Result<Vec<(u64, T)>, LedgerError> {
         let failed = |error: redb::Error| store("read", &self.file, error);
         let transaction = self.database.begin_read().map_err(|error| failed(error.into()))?;
         let open = transaction.open_table(rows).map_err(|error| failed(error.into()))?;
         let mut values = Vec::new();
         for row in open.iter().map_err(|error| failed(error.into()))? {
             let (key, value) = row.map_err(|error| failed(error.into()))?;
-            values.push(decode(&self.file, table, key.value(), value.value())?);
+            values.push((key.value(), decode(&self.file, table, key.value(), value.value())?));
         }
         Ok(values)
     }

@@ -41,6 +41,7 @@ fn options(folder: &TempDir) -> CoordinatorOptions {
     CoordinatorOptions {
         config: RunConfig::parse(text, "test", &[]).unwrap(),
         run_dir: folder.path().join("run"),
+        goes_on: false,
         ranks: 2,
         training_samples: 10,
         data_hash: "data".to_owned(),

@@ -71,6 +71,9 @@ pub struct RunArguments {
     /// Set a value of the config: section.key=value (may be repeated)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
+    /// Go on with the run of this name, if there is one, on this number of ranks
+    #[arg(long)]
+    pub resume: bool,
     /// Print one JSON object a line for everything that happens
     #[arg(long)]
     pub json: bool,

@@ -319,6 +319,33 @@ pub enum MemberBody {
         /// The last step whose parameters this rank holds.
         step: u64,
     },
+    /// Speaks to a coordinator again, after its stream broke. The generation of the header is the one that it was last
+    /// part of.
+    Return(Return),
+}
+
+/// What a member says when it speaks to a coordinator again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Return {
+    /// What it said when it joined.
+    pub info: JoinInfo,
+    /// How it stands in the generation that it was last part of.
+    pub standing: Standing,
+    /// What it said when its communicator stood, if it is still in the collectives.
+    pub ready: Option<Ready>,
+    /// Every part of a snapshot that it holds.
+    pub parts: Vec<Part>,
+}
+
+/// How a member stands in a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// In no collectives: it was part of no generation yet, or has left them.
+    Outside,
+    /// It connects and loads.
+    Meeting,
+    /// It has plans.
+    Training,
 }
 
 /// What the device thread does.

@@ -99,6 +99,16 @@ fn watched(step: CommittedStep) -> CommittedStep {
     }
 }
 
+fn info() -> JoinInfo {
+    JoinInfo {
+        member: "a".into(),
+        pid: 4,
+        devices: vec!["cpu".into()],
+        parts_address: "h:4".into(),
+        ..JoinInfo::default()
+    }
+}
+
 fn members() -> Vec<MemberBody> {
     let report = StepReport {
         stamp: header().stamp,
@@ -110,13 +120,7 @@ fn members() -> Vec<MemberBody> {
         peak_memory_mib: 300,
     };
     vec![
-        MemberBody::Join(JoinInfo {
-            member: "a".into(),
-            pid: 4,
-            devices: vec!["cpu".into()],
-            parts_address: "h:4".into(),
-            ..JoinInfo::default()
-        }),
+        MemberBody::Join(info()),
         MemberBody::CommId(vec![1, 2, 3]),
         MemberBody::Ready(Ready {
             hash: [9; 32],
@@ -150,6 +154,27 @@ fn members() -> Vec<MemberBody> {
             cause: None,
             parts: Vec::new(),
         },
+        MemberBody::Return(Return {
+            info: info(),
+            standing: Standing::Training,
+            ready: Some(Ready {
+                hash: [4; 32],
+                transports: vec!["".into(), "tcp".into()],
+            }),
+            parts: vec![part()],
+        }),
+        MemberBody::Return(Return {
+            info: info(),
+            standing: Standing::Outside,
+            ready: None,
+            parts: Vec::new(),
+        }),
+        MemberBody::Return(Return {
+            info: info(),
+            standing: Standing::Meeting,
+            ready: None,
+            parts: Vec::new(),
+        }),
     ]
 }
 

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::bench::{BenchOptions, Carrier, collectives};
 use crate::error::TrainerError;
@@ -39,6 +40,9 @@ enum Command {
         /// The address at which other hosts reach this one [default: the one that leads to the coordinator].
         #[arg(long, env = "LOCKSTEP_ADVERTISE")]
         advertise: Option<IpAddr>,
+        /// Seconds for which a coordinator is looked for whose connection broke.
+        #[arg(long, env = "LOCKSTEP_COORDINATOR_PATIENCE", default_value_t = 300)]
+        coordinator_patience: u64,
     },
     /// Write text with final weights.
     Generate {
@@ -150,12 +154,14 @@ fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerErr
             member: member_name,
             run_dir,
             advertise,
+            coordinator_patience,
         } => {
             let options = TrainOptions {
                 coordinator,
                 member: member(member_name)?,
                 run_dir,
                 advertise,
+                coordinator_patience: Duration::from_secs(coordinator_patience),
             };
             keep_log()?;
             end_with_starter()?;

@@ -85,6 +85,8 @@ pub struct TrainOptions {
     pub run_dir: Option<PathBuf>,
     /// The address at which other hosts reach this one; if not given, the one that leads to the coordinator.
     pub advertise: Option<IpAddr>,
+    /// How long a coordinator is looked for whose connection broke.
+    pub coordinator_patience: Duration,
 }
 
 /// Trains until the coordinator's plans end, or until it is stopped or something fails. A failure is reported to the
@@ -132,7 +134,10 @@ fn run(
     made: &mut u64,
 ) -> Result<Outcome, TrainerError> {
     let mut member = Member::start(options, mpi, config_toml)?;
-    session.join(member.info()?);
+    let keeper = member.keeper.clone();
+    let parts = move || keeper.as_ref().map(|keeper| keeper.parts()).unwrap_or_default();
+    session.join(member.info()?, parts);
+    session.look_for_coordinator(options.coordinator_patience);
     if member.keeper.is_some() {
         leaving::say_on_sigterm(session.voice())?;
     }

@@ -1,4 +1,5 @@
-//! The coordinator as a process of its own, for pods and clusters: prints its address and serves one run.
+//! The coordinator as a process of its own, for pods and clusters: prints its address and serves one run. Started again
+//! on the folder of a run that has begun, it goes on with it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use lockstep_config::RunConfig;
-use lockstep_coordinator::{ControlHandle, Coordinator, CoordinatorOptions, Running};
+use lockstep_coordinator::{ControlHandle, Coordinator, CoordinatorOptions, Running, StartError};
 use lockstep_data::Dataset;
 use lockstep_proto::domain::Outcome;
 use tokio::runtime::Runtime;
@@ -52,7 +53,9 @@ fn main() -> ExitCode {
         Ok(running) => running,
         Err(error) => {
             eprintln!("lockstep-coordinator: {error:#}");
-            return ExitCode::from(2);
+            // Whoever starts it again and again must not take a run that is complete for one that cannot begin.
+            let is_over = matches!(error.downcast_ref(), Some(StartError::Over { .. }));
+            return if is_over { ExitCode::SUCCESS } else { ExitCode::from(2) };
         }
     };
     println!("http://{}", running.address());
@@ -79,6 +82,7 @@ fn start(arguments: Arguments) -> anyhow::Result<Running> {
         data_hash: data.manifest_hash(),
         config,
         run_dir: arguments.run_dir.clone(),
+        goes_on: true,
         ranks: arguments.ranks,
     });
     running.with_context(|| format!("no run in {}", arguments.run_dir.display()))

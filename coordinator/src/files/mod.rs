@@ -57,6 +57,35 @@ impl RunFiles {
         })
     }
 
+    /// Writes what earlier terms committed, where there are any. TensorBoard's files of those terms stand as they are.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn restore<'b>(
+        &mut self,
+        steps: impl Iterator<Item = CommittedStep>,
+        validations: &[(u64, Validation)],
+        backend_of: &dyn Fn(u32) -> &'b str,
+    ) -> Result<(), FileError> {
+        let mut validations = validations.iter().peekable();
+        for (index, step) in steps.enumerate() {
+            if index == 0 {
+                self.summary.begins_with(&step, backend_of(step.ranks));
+            }
+            self.summary.committed(&step);
+            self.of_world(&step, backend_of(step.ranks));
+            self.line(&StepLine::of(&step))?;
+            while let Some((of, validation)) = validations.next_if(|(of, _)| *of <= step.step) {
+                self.summary.validation_loss = Some(validation.loss);
+                self.line(&metrics::ValidationLine {
+                    step: *of,
+                    validation_loss: validation.loss,
+                })?;
+            }
+        }
+        self.flush()
+    }
+
     /// A step was committed.
     ///
     /// # Errors

@@ -66,6 +66,15 @@ impl Summary {
         self.parameter_hash = Some(blake3::Hash::from_bytes(step.parameter_hash).to_hex().to_string());
     }
 
+    /// The world of the first step, where earlier terms made it.
+    pub(super) fn begins_with(&mut self, step: &CommittedStep, backend: &str) {
+        self.worlds = vec![World {
+            from_step: step.step,
+            ranks: step.ranks,
+            backend: backend.to_owned(),
+        }];
+    }
+
     /// Where the ranks of a step are not those of the one before, another world begins.
     pub(super) fn of_world(&mut self, step: u64, ranks: u32, backend: &str) {
         if self.worlds.last().is_none_or(|world| world.ranks != ranks) {

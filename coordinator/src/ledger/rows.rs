@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use lockstep_proto::domain::Outcome;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::LedgerError;
+use crate::run::{Farewell, Wish};
 
 /// Version of every row. Another one is refused by name.
 pub const LEDGER_VERSION: u64 = 1;
@@ -43,6 +45,33 @@ pub struct DecisionRow {
     pub at: f64,
     /// One sentence.
     pub reason: String,
+}
+
+/// What operators want from then on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct WishRow {
+    pub(super) term: u64,
+    pub(super) wish: Wish,
+}
+
+/// How the member of a rank ended its part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct FarewellRow {
+    pub(super) generation: u64,
+    pub(super) rank: u32,
+    pub(super) outcome: Outcome,
+    pub(super) step: u64,
+}
+
+impl FarewellRow {
+    /// One row a rank of a generation.
+    pub(super) fn key(&self) -> u64 {
+        self.generation << 24 | u64::from(self.rank)
+    }
+
+    pub(super) fn into_parts(self) -> (u64, u32, Farewell) {
+        (self.generation, self.rank, (self.outcome, self.step))
+    }
 }
 
 #[derive(Serialize, Deserialize)]

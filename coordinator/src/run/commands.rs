@@ -46,8 +46,8 @@ impl Run {
             _ if self.wish == Wish::Pause => Ok(Some(format!("nothing to do: {}", self.paused()))),
             _ if self.wish == Wish::Stop => Ok(Some("nothing to pause: the run is being stopped".to_owned())),
             _ => {
-                self.wish = Wish::Pause;
-                if self.phase != Phase::Regrouping {
+                self.wants(Wish::Pause, directives);
+                if !self.waits_for_ranks() {
                     self.give(DirectiveKind::Pause, "an operator asked for a pause", directives);
                 }
                 if self.phase == Phase::Training {
@@ -72,8 +72,8 @@ impl Run {
         if self.wish != Wish::Pause {
             return Ok(Some(format!("the run is not paused: {}", self.reason())));
         }
-        self.wish = Wish::Train;
-        if self.phase != Phase::Regrouping {
+        self.wants(Wish::Train, directives);
+        if !self.waits_for_ranks() {
             self.give(DirectiveKind::Resume, "an operator resumed the run", directives);
         }
         if self.phase == Phase::Paused {
@@ -101,7 +101,7 @@ impl Run {
                 Ok(None)
             }
             Phase::Training | Phase::Paused => {
-                self.wish = Wish::Stop;
+                self.wants(Wish::Stop, directives);
                 self.give(
                     DirectiveKind::Stop,
                     &format!("the run is being stopped by {who}"),
@@ -112,12 +112,16 @@ impl Run {
                 self.issue_plans(directives);
                 Ok(None)
             }
-            Phase::WaitingForMembers | Phase::WaitingForCommId | Phase::WaitingForReady | Phase::Regrouping => {
+            Phase::WaitingForMembers
+            | Phase::WaitingForReturn
+            | Phase::WaitingForCommId
+            | Phase::WaitingForReady
+            | Phase::Regrouping => {
                 // The next generation is told.
-                self.wish = Wish::Stop;
+                self.wants(Wish::Stop, directives);
                 let reason = format!("the run is being stopped by {who}");
                 directives.push(Directive::Persist(Record::Decision { reason }));
-                if self.phase != Phase::Regrouping {
+                if !self.waits_for_ranks() {
                     self.say_the_wish(directives);
                 }
                 Ok(None)
@@ -134,6 +138,18 @@ impl Run {
         let reason = format!("the run was abandoned by an operator after step {committed} of {total}");
         self.end_with(Outcome::Stopped, reason, directives);
         Ok(None)
+    }
+
+    /// Whether nobody can be told anything yet: the ranks are leaving their generation, or have not come back. Those who train
+    /// next are told.
+    fn waits_for_ranks(&self) -> bool {
+        matches!(self.phase, Phase::Regrouping | Phase::WaitingForReturn)
+    }
+
+    /// The operators want something else. It stands in every later term.
+    fn wants(&mut self, wish: Wish, directives: &mut Vec<Directive>) {
+        self.wish = wish;
+        directives.push(Directive::Persist(Record::Wish(wish)));
     }
 
     pub(super) fn give(&mut self, kind: DirectiveKind, reason: &str, directives: &mut Vec<Directive>) {

@@ -2,7 +2,7 @@
 
 use lockstep_proto::domain::{
     CommittedStep, CoordinatorBody, Directive as Urgent, Generation, JoinInfo, Outcome, Part, Plan, Progress, Ready,
-    RunEnd, Stamp, StepMetrics, StepReport, Validation,
+    Return, RunEnd, Stamp, StepMetrics, StepReport, Validation,
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,15 @@ pub enum Event {
         peer: Peer,
         /// What it says of itself.
         info: JoinInfo,
+    },
+    /// A member speaks again, on a new stream: its last one broke, or an earlier term ended.
+    Return {
+        /// Its new stream.
+        peer: Peer,
+        /// The number of the generation that it was last part of; 0: none.
+        generation: u64,
+        /// How it stands there.
+        returned: Box<Return>,
     },
     /// The communicator id of rank 0.
     CommId {
@@ -145,6 +154,19 @@ pub enum Directive {
 pub enum Record {
     /// A formation of members into ranks.
     Generation(Generation),
+    /// The ranks of a generation have begun to train.
+    Begun(Begun),
+    /// What the operators want has changed.
+    Wish(Wish),
+    /// The member of a rank has ended its part.
+    Farewell {
+        /// The generation.
+        generation: u64,
+        /// The rank.
+        rank: u32,
+        /// How it ended, and the last step whose parameters it holds.
+        farewell: Farewell,
+    },
     /// Plans that are issued together.
     Plans(Vec<Plan>),
     /// An urgent directive that is given.
@@ -172,6 +194,36 @@ pub enum Record {
     },
     /// The end.
     End(RunEnd),
+}
+
+/// How a member ended its part, and the last step whose parameters it held.
+pub type Farewell = (Outcome, u64);
+
+/// What the operators want the ranks to do, whatever else they are told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Wish {
+    /// Make steps.
+    #[default]
+    Train,
+    /// Wait at the end of a step.
+    Pause,
+    /// End.
+    Stop,
+}
+
+/// The beginning of training in a generation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Begun {
+    /// The generation.
+    pub generation: u64,
+    /// The step whose parameters every rank had then; 0: initial values.
+    pub from: u64,
+    /// Their hash.
+    pub parameter_hash: [u8; 32],
+    /// The build of every member.
+    pub build: String,
+    /// The fingerprint of every member.
+    pub fingerprint: String,
 }
 
 /// A committed step as the ledger keeps it.

@@ -106,7 +106,8 @@ impl Run {
 
     /// Ends the run when everybody has said farewell.
     pub(super) fn end_if_all_finished(&mut self, directives: &mut Vec<Directive>) {
-        if self.phase == Phase::Ended {
+        // Before all are back, the farewells that are there say nothing of the others.
+        if matches!(self.phase, Phase::Ended | Phase::WaitingForReturn) {
             return;
         }
         let mut farewells = Vec::new();

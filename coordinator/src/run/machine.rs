@@ -16,6 +16,11 @@ impl Run {
         self.now = now;
         let answer = match event {
             Event::Join { peer, info } => self.join(peer, info, &mut directives),
+            Event::Return {
+                peer,
+                generation,
+                returned,
+            } => self.returns(peer, generation, *returned, &mut directives),
             Event::CommId { peer, stamp, id } => self.pass_comm_id(peer, stamp, id, &mut directives),
             Event::Ready { peer, stamp, ready } => self.ready(peer, stamp, ready, &mut directives),
             Event::Progress { peer, progress } => {
@@ -43,6 +48,7 @@ impl Run {
             Event::Tick => {
                 self.end_if_failing_is_over(now, &mut directives);
                 self.fence_the_late(&mut directives);
+                self.give_up_the_absent(&mut directives);
                 Ok(None)
             }
             Event::Pause => self.pause(&mut directives),
@@ -71,6 +77,7 @@ impl Run {
         let total = self.facts.planner.total_steps();
         match self.phase {
             Phase::WaitingForMembers => self.waiting(),
+            Phase::WaitingForReturn => self.absent(),
             Phase::Regrouping => self.regrouping(),
             Phase::WaitingForCommId => "waiting for rank 0 to make the communicator id".to_owned(),
             Phase::WaitingForReady => {
@@ -174,7 +181,13 @@ impl Run {
         };
         let phase_takes_reports = matches!(
             self.phase,
-            Phase::Training | Phase::Paused | Phase::Stopping | Phase::Finishing | Phase::Failing | Phase::Regrouping
+            Phase::Training
+                | Phase::Paused
+                | Phase::Stopping
+                | Phase::Finishing
+                | Phase::Failing
+                | Phase::Regrouping
+                | Phase::WaitingForReturn
         );
         if !phase_takes_reports {
             return Ok(None);
@@ -399,7 +412,15 @@ impl Run {
         };
         let farewell = (outcome.clone(), step);
         if member.finished.is_none() {
-            member.finished = Some(farewell);
+            member.finished = Some(farewell.clone());
+            let rank = member.rank;
+            if let (Some(rank), Some(generation)) = (rank, &self.generation) {
+                directives.push(Directive::Persist(Record::Farewell {
+                    generation: generation.stamp.generation,
+                    rank,
+                    farewell,
+                }));
+            }
             if self.phase != Phase::Ended {
                 let reason = format!("{} ended after step {step}: {}", self.name(peer), in_words(&outcome));
                 directives.push(Directive::Persist(Record::Decision { reason }));

@@ -6,7 +6,8 @@
 //! can drive it through thousands of schedules. It checks, and other tests name, these invariants:
 //!
 //! 1. One generation at a time: messages of a generation go out only while it is the present one, and the next one is
-//!    formed only when every member of it has left its collectives, or is gone.
+//!    formed only when every member of it has left its collectives, or is gone. A generation goes on in a new term only
+//!    when all of its ranks have come back as they were.
 //! 2. Terms and generations only rise.
 //! 3. No sample twice and none left out: the committed steps' sample ranges follow each other without gap or overlap.
 //! 4. No plan is altered after it was issued; plans are issued in order, each once.
@@ -28,6 +29,7 @@ mod decision;
 mod failure;
 mod machine;
 mod regroup;
+mod returning;
 #[cfg(test)]
 mod simulator;
 mod snapshots;
@@ -40,12 +42,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use lockstep_proto::domain::{
-    Directive as Urgent, Generation, JoinInfo, MemberStatus, Outcome, Part, Plan, Progress, Ready, RunEnd, Stamp,
-    StepMetrics, Validation,
+    Directive as Urgent, Generation, JoinInfo, MemberStatus, Part, Plan, Progress, Ready, RunEnd, Stamp, StepMetrics,
+    Validation,
 };
 
 use crate::plan::Planner;
-pub use crate::run::decision::{Commit, Decision, Directive, Event, Peer, Record, Refusal};
+pub use crate::run::decision::{Begun, Commit, Decision, Directive, Event, Farewell, Peer, Record, Refusal, Wish};
+pub use crate::run::returning::Recorded;
+use crate::run::returning::Returning;
 pub use crate::run::window::LONGEST_WINDOW;
 
 /// How many ranks a run may have.
@@ -95,7 +99,7 @@ pub struct RunFacts {
     pub last_generation: u64,
     /// Time that a plan window reaches ahead.
     pub window: Duration,
-    /// What the secrets of the generations are derived from.
+    /// What the secrets of the generations are derived from: the same in every term.
     pub secret: [u8; 32],
     /// Makes the plans.
     pub planner: Planner,
@@ -106,6 +110,8 @@ pub struct RunFacts {
 pub enum Phase {
     /// For members to join until the world is complete.
     WaitingForMembers,
+    /// For the ranks of the last generation to speak to this coordinator, which has replaced an earlier one.
+    WaitingForReturn,
     /// For rank 0's communicator id.
     WaitingForCommId,
     /// For every rank's communicator and initial parameters.
@@ -131,6 +137,7 @@ impl Phase {
     pub fn name(self) -> &'static str {
         match self {
             Phase::WaitingForMembers => "waiting-for-members",
+            Phase::WaitingForReturn => "waiting-for-return",
             Phase::WaitingForCommId => "waiting-for-comm-id",
             Phase::WaitingForReady => "waiting-for-ready",
             Phase::Training => "training",
@@ -153,9 +160,11 @@ struct Member {
     ready: Option<Ready>,
     reported: u64,
     progress: Progress,
-    finished: Option<(Outcome, u64)>,
+    finished: Option<Farewell>,
     /// Whether it has left the collectives of the present generation.
     stopped: bool,
+    /// Whether it is still in the collectives of a generation that it is no rank of any more.
+    is_astray: bool,
     /// Why it must leave, if it must: it is part of no further generation.
     leaving: Option<String>,
     /// The parts of snapshots that it holds.
@@ -163,6 +172,21 @@ struct Member {
 }
 
 impl Member {
+    fn new(info: JoinInfo) -> Member {
+        Member {
+            info,
+            rank: None,
+            ready: None,
+            reported: 0,
+            progress: Progress::default(),
+            finished: None,
+            stopped: false,
+            is_astray: false,
+            leaving: None,
+            parts: BTreeSet::new(),
+        }
+    }
+
     /// Whether it is a rank whose device may wait in a collective.
     fn is_in_collectives(&self) -> bool {
         self.rank.is_some() && !self.stopped && self.finished.is_none()
@@ -170,7 +194,7 @@ impl Member {
 
     /// Whether it may be a rank of the next generation.
     fn is_candidate(&self) -> bool {
-        self.finished.is_none() && self.leaving.is_none()
+        self.finished.is_none() && self.leaving.is_none() && !self.is_astray
     }
 }
 
@@ -179,14 +203,6 @@ impl Member {
 struct Past {
     plan: Plan,
     hash: [u8; 32],
-}
-
-/// What an operator wants the ranks to do, whatever else they are told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
-    Train,
-    Pause,
-    Stop,
 }
 
 /// The end of a generation that is followed by another one.
@@ -211,6 +227,8 @@ struct Reported {
 pub struct Run {
     facts: RunFacts,
     phase: Phase,
+    /// Whether no world was formed yet since somebody started, or resumed, the run.
+    begins_anew: bool,
     members: BTreeMap<Peer, Member>,
     /// Build and fingerprint of the first member: the ones that the others must have.
     fixed: Option<(String, String)>,
@@ -218,6 +236,8 @@ pub struct Run {
     /// The ranks of every generation of this term.
     worlds_of: BTreeMap<u64, u32>,
     regroup: Option<Regroup>,
+    /// Whom a new term still waits for.
+    returning: Option<Returning>,
     /// Generations that were aborted one after the other without a new step.
     fruitless: u32,
     /// The newest urgent directive.
@@ -271,11 +291,13 @@ impl Run {
         Ok(Run {
             facts,
             phase: Phase::WaitingForMembers,
+            begins_anew: true,
             members: BTreeMap::new(),
             fixed: None,
             generation: None,
             worlds_of: BTreeMap::new(),
             regroup: None,
+            returning: None,
             fruitless: 0,
             urgent: Urgent::default(),
             wish: Wish::Train,

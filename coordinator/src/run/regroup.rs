@@ -9,7 +9,7 @@
 use lockstep_proto::domain::{CoordinatorBody, DirectiveKind, Outcome, Part, Plan, Stamp};
 
 use crate::run::machine::{Answer, disagreement, hex};
-use crate::run::{Directive, LONGEST_WINDOW, Peer, Phase, Record, Regroup, Run, Wish};
+use crate::run::{Begun, Directive, LONGEST_WINDOW, Peer, Phase, Record, Regroup, Run, Wish};
 
 /// Generations that may be aborted one after the other without one new step: then it is not chance.
 const MOST_FRUITLESS: u32 = 8;
@@ -17,6 +17,7 @@ const MOST_FRUITLESS: u32 = 8;
 impl Run {
     /// Ends the present generation at once: every rank that is still in its collectives is told to abort.
     pub(super) fn abort_generation(&mut self, reason: String, directives: &mut Vec<Directive>) {
+        self.returning = None;
         directives.push(Directive::Persist(Record::Decision { reason: reason.clone() }));
         let is_first_word = self.regroup.as_ref().is_none_or(|regroup| !regroup.is_aborted);
         if is_first_word {
@@ -83,7 +84,16 @@ impl Run {
         parts: Vec<Part>,
         directives: &mut Vec<Directive>,
     ) -> Answer {
-        if self.present(peer, stamp).is_none() || self.phase == Phase::Ended {
+        if self.phase == Phase::Ended {
+            return Ok(None);
+        }
+        if let Some(member) = self.members.get_mut(&peer).filter(|member| member.is_astray) {
+            member.is_astray = false;
+            member.parts = parts.into_iter().collect();
+            self.welcome(directives);
+            return Ok(None);
+        }
+        if self.present(peer, stamp).is_none() {
             return Ok(None);
         }
         let name = self.name(peer);
@@ -99,6 +109,10 @@ impl Run {
                 self.abort_generation(format!("{name} left the collectives: {cause}"), directives);
             }
             (Phase::Regrouping, _) => self.form_if_stopped(directives),
+            (Phase::WaitingForReturn, cause) => {
+                let cause = cause.unwrap_or_else(|| "as it was told in an earlier term".to_owned());
+                self.cannot_go_on_as_it_was(format!("{name} left the collectives: {cause}"), directives);
+            }
             (_, cause) if self.facts.worlds.are_elastic() => {
                 let cause = cause.unwrap_or_else(|| "it was not told to".to_owned());
                 self.abort_generation(format!("{name} left the collectives: {cause}"), directives);
@@ -156,6 +170,14 @@ impl Run {
         if from == 0 {
             self.initial = Some(hashes[0]);
         }
+        let (build, fingerprint) = self.fixed.clone().unwrap_or_default();
+        directives.push(Directive::Persist(Record::Begun(Begun {
+            generation: generation.stamp.generation,
+            from,
+            parameter_hash: hashes[0],
+            build,
+            fingerprint,
+        })));
         let again: Vec<Plan> = self.past[from as usize..]
             .iter()
             .map(|past| past.plan.clone())
@@ -164,18 +186,21 @@ impl Run {
         for window in again.chunks(LONGEST_WINDOW as usize) {
             self.broadcast(CoordinatorBody::PlanWindow(window.to_vec()), directives);
         }
-        self.phase = match self.wish {
-            Wish::Train => Phase::Training,
-            Wish::Pause => Phase::Paused,
-            Wish::Stop => Phase::Stopping,
-        };
-        if self.committed == self.facts.planner.total_steps() {
-            self.phase = Phase::Finishing;
-        }
+        self.phase = self.phase_of_training();
         self.release_the_leaving(directives);
         self.issue_plans(directives);
         if matches!(self.phase, Phase::Training | Phase::Paused) {
             self.grow(directives);
+        }
+    }
+
+    /// What ranks do that make steps, after the operators' wish.
+    pub(super) fn phase_of_training(&self) -> Phase {
+        match self.wish {
+            _ if self.committed == self.facts.planner.total_steps() => Phase::Finishing,
+            Wish::Train => Phase::Training,
+            Wish::Pause => Phase::Paused,
+            Wish::Stop => Phase::Stopping,
         }
     }
 
@@ -240,9 +265,9 @@ impl Run {
     pub(super) fn waiting(&self) -> String {
         let there = self.candidates().len();
         let needed = self.needed();
-        match (&self.generation, self.committed) {
-            (None, _) => format!("waiting for trainers: {there} of {needed} have joined"),
-            (Some(_), step) => {
+        match (self.begins_anew, self.committed) {
+            (true, 0) => format!("waiting for trainers: {there} of {needed} have joined"),
+            (_, step) => {
                 format!("waiting for trainers to go on after step {step}: {there} of at least {needed} are there")
             }
         }

@@ -65,7 +65,7 @@ impl Run {
     }
 
     /// Lets the newest snapshot of this generation stand that is held often enough.
-    fn stand(&mut self, directives: &mut Vec<Directive>) {
+    pub(super) fn stand(&mut self, directives: &mut Vec<Directive>) {
         let generation = self.stamp().generation;
         let ranks = self.members.values().filter(|member| member.rank.is_some());
         let held = held(ranks.map(|member| (member.info.parts_address.clone(), member.parts.clone())));
@@ -110,13 +110,7 @@ impl Run {
                     step,
                     generation,
                     parts: parts.map(place).collect(),
-                    secret: secret(
-                        &self.facts.secret,
-                        Stamp {
-                            term: self.facts.term,
-                            generation,
-                        },
-                    ),
+                    secret: secret(&self.facts.secret, generation),
                 })
             })
     }

@@ -1,7 +1,5 @@
 //! Who may be part of the run, and how members become ranks.
 
-use std::collections::BTreeSet;
-
 use lockstep_data::rank_lanes;
 use lockstep_proto::domain::{CoordinatorBody, Generation, JoinInfo, MemberPlace, Stamp};
 
@@ -31,7 +29,12 @@ impl Run {
             );
             return refuse("NAME_TAKEN", reason);
         }
-        if self.phase != Phase::WaitingForMembers && !self.facts.worlds.are_elastic() {
+        let is_back = self.phase == Phase::WaitingForReturn
+            && self
+                .generation
+                .as_ref()
+                .is_some_and(|generation| generation.place_of(name).is_some());
+        if self.phase != Phase::WaitingForMembers && !is_back && !self.facts.worlds.are_elastic() {
             let ranks = self.ranks();
             let reason = format!("member {name} cannot join: the run has {ranks} ranks and all of them are there");
             return refuse("WORLD_FULL", reason);
@@ -79,20 +82,23 @@ impl Run {
     pub(super) fn admit(&mut self, peer: Peer, info: JoinInfo, directives: &mut Vec<Directive>) {
         let reason = format!("member {} (pid {} on {}) joined", info.member, info.pid, info.host);
         directives.push(Directive::Persist(Record::Decision { reason }));
+        let name = info.member.clone();
+        self.take_in(peer, Member::new(info));
+        if self.phase == Phase::WaitingForReturn {
+            self.is_new(&name, directives);
+        }
+        self.welcome(directives);
+    }
+
+    pub(super) fn take_in(&mut self, peer: Peer, member: Member) {
+        let info = &member.info;
         self.fixed
             .get_or_insert_with(|| (info.build.clone(), info.fingerprint.clone()));
-        let member = Member {
-            info,
-            rank: None,
-            ready: None,
-            reported: 0,
-            progress: Default::default(),
-            finished: None,
-            stopped: false,
-            leaving: None,
-            parts: BTreeSet::new(),
-        };
         self.members.insert(peer, member);
+    }
+
+    /// Lets a member that has come be part of a world, now or at the end of a step.
+    pub(super) fn welcome(&mut self, directives: &mut Vec<Directive>) {
         match self.phase {
             Phase::WaitingForMembers => self.form_if_enough(directives),
             Phase::Training | Phase::Paused => self.grow(directives),
@@ -121,9 +127,9 @@ impl Run {
     /// Members that make a world, now.
     pub(super) fn needed(&self) -> u32 {
         let worlds = self.facts.worlds;
-        match self.generation {
-            None => worlds.first,
-            Some(_) => worlds.least,
+        match self.begins_anew {
+            true => worlds.first,
+            false => worlds.least,
         }
     }
 
@@ -158,7 +164,7 @@ impl Run {
             term: self.facts.term,
             generation: before.generation + 1,
         };
-        let secret = secret(&self.facts.secret, stamp);
+        let secret = secret(&self.facts.secret, stamp.generation);
         let generation = Generation {
             stamp,
             members: places,
@@ -172,6 +178,7 @@ impl Run {
         self.snapshot = generation.resume.as_ref().map_or(0, |resume| resume.step);
         self.generation = Some(generation.clone());
         self.regroup = None;
+        self.begins_anew = false;
         self.reports.clear();
         self.phase = Phase::WaitingForCommId;
         directives.push(Directive::Persist(Record::Generation(generation.clone())));
@@ -190,12 +197,9 @@ fn natural_order(name: &str) -> (String, u64, String) {
     )
 }
 
-/// A secret of the generation's own.
-pub(super) fn secret(key: &[u8; 32], stamp: Stamp) -> [u8; 32] {
-    let mut words = [0; 16];
-    words[..8].copy_from_slice(&stamp.term.to_le_bytes());
-    words[8..].copy_from_slice(&stamp.generation.to_le_bytes());
-    blake3::keyed_hash(key, &words).into()
+/// A secret of the generation's own: the same in every term, since its parts of snapshots outlive a term.
+pub(super) fn secret(key: &[u8; 32], generation: u64) -> [u8; 32] {
+    blake3::keyed_hash(key, &generation.to_le_bytes()).into()
 }
 
 #[cfg(test)]

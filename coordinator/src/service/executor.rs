@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use lockstep_proto::domain::{CoordinatorBody, FromCoordinator, Header, Outcome, RunEnd, RunEvent, RunStatus, Stamp};
+use lockstep_proto::domain::{
+    CommittedStep, CoordinatorBody, FromCoordinator, Header, Outcome, RunEnd, RunEvent, RunStatus, Stamp,
+};
 use tokio::sync::broadcast;
 use tonic::Status;
 
@@ -37,6 +39,10 @@ pub(crate) struct ExecutorParts {
     /// The backend of a world of so many ranks.
     pub(crate) backend: Box<dyn Fn(u32) -> &'static str + Send>,
     pub(crate) total_steps: u64,
+    /// The step that was committed last, in an earlier term.
+    pub(crate) last: Option<CommittedStep>,
+    /// The newest validation loss of an earlier term.
+    pub(crate) newest_validation: Option<f64>,
 }
 
 /// The answer to a command.
@@ -61,18 +67,19 @@ pub(crate) struct Executor {
 impl Executor {
     pub(crate) fn new(parts: ExecutorParts) -> Executor {
         let told = (parts.run.phase().name(), parts.run.reason());
+        tracing::info!("{}: {}", told.0, told.1);
         Executor {
-            parts,
             began: Instant::now(),
             members: BTreeMap::new(),
             pending: Vec::new(),
             pending_since: None,
             replies: Vec::new(),
             told,
-            loss: None,
-            validation_loss: None,
-            tokens_per_second: None,
+            loss: parts.last.as_ref().map(|step| step.loss),
+            validation_loss: parts.newest_validation,
+            tokens_per_second: parts.last.as_ref().map(|step| step.tokens_per_second),
             ended: None,
+            parts,
         }
     }
 
@@ -367,6 +374,7 @@ fn is_urgent(directive: &Directive) -> bool {
 fn sender_of(event: &Event) -> Option<Peer> {
     match event {
         Event::Join { peer, .. }
+        | Event::Return { peer, .. }
         | Event::CommId { peer, .. }
         | Event::Ready { peer, .. }
         | Event::Progress { peer, .. }

@@ -107,6 +107,11 @@ fn understand(message: v1::MemberMessage, peer: Peer, run_id: &str, term: u64) -
             parts,
         },
         MemberBody::Leaving(reason) => Event::Leaving { peer, reason },
+        MemberBody::Return(returned) => Event::Return {
+            peer,
+            generation: stamp.generation,
+            returned: Box::new(returned),
+        },
         MemberBody::Finished { outcome, step } => Event::Finished { peer, outcome, step },
     }))
 }

@@ -17,7 +17,7 @@ pub(crate) const RUNS: &str = "runs";
 /// What the coordinator locks while it has the ledger open: one that was started by itself knows no other claim.
 const LEDGER_LOCK: &str = "run.lock";
 /// What a run that never made a step may have left; such a folder is used again.
-const LEFTOVERS: [&str; 8] = [
+const LEFTOVERS: [&str; 9] = [
     "config.toml",
     Address::FILE,
     ".coordinator.json",
@@ -25,6 +25,7 @@ const LEFTOVERS: [&str; 8] = [
     "ledger.redb",
     "logs",
     "metrics.jsonl",
+    "secret",
     "summary.json",
 ];
 /// TensorBoard's names begin so.
@@ -66,14 +67,15 @@ impl Made {
 }
 
 impl RunFolder {
-    /// Makes and claims `RUNS/name`.
+    /// Makes and claims `RUNS/name`. With `resume` an earlier run in it is to go on, and is left as it is.
     ///
     /// # Errors
-    /// The folder is in use, holds an earlier run or other things, or cannot be made. Nothing is left then.
-    pub(crate) fn claim(runs: &Path, name: &str) -> Result<RunFolder, Ending> {
+    /// The folder is in use, holds an earlier run that is not to go on, or other things, or cannot be made. Nothing is left
+    /// then.
+    pub(crate) fn claim(runs: &Path, name: &str, resume: bool) -> Result<RunFolder, Ending> {
         let path = runs.join(name);
         let mut made = Made::default();
-        match claim(&path, runs, &mut made) {
+        match claim(&path, runs, resume, &mut made) {
             Ok(lock) => Ok(RunFolder {
                 path,
                 _lock: lock,
@@ -91,14 +93,16 @@ impl RunFolder {
         &self.path
     }
 
-    /// Takes back everything: the run was refused after its folder had been claimed.
+    /// Takes back everything: the run was refused after its folder had been claimed. An earlier run stays.
     pub(crate) fn undo(self) {
-        remove_leftovers(&self.path);
+        if !was_started(&self.path) {
+            remove_leftovers(&self.path);
+        }
         self.made.undo();
     }
 }
 
-fn claim(path: &Path, runs: &Path, made: &mut Made) -> Result<File, Ending> {
+fn claim(path: &Path, runs: &Path, resume: bool, made: &mut Made) -> Result<File, Ending> {
     let failed = |error: std::io::Error| {
         Ending::BadInput(format!(
             "cannot make the run folder {}: {error}; start where you may write",
@@ -118,8 +122,11 @@ fn claim(path: &Path, runs: &Path, made: &mut Made) -> Result<File, Ending> {
         )));
     }
     if was_started(path) {
+        if resume {
+            return Ok(lock);
+        }
         return Err(Ending::BadInput(format!(
-            "the run folder {} holds an earlier run; choose another run.name (--set run.name=NAME)",
+            "the run folder {} holds an earlier run; go on with it (--resume), or choose another run.name (--set run.name=NAME)",
             path.display()
         )));
     }
@@ -191,7 +198,7 @@ mod tests {
     use super::*;
 
     fn sentence(runs: &Path) -> String {
-        RunFolder::claim(runs, "first")
+        RunFolder::claim(runs, "first", false)
             .unwrap_err()
             .sentence()
             .unwrap()
@@ -202,10 +209,10 @@ mod tests {
     fn a_folder_has_one_user_at_a_time() {
         let root = tempfile::tempdir().unwrap();
         let runs = root.path().join(RUNS);
-        let claimed = RunFolder::claim(&runs, "first").unwrap();
+        let claimed = RunFolder::claim(&runs, "first", false).unwrap();
         assert!(is_in_use(claimed.path()));
         assert!(sentence(&runs).contains("in use"));
-        RunFolder::claim(&runs, "second").unwrap().undo();
+        RunFolder::claim(&runs, "second", false).unwrap().undo();
         claimed.undo();
         assert!(!runs.exists(), "what a refused run made is gone");
     }
@@ -217,11 +224,12 @@ mod tests {
         std::fs::create_dir_all(folder.join("logs")).unwrap();
         std::fs::write(folder.join("ledger.redb"), "ledger").unwrap();
         std::fs::write(folder.join("metrics.jsonl"), "").unwrap();
-        drop(RunFolder::claim(root.path(), "first").unwrap());
+        drop(RunFolder::claim(root.path(), "first", false).unwrap());
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
         std::fs::write(folder.join("ledger.redb"), "ledger").unwrap();
         std::fs::write(folder.join("metrics.jsonl"), "{}\n").unwrap();
         assert!(sentence(root.path()).contains("earlier run"));
+        RunFolder::claim(root.path(), "first", true).unwrap().undo();
         assert!(folder.join("ledger.redb").exists());
     }
 

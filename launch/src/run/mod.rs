@@ -47,8 +47,8 @@ pub(crate) fn run(arguments: RunArguments) -> Result<(), Ending> {
         _ => (sibling::trainer()?, None),
     };
     serve::check_bind(&checked.config)?;
-    let folder = RunFolder::claim(Path::new(RUNS), &checked.config.run.name)?;
-    let (serving, messages) = match Serving::start(&checked, folder.path()) {
+    let folder = RunFolder::claim(Path::new(RUNS), &checked.config.run.name, arguments.resume)?;
+    let (serving, messages) = match Serving::start(&checked, folder.path(), arguments.resume) {
         Ok(started) => started,
         Err(ending) => {
             folder.undo();

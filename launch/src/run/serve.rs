@@ -49,12 +49,17 @@ impl Serving {
     ///
     /// # Errors
     /// The folder or the address cannot be used, or the system refuses.
-    pub(crate) fn start(checked: &Checked, folder: &Path) -> Result<(Serving, Receiver<Message>), Ending> {
+    pub(crate) fn start(
+        checked: &Checked,
+        folder: &Path,
+        resume: bool,
+    ) -> Result<(Serving, Receiver<Message>), Ending> {
         let (sender, messages) = channel();
         let runtime = catch_signals(&sender)?;
         let coordinator = Coordinator::start(CoordinatorOptions {
             config: checked.config.clone(),
             run_dir: folder.to_owned(),
+            goes_on: resume,
             ranks: checked.ranks,
             training_samples: checked.training_samples,
             data_hash: checked.data_hash.clone(),

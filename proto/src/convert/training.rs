@@ -3,7 +3,7 @@
 use super::{ConvertError, bytes_32, header, phases_in, phases_out, required};
 use crate::domain::{
     CoordinatorBody, Directive, DirectiveKind, FromCoordinator, FromMember, Generation, Header, JoinInfo, MemberBody,
-    Part, PartPlace, Plan, Progress, Ready, Resume, StepMetrics, StepReport, Validation,
+    Part, PartPlace, Plan, Progress, Ready, Resume, Return, Standing, StepMetrics, StepReport, Validation,
 };
 use crate::v1;
 
@@ -11,22 +11,9 @@ impl From<&FromMember> for v1::MemberMessage {
     fn from(message: &FromMember) -> Self {
         use v1::member_message::Body;
         let body = match &message.body {
-            MemberBody::Join(info) => Body::Join(v1::Join {
-                member: info.member.clone(),
-                pid: info.pid,
-                host: info.host.clone(),
-                build: info.build.clone(),
-                config_hash: info.config_hash.clone(),
-                data_hash: info.data_hash.clone(),
-                fingerprint: info.fingerprint.clone(),
-                devices: info.devices.clone(),
-                parts_address: info.parts_address.clone(),
-            }),
+            MemberBody::Join(info) => Body::Join(join_out(info)),
             MemberBody::CommId(id) => Body::CommId(v1::CommId { id: id.clone() }),
-            MemberBody::Ready(ready) => Body::Ready(v1::Ready {
-                parameter_hash: ready.hash.to_vec(),
-                transports: ready.transports.clone(),
-            }),
+            MemberBody::Ready(ready) => Body::Ready(ready_out(ready)),
             MemberBody::Progress(progress) => Body::Progress(v1::Progress {
                 step: progress.step,
                 phase: progress.phase.clone(),
@@ -46,6 +33,16 @@ impl From<&FromMember> for v1::MemberMessage {
                 outcome: Some(outcome.into()),
                 step: *step,
             }),
+            MemberBody::Return(returned) => Body::Returned(v1::Return {
+                join: Some(join_out(&returned.info)),
+                standing: match returned.standing {
+                    Standing::Outside => v1::Standing::Outside,
+                    Standing::Meeting => v1::Standing::Meeting,
+                    Standing::Training => v1::Standing::Training,
+                } as i32,
+                ready: returned.ready.as_ref().map(ready_out),
+                parts: returned.parts.iter().map(part_out).collect(),
+            }),
         };
         v1::MemberMessage {
             header: Some((&message.header).into()),
@@ -61,22 +58,9 @@ impl TryFrom<v1::MemberMessage> for FromMember {
         use v1::member_message::Body;
         let header = header("MemberMessage", message.header)?;
         let body = match required("MemberMessage", "body", message.body)? {
-            Body::Join(join) => MemberBody::Join(JoinInfo {
-                member: join.member,
-                pid: join.pid,
-                host: join.host,
-                build: join.build,
-                config_hash: join.config_hash,
-                data_hash: join.data_hash,
-                fingerprint: join.fingerprint,
-                devices: join.devices,
-                parts_address: join.parts_address,
-            }),
+            Body::Join(join) => MemberBody::Join(join_in(join)),
             Body::CommId(v1::CommId { id }) => MemberBody::CommId(id),
-            Body::Ready(ready) => MemberBody::Ready(Ready {
-                hash: bytes_32("Ready", "parameter_hash", &ready.parameter_hash)?,
-                transports: ready.transports,
-            }),
+            Body::Ready(ready) => MemberBody::Ready(ready_in(ready)?),
             Body::Progress(v1::Progress { step, phase, counter }) => {
                 MemberBody::Progress(Progress { step, phase, counter })
             }
@@ -92,9 +76,68 @@ impl TryFrom<v1::MemberMessage> for FromMember {
                 outcome: required("Finished", "outcome", finished.outcome)?.try_into()?,
                 step: finished.step,
             },
+            Body::Returned(returned) => MemberBody::Return(Return {
+                info: join_in(required("Return", "join", returned.join)?),
+                standing: match v1::Standing::try_from(returned.standing) {
+                    Ok(v1::Standing::Outside) => Standing::Outside,
+                    Ok(v1::Standing::Meeting) => Standing::Meeting,
+                    Ok(v1::Standing::Training) => Standing::Training,
+                    Err(_) => {
+                        return Err(ConvertError::Unknown {
+                            message: "Return",
+                            field: "standing",
+                            value: i64::from(returned.standing),
+                        });
+                    }
+                },
+                ready: returned.ready.map(ready_in).transpose()?,
+                parts: returned.parts.into_iter().map(part_in).collect::<Result<_, _>>()?,
+            }),
         };
         Ok(FromMember { header, body })
     }
+}
+
+fn join_out(info: &JoinInfo) -> v1::Join {
+    v1::Join {
+        member: info.member.clone(),
+        pid: info.pid,
+        host: info.host.clone(),
+        build: info.build.clone(),
+        config_hash: info.config_hash.clone(),
+        data_hash: info.data_hash.clone(),
+        fingerprint: info.fingerprint.clone(),
+        devices: info.devices.clone(),
+        parts_address: info.parts_address.clone(),
+    }
+}
+
+fn join_in(join: v1::Join) -> JoinInfo {
+    JoinInfo {
+        member: join.member,
+        pid: join.pid,
+        host: join.host,
+        build: join.build,
+        config_hash: join.config_hash,
+        data_hash: join.data_hash,
+        fingerprint: join.fingerprint,
+        devices: join.devices,
+        parts_address: join.parts_address,
+    }
+}
+
+fn ready_out(ready: &Ready) -> v1::Ready {
+    v1::Ready {
+        parameter_hash: ready.hash.to_vec(),
+        transports: ready.transports.clone(),
+    }
+}
+
+fn ready_in(ready: v1::Ready) -> Result<Ready, ConvertError> {
+    Ok(Ready {
+        hash: bytes_32("Ready", "parameter_hash", &ready.parameter_hash)?,
+        transports: ready.transports,
+    })
 }
 
 fn report_out(report: &StepReport) -> v1::StepReport {

@@ -7,8 +7,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lockstep_proto::domain::{
-    CoordinatorBody, Directive, FromCoordinator, FromMember, Generation, Header, MemberBody, Plan, Progress, Stamp,
-    StepReport,
+    CoordinatorBody, Directive, FromCoordinator, FromMember, Generation, Header, JoinInfo, MemberBody, Part, Plan,
+    Progress, Ready, Return, Stamp, Standing, StepReport,
 };
 use tokio::sync::Notify;
 
@@ -25,9 +25,27 @@ pub(crate) struct Inbox {
     directive: AtomicU64,
     closed: AtomicBool,
     progress: Mutex<Progress>,
+    /// What this member says of itself, once it has joined.
+    member: Mutex<Option<Member>>,
+    /// Milliseconds for which a coordinator is looked for whose stream broke.
+    search: AtomicU64,
     /// Wakes the session's thread: there is something to send, or the session is closed.
     pub(crate) wake: Notify,
     pub(crate) abort: AbortSignal,
+}
+
+/// A member as it speaks of itself on every stream.
+struct Member {
+    info: JoinInfo,
+    parts: Box<dyn Fn() -> Vec<Part> + Send>,
+}
+
+impl std::fmt::Debug for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Member")
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +56,14 @@ pub(crate) struct State {
     /// The generation that this member has left: what is still said of it is of no use.
     left: Option<Stamp>,
     pub(crate) comm_id: Option<Vec<u8>>,
+    /// What was said when the communicator of this generation stood.
+    ready: Option<Ready>,
+    /// Whether plans of this generation have come.
+    has_plans: bool,
+    /// Why this member said that it must leave, if it did.
+    leaving: Option<String>,
+    /// Its last word, if it has said it.
+    farewell: Option<FromMember>,
     plans: VecDeque<Plan>,
     last_step: Option<u64>,
     outbox: VecDeque<FromMember>,
@@ -79,6 +105,8 @@ impl Inbox {
             directive: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             progress: Mutex::default(),
+            member: Mutex::default(),
+            search: AtomicU64::new(0),
             wake: Notify::new(),
             abort: AbortSignal::default(),
         }
@@ -194,7 +222,97 @@ impl Inbox {
     }
 
     pub(crate) fn say(&self, message: FromMember) {
-        self.lock().outbox.push_back(message);
+        let mut state = self.lock();
+        match &message.body {
+            MemberBody::Leaving(reason) => state.leaving = Some(reason.clone()),
+            MemberBody::Finished { .. } => state.farewell = Some(message.clone()),
+            _ => {}
+        }
+        state.outbox.push_back(message);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Keeps what this member says of itself.
+    pub(crate) fn know(&self, info: JoinInfo, parts: Box<dyn Fn() -> Vec<Part> + Send>) {
+        *self.member.lock().unwrap_or_else(PoisonError::into_inner) = Some(Member { info, parts });
+    }
+
+    pub(crate) fn note_ready(&self, ready: Ready) {
+        self.lock().ready = Some(ready);
+    }
+
+    pub(crate) fn set_search(&self, patience: Duration) {
+        let milliseconds = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        self.search.store(milliseconds, Ordering::Relaxed);
+    }
+
+    pub(crate) fn search(&self) -> Duration {
+        Duration::from_millis(self.search.load(Ordering::Relaxed))
+    }
+
+    /// A coordinator of this term has spoken.
+    pub(crate) fn heard_of(&self, term: u64) {
+        let mut state = self.lock();
+        state.term = state.term.max(term);
+    }
+
+    /// The newest term heard from.
+    pub(crate) fn term(&self) -> u64 {
+        self.lock().term
+    }
+
+    /// Whether a stream that broke is of no use any more: this member's part is over.
+    pub(crate) fn is_over(&self) -> bool {
+        let state = self.lock();
+        state.finished || state.broken.is_some()
+    }
+
+    /// Speaks on a new stream, to the coordinator of `term`: how this member stands, then what was not acknowledged.
+    pub(crate) fn begin_anew(&self, run_id: &str, term: u64) {
+        // The parts are asked for without the lock of the state: whoever keeps them has locks of its own.
+        let member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
+        let about = member.as_ref().map(|member| (member.info.clone(), (member.parts)()));
+        drop(member);
+        let mut state = self.lock();
+        state.term = state.term.max(term);
+        let stamp = state.generation.as_ref().map(|generation| generation.stamp);
+        let header = Header {
+            run_id: run_id.to_owned(),
+            stamp: stamp.unwrap_or(Stamp { term, generation: 0 }),
+        };
+        let is_inside = stamp.is_some() && state.left != stamp;
+        let standing = match (is_inside, state.has_plans) {
+            (false, _) => Standing::Outside,
+            (true, false) => Standing::Meeting,
+            (true, true) => Standing::Training,
+        };
+        state.outbox.clear();
+        let Some((info, parts)) = about else { return };
+        let ready = state.ready.clone().filter(|_| is_inside);
+        let say = |body| FromMember {
+            header: header.clone(),
+            body,
+        };
+        state.outbox.push_back(say(MemberBody::Return(Return {
+            info,
+            standing,
+            ready,
+            parts,
+        })));
+        if let Some(reason) = state.leaving.clone() {
+            state.outbox.push_back(say(MemberBody::Leaving(reason)));
+        }
+        let State {
+            outbox, unacknowledged, ..
+        } = &mut *state;
+        for kept in unacknowledged {
+            kept.sent = None;
+            outbox.push_back(kept.message.clone());
+        }
+        let farewell = state.farewell.clone();
+        state.outbox.extend(farewell);
+        drop(state);
         self.wake.notify_one();
     }
 
@@ -228,7 +346,9 @@ impl Inbox {
     /// The next message to send, in the order in which they were said.
     pub(crate) fn next_outgoing(&self) -> Option<FromMember> {
         let mut state = self.lock();
-        let message = state.outbox.pop_front()?;
+        let mut message = state.outbox.pop_front()?;
+        // What was said under an earlier term is said to the coordinator of this one.
+        message.header.stamp.term = state.term.max(message.header.stamp.term);
         if let MemberBody::Report(report) = &message.body {
             let now = Instant::now();
             let unsent = state
@@ -272,6 +392,8 @@ impl Inbox {
             CoordinatorBody::Generation(generation) if !of_older_generation => {
                 if current != Some(generation.stamp) {
                     state.comm_id = None;
+                    state.ready = None;
+                    state.has_plans = false;
                     state.plans.clear();
                     state.last_step = None;
                     // Older than what it begins with is of no use; newer snapshots could not be had any more.
@@ -281,6 +403,7 @@ impl Inbox {
             }
             CoordinatorBody::CommId(id) if !of_older_generation => state.comm_id = Some(id),
             CoordinatorBody::PlanWindow(plans) if !of_older_generation => {
+                state.has_plans = true;
                 for plan in plans {
                     if plan.last {
                         state.last_step = Some(plan.step);

@@ -4,7 +4,12 @@
 //! session's own carries the stream (`link`): what the coordinator sends lands in `inbox` (plans, directive,
 //! acknowledgements, abort), what the device thread says leaves through the outbox there. Plans come in windows, so
 //! [`Session::next_plan`] normally finds its plan without waiting; [`Session::report`] waits only on a full queue.
-//! A pushed abort or a broken stream sets the [`AbortSignal`] and wakes every wait.
+//! A pushed abort sets the [`AbortSignal`] and wakes every wait.
+//!
+//! A stream that breaks is opened again, for as long as [`Session::look_for_coordinator`] allows: to the same coordinator, or
+//! to the one of the next term. Meanwhile the device thread goes on with the plans that it has. The first word on the new
+//! stream says how the member stands (`MemberBody::Return`); what was not acknowledged is said again. Without a coordinator
+//! for too long, or after a refusal, the signal is set for good.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -85,9 +90,15 @@ impl Session {
         ))
     }
 
-    /// Joins the run.
-    pub fn join(&mut self, info: JoinInfo) {
+    /// Joins the run. `parts`: every part of a snapshot that this member holds, asked for whenever it must be said again.
+    pub fn join(&mut self, info: JoinInfo, parts: impl Fn() -> Vec<Part> + Send + 'static) {
+        self.inbox.know(info.clone(), Box::new(parts));
         self.say(MemberBody::Join(info));
+    }
+
+    /// How long a coordinator is looked for whose stream broke; zero, as at first: not at all.
+    pub fn look_for_coordinator(&self, patience: Duration) {
+        self.inbox.set_search(patience);
     }
 
     /// Waits for the next generation that this member is part of.
@@ -155,6 +166,7 @@ impl Session {
     /// When the run is already over.
     pub fn ready(&self, ready: Ready) -> Result<(), SessionError> {
         self.inbox.check()?;
+        self.inbox.note_ready(ready.clone());
         self.say(MemberBody::Ready(ready));
         Ok(())
     }
@@ -197,16 +209,11 @@ impl Session {
         self.inbox.push_report(&self.header.run_id, report)
     }
 
-    /// Says that this member is about to go away, before it does.
-    pub fn leaving(&self, reason: &str) {
-        self.say(MemberBody::Leaving(reason.to_owned()));
-    }
-
     /// Ends this member's part: every report goes out first, then the outcome; waits for the acknowledgement.
     /// Works after an abort too, so that a survivor ends in order.
     ///
     /// # Errors
-    /// When the stream breaks before the acknowledgement or it does not come within the session's patience.
+    /// When the stream is gone for good before the acknowledgement, or it does not come within the session's patience.
     pub fn finish(&self, outcome: Outcome, step: u64) -> Result<(), SessionError> {
         self.say(MemberBody::Finished { outcome, step });
         self.inbox.wait_finished(Instant::now() + self.patience, self.patience)

@@ -1,4 +1,5 @@
-//! The session's own thread: opens the stream, carries the outbox out and the coordinator's messages in.
+//! The session's own thread: opens the stream, carries the outbox out and the coordinator's messages in, and opens another
+//! one when it breaks.
 //! Sending and receiving are two tasks, so that a stream that is full one way never stops the other.
 
 use std::sync::Arc;
@@ -24,6 +25,10 @@ const SEND_BUFFER: usize = 64;
 const RESEND_AFTER: Duration = Duration::from_secs(10);
 /// How often progress is sent, if it changed.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// Between two tries to open a stream at a coordinator that answers, but not as it should.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// One such try, at an address where somebody may listen who never answers.
+const ATTEMPT: Duration = Duration::from_secs(5);
 /// Largest message either way.
 const MESSAGE_LIMIT: usize = 4 << 20;
 
@@ -65,36 +70,26 @@ fn endpoint(address: &str) -> Result<Endpoint, SessionError> {
         .keep_alive_while_idle(true))
 }
 
+/// The two halves of a stream, and what the coordinator said first on it.
+struct Stream {
+    outgoing: mpsc::Sender<v1::MemberMessage>,
+    incoming: Streaming<v1::CoordinatorMessage>,
+    welcome: Welcome,
+}
+
 async fn carry(
     options: SessionOptions,
     endpoint: Endpoint,
     inbox: Arc<Inbox>,
     welcomed: SyncSender<Result<Welcome, SessionError>>,
 ) {
-    let address = options.coordinator.clone();
-    let (outgoing, queue) = mpsc::channel(SEND_BUFFER);
-    let opened = async {
-        let channel = connect(&options, &endpoint).await?;
-        let mut client = TrainingClient::new(channel)
-            .max_decoding_message_size(MESSAGE_LIMIT)
-            .max_encoding_message_size(MESSAGE_LIMIT);
-        let answer = tokio::time::timeout(options.patience, client.attach(ReceiverStream::new(queue))).await;
-        let late = SessionError::Deadline {
-            what: "the coordinator's welcome",
-            patience: options.patience,
-        };
-        let mut incoming = answer
-            .map_err(|_| late.clone())?
-            .map_err(|status| refusal(&address, &status))?
-            .into_inner();
-        let first = tokio::time::timeout(options.patience, incoming.message())
-            .await
-            .map_err(|_| late)?;
-        let first = first.map_err(|status| refusal(&address, &status))?;
-        Ok::<_, SessionError>((incoming, read_welcome(&address, first)?))
-    };
-    let (incoming, welcome) = match opened.await {
-        Ok(opened) => opened,
+    let address = &options.coordinator;
+    let Stream {
+        mut outgoing,
+        mut incoming,
+        welcome,
+    } = match open_stream(address, &endpoint, options.patience).await {
+        Ok(stream) => stream,
         Err(error) => {
             inbox.break_with(error.clone());
             // Nobody waits for the answer only where the caller is gone itself.
@@ -103,13 +98,108 @@ async fn carry(
         }
     };
     let run_id = welcome.run_id.clone();
+    inbox.heard_of(welcome.term);
     if welcomed.send(Ok(welcome)).is_err() {
         return;
     }
-    tokio::select! {
-        () = send(&inbox, &run_id, outgoing) => {}
-        () = receive(&inbox, &address, &run_id, incoming) => {}
-        () = lost_patience(&inbox) => {}
+    loop {
+        let error = tokio::select! {
+            () = send(&inbox, &run_id, outgoing) => return,
+            error = receive(&inbox, address, &run_id, incoming) => error,
+            () = lost_patience(&inbox) => return,
+        };
+        if inbox.is_finished() {
+            return;
+        }
+        let search = inbox.search();
+        let may_pass = matches!(error, SessionError::Broken { .. });
+        if !may_pass || search.is_zero() || inbox.is_over() || inbox.is_closed() {
+            inbox.break_with(error);
+            return;
+        }
+        tracing::warn!("{error}; looking for it for {:.0} s", search.as_secs_f64());
+        let again = tokio::select! {
+            again = find(address, &endpoint, search, &run_id, inbox.term()) => again,
+            () = lost_patience(&inbox) => return,
+        };
+        match again {
+            Ok(stream) => {
+                tracing::info!("the coordinator answers again, in term {}", stream.welcome.term);
+                (outgoing, incoming) = (stream.outgoing, stream.incoming);
+                inbox.begin_anew(&run_id, stream.welcome.term);
+            }
+            Err(error) => {
+                inbox.break_with(error);
+                return;
+            }
+        }
+    }
+}
+
+/// Opens a stream, trying to connect for as long as the patience lasts, and reads the welcome.
+async fn open_stream(address: &str, endpoint: &Endpoint, patience: Duration) -> Result<Stream, SessionError> {
+    let (outgoing, queue) = mpsc::channel(SEND_BUFFER);
+    let channel = connect(address, endpoint, patience).await?;
+    let mut client = TrainingClient::new(channel)
+        .max_decoding_message_size(MESSAGE_LIMIT)
+        .max_encoding_message_size(MESSAGE_LIMIT);
+    let late = SessionError::Deadline {
+        what: "the coordinator's welcome",
+        patience,
+    };
+    let answer = tokio::time::timeout(patience, client.attach(ReceiverStream::new(queue))).await;
+    let mut incoming = answer
+        .map_err(|_| late.clone())?
+        .map_err(|status| refusal(address, &status))?
+        .into_inner();
+    let first = tokio::time::timeout(patience, incoming.message())
+        .await
+        .map_err(|_| late)?;
+    let first = first.map_err(|status| refusal(address, &status))?;
+    let welcome = read_welcome(address, first)?;
+    Ok(Stream {
+        outgoing,
+        incoming,
+        welcome,
+    })
+}
+
+/// Looks for the run's coordinator until one answers whose term is not older than `term`.
+async fn find(
+    address: &str,
+    endpoint: &Endpoint,
+    search: Duration,
+    run_id: &str,
+    term: u64,
+) -> Result<Stream, SessionError> {
+    let deadline = Instant::now() + search;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let failed = match open_stream(address, endpoint, left.min(ATTEMPT)).await {
+            Ok(stream) if stream.welcome.run_id != run_id => {
+                return Err(SessionError::Refused {
+                    reason: format!(
+                        "at {address} another run is coordinated now, {}, and this trainer is of {run_id}",
+                        stream.welcome.run_id
+                    ),
+                });
+            }
+            Ok(stream) if stream.welcome.term < term => SessionError::Broken {
+                address: address.to_owned(),
+                cause: format!(
+                    "the coordinator there is of term {}, which term {term} has replaced",
+                    stream.welcome.term
+                ),
+            },
+            Ok(stream) => return Ok(stream),
+            Err(error @ SessionError::Refused { .. }) => return Err(error),
+            // Nobody is there yet, or one that is just ending.
+            Err(error) => error,
+        };
+        if Instant::now() + LOOK_AGAIN >= deadline {
+            return Err(failed);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
@@ -122,16 +212,16 @@ async fn lost_patience(inbox: &Inbox) {
 }
 
 /// Tries to connect until it works or the patience is over.
-async fn connect(options: &SessionOptions, endpoint: &Endpoint) -> Result<Channel, SessionError> {
-    let deadline = Instant::now() + options.patience;
+async fn connect(address: &str, endpoint: &Endpoint, patience: Duration) -> Result<Channel, SessionError> {
+    let deadline = Instant::now() + patience;
     let mut pause = Duration::from_millis(20);
     loop {
         match endpoint.connect().await {
             Ok(channel) => return Ok(channel),
             Err(error) if Instant::now() + pause >= deadline => {
                 return Err(SessionError::Unreachable {
-                    address: options.coordinator.clone(),
-                    patience: options.patience,
+                    address: address.to_owned(),
+                    patience,
                     cause: innermost(&error),
                 });
             }
@@ -186,32 +276,36 @@ async fn send(inbox: &Inbox, run_id: &str, outgoing: mpsc::Sender<v1::MemberMess
     }
 }
 
-/// Takes the coordinator's messages in until the stream ends.
-async fn receive(inbox: &Inbox, address: &str, run_id: &str, mut incoming: Streaming<v1::CoordinatorMessage>) {
+/// Takes the coordinator's messages in until the stream ends; why it did.
+async fn receive(
+    inbox: &Inbox,
+    address: &str,
+    run_id: &str,
+    mut incoming: Streaming<v1::CoordinatorMessage>,
+) -> SessionError {
     let broken = |cause: String| SessionError::Broken {
         address: address.to_owned(),
         cause,
     };
     loop {
-        let error = match incoming.message().await {
-            Ok(Some(message)) => match FromCoordinator::try_from(message) {
-                Ok(message) if message.header.run_id == run_id => {
-                    inbox.accept(message);
-                    continue;
-                }
-                Ok(message) => broken(format!(
-                    "it speaks of the run {} now, not of {run_id}",
-                    message.header.run_id
-                )),
-                Err(error) => broken(error.to_string()),
-            },
-            Ok(None) => broken("the coordinator closed it".to_owned()),
-            Err(status) => refusal(address, &status),
+        let message = match incoming.message().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return broken("the coordinator closed it".to_owned()),
+            Err(status) => return refusal(address, &status),
         };
-        if !inbox.is_finished() {
-            inbox.break_with(error);
+        match FromCoordinator::try_from(message) {
+            Ok(message) if message.header.run_id == run_id => inbox.accept(message),
+            Ok(message) => {
+                return SessionError::Refused {
+                    reason: format!("it speaks of the run {} now, not of {run_id}", message.header.run_id),
+                };
+            }
+            Err(error) => {
+                return SessionError::Refused {
+                    reason: format!("it sends what this trainer does not understand: {error}"),
+                };
+            }
         }
-        return;
     }
 }
 

@@ -226,7 +226,7 @@ fn a_member_that_differs_is_refused_with_the_coordinators_sentence() {
         patience: PATIENCE,
     };
     let (mut session, _) = Session::connect(options).unwrap();
-    session.join(info(0, "another".to_owned()));
+    session.join(info(0, "another".to_owned()), Vec::new);
     let error = session.next_generation().unwrap_err();
     assert!(
         matches!(&error, SessionError::Refused { reason } if reason.contains("config hash another")),
@@ -250,7 +250,7 @@ fn a_coordinator_that_goes_away_sets_the_abort_signal() {
     let (mut session, _) = Session::connect(options).unwrap();
     let signal = session.abort_signal();
     let waiting = std::thread::spawn(move || {
-        session.join(info(0, world::config(10).hash()));
+        session.join(info(0, world::config(10).hash()), Vec::new);
         session.next_generation()
     });
     drop(running);
@@ -277,7 +277,7 @@ fn a_session_outlives_the_generation_and_takes_part_in_the_next_one() {
             patience: PATIENCE,
         };
         let (mut session, _) = Session::connect(options).unwrap();
-        session.join(info(number, config.hash()));
+        session.join(info(number, config.hash()), Vec::new);
         session
     };
     let (mut survivor, mut victim) = (connect(0), connect(1));

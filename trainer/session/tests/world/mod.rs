@@ -57,6 +57,7 @@ pub(crate) fn coordinator_of(config: RunConfig, folder: &TempDir, ranks: u32) ->
     let options = CoordinatorOptions {
         config,
         run_dir: folder.path().join("run"),
+        goes_on: false,
         ranks,
         training_samples: 100,
         data_hash: "data".to_owned(),
@@ -186,7 +187,7 @@ fn train(
     let hung = exchange.clone();
     session.abort_signal().on_abort(Box::new(move || hung.hang_up()));
     let config = RunConfig::parse(&welcome.config_toml, "welcome", &[]).unwrap();
-    session.join(info(number, config.hash()));
+    session.join(info(number, config.hash()), Vec::new);
     let generation = session.next_generation()?;
     let place = generation.place_of(&format!("trainer-{number}")).unwrap().clone();
     assert_eq!((place.rank, generation.ranks()), (number, ranks));

@@ -1,0 +1,348 @@
+//! A new term: what earlier ones left in the ledger, and the return of the members that trained meanwhile.
+//!
+//! Way of data: the ledger's rows → [`Recorded`] → [`Run::recovered`], which waits for the ranks of the last generation →
+//! each says how it stands. When all of them are back and train still, the generation goes on in the new term and no step is
+//! lost. When one is not, or does not come, the generation is aborted like any other that lost a rank, and the next one is
+//! formed.
+
+use std::time::Duration;
+
+use lockstep_proto::domain::{
+    CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, JoinInfo, Outcome, Part, Plan, Return, Standing,
+};
+
+use crate::run::machine::Answer;
+use crate::run::{
+    Begun, Commit, Directive, Farewell, LONGEST_WINDOW, Member, Past, Peer, Phase, Record, Refusal, Regroup, Run,
+    RunFacts, Wish,
+};
+
+/// How long the other ranks are waited for after one came back in a way that ends the generation: those that do come in this
+/// time are part of the next one from its start.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long ranks are waited for whose world cannot be formed anew.
+const FIXED_PATIENCE: Duration = Duration::from_secs(60);
+/// Members that ended under an earlier term have no stream. They get the last numbers, by rank.
+const LAST_PEER: Peer = Peer::MAX;
+
+/// What earlier terms left in the ledger.
+#[derive(Clone, Debug, Default)]
+pub struct Recorded {
+    /// Every generation, in order.
+    pub generations: Vec<Generation>,
+    /// Those of them that began to train, in order.
+    pub begun: Vec<Begun>,
+    /// Every issued plan, by step.
+    pub plans: Vec<Plan>,
+    /// Every committed step, in order.
+    pub committed: Vec<Commit>,
+    /// The newest urgent directive.
+    pub urgent: Urgent,
+    /// The operators' newest wish, if no end came after it.
+    pub wish: Wish,
+    /// Every snapshot that stood, by step.
+    pub snapshots: Vec<Vec<Part>>,
+    /// The newest step that was validated; 0: none.
+    pub newest_validation: u64,
+    /// Who ended in which generation, by rank.
+    pub farewells: Vec<(u64, u32, Farewell)>,
+    /// Whether the last term came to an end: then nobody trains any more.
+    pub is_ended: bool,
+}
+
+/// Whom a new term waits for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Returning {
+    /// Why the generation cannot go on, and since when that is known.
+    broken: Option<(String, Duration)>,
+}
+
+impl Run {
+    /// A run that goes on where the ledger's last record left it.
+    ///
+    /// # Errors
+    /// As [`Run::new`].
+    pub fn recovered(facts: RunFacts, recorded: Recorded) -> Result<Run, Refusal> {
+        let mut run = Run::new(facts)?;
+        run.worlds_of = recorded
+            .generations
+            .iter()
+            .map(|generation| (generation.stamp.generation, generation.ranks()))
+            .collect();
+        run.urgent = recorded.urgent;
+        run.wish = recorded.wish;
+        run.newest_validation = recorded.newest_validation;
+        run.fixed = recorded
+            .begun
+            .last()
+            .map(|begun| (begun.build.clone(), begun.fingerprint.clone()));
+        run.initial = recorded
+            .begun
+            .iter()
+            .find(|begun| begun.from == 0)
+            .map(|begun| begun.parameter_hash);
+        for commit in recorded.committed {
+            run.committed = commit.plan.step;
+            (run.samples, run.tokens) = (commit.samples, commit.tokens);
+            run.measure(commit.metrics.step_ms);
+            run.past.push(Past {
+                plan: commit.plan,
+                hash: commit.parameter_hash,
+            });
+        }
+        if let Some(last) = recorded.plans.last() {
+            run.issued_through = last.step;
+            run.cursor = last.first_sample.saturating_add(last.samples);
+        }
+        let committed = run.committed;
+        run.issued = recorded
+            .plans
+            .into_iter()
+            .filter(|plan| plan.step > committed)
+            .collect();
+        let Some(mut generation) = recorded.generations.last().cloned() else {
+            return Ok(run);
+        };
+        let number = generation.stamp.generation;
+        generation.stamp.term = run.facts.term;
+        let stood = recorded
+            .snapshots
+            .iter()
+            .filter_map(|parts| parts.first())
+            .filter(|part| part.generation == number)
+            .map(|part| part.step);
+        let resumed = generation.resume.as_ref().map_or(0, |resume| resume.step);
+        run.snapshot = stood.fold(resumed, u64::max);
+        if recorded.is_ended {
+            run.generation = Some(generation);
+            return Ok(run);
+        }
+        run.begins_anew = false;
+        run.phase = Phase::WaitingForReturn;
+        run.returning = Some(Returning::default());
+        if recorded.begun.last().is_none_or(|begun| begun.generation != number) {
+            let reason = "its ranks had not begun to train when the coordinator of the term before was lost";
+            run.returning = Some(Returning {
+                broken: Some((reason.to_owned(), Duration::ZERO)),
+            });
+        }
+        for (_, rank, farewell) in recorded.farewells.into_iter().filter(|(of, _, _)| *of == number) {
+            run.remember(&generation, rank, farewell);
+        }
+        run.generation = Some(generation);
+        Ok(run)
+    }
+
+    /// A rank that ended under an earlier term is a member without a stream.
+    fn remember(&mut self, generation: &Generation, rank: u32, farewell: Farewell) {
+        let Some(place) = generation.members.get(rank as usize) else {
+            return;
+        };
+        let mut member = Member::new(JoinInfo {
+            member: place.member.clone(),
+            pid: place.pid,
+            host: place.host.clone(),
+            ..JoinInfo::default()
+        });
+        member.rank = Some(rank);
+        let failed = match &farewell.0 {
+            Outcome::Failed { reason } => Some(reason.clone()),
+            _ => None,
+        };
+        member.finished = Some(farewell);
+        let peer = LAST_PEER - u64::from(rank);
+        self.members.insert(peer, member);
+        if let Some(said) = failed {
+            self.phase = Phase::Failing;
+            self.failing = Some((format!("{} failed: {said}", self.name(peer)), Duration::ZERO));
+        }
+    }
+
+    /// A member speaks again, on a new stream.
+    pub(super) fn returns(
+        &mut self,
+        peer: Peer,
+        generation: u64,
+        returned: Return,
+        directives: &mut Vec<Directive>,
+    ) -> Answer {
+        if self.members.contains_key(&peer) {
+            return Ok(None); // said twice
+        }
+        let Return {
+            info,
+            standing,
+            ready,
+            parts,
+        } = returned;
+        let is_same = |member: &Member| {
+            (&member.info.member, member.info.pid, &member.info.host) == (&info.member, info.pid, &info.host)
+        };
+        let before = self.members.iter().find(|(_, member)| is_same(member));
+        match before.map(|(peer, member)| (*peer, member.finished.is_some())) {
+            // It has not heard that its farewell was taken, and says it again.
+            Some((before, true)) => {
+                self.members.remove(&before);
+            }
+            // The end of its old stream is not seen yet.
+            Some((before, false)) => self.lost(before, directives),
+            None => {}
+        }
+        if let Some(refusal) = self.refusal_of(&info) {
+            return Err(refusal);
+        }
+        let name = info.member.clone();
+        let reason = format!("member {name} (pid {} on {}) came back", info.pid, info.host);
+        directives.push(Directive::Persist(Record::Decision { reason }));
+        let waits = self.phase == Phase::WaitingForReturn;
+        let place = self.generation.as_ref().filter(|_| waits).and_then(|present| {
+            let place = present.place_of(&name)?;
+            Some((place.rank, present.stamp.generation == generation))
+        });
+        let mut member = Member::new(info);
+        member.parts = parts.into_iter().collect();
+        match (place, standing) {
+            (Some((rank, true)), Standing::Training) => (member.rank, member.ready) = (Some(rank), ready),
+            (_, Standing::Training | Standing::Meeting) => member.is_astray = true,
+            (_, Standing::Outside) => {}
+        }
+        let (is_rank, is_astray) = (member.rank.is_some(), member.is_astray);
+        self.take_in(peer, member);
+        if is_astray {
+            let reason = "its generation is over: it went on, or ended, while this member was not heard of".to_owned();
+            directives.push(self.send(peer, CoordinatorBody::Abort { reason }));
+        }
+        match place {
+            Some(_) if !is_rank => {
+                self.cannot_go_on_as_it_was(format!("member {name} did not train any more"), directives)
+            }
+            _ => self.look_who_is_back(directives),
+        }
+        self.welcome(directives);
+        Ok(None)
+    }
+
+    /// A member of this name has joined as a new one.
+    pub(super) fn is_new(&mut self, name: &str, directives: &mut Vec<Directive>) {
+        let was_rank = self
+            .generation
+            .as_ref()
+            .is_some_and(|generation| generation.place_of(name).is_some());
+        match was_rank {
+            true => self.cannot_go_on_as_it_was(format!("member {name} was started anew"), directives),
+            false => self.look_who_is_back(directives),
+        }
+    }
+
+    /// The generation of the term before cannot go on. The other ranks are waited for a moment longer.
+    pub(super) fn cannot_go_on_as_it_was(&mut self, reason: String, directives: &mut Vec<Directive>) {
+        let now = self.now;
+        if let Some(returning) = &mut self.returning {
+            returning.broken.get_or_insert((reason, now));
+        }
+        self.look_who_is_back(directives);
+    }
+
+    /// The names of ranks of which nobody has spoken yet in this term.
+    fn absentees(&self) -> Vec<&str> {
+        let places = self.generation.iter().flat_map(|generation| &generation.members);
+        places
+            .map(|place| place.member.as_str())
+            .filter(|name| !self.members.values().any(|member| member.info.member == *name))
+            .collect()
+    }
+
+    fn look_who_is_back(&mut self, directives: &mut Vec<Directive>) {
+        if self.phase != Phase::WaitingForReturn || !self.absentees().is_empty() {
+            return;
+        }
+        match self.returning.take().and_then(|returning| returning.broken) {
+            Some((reason, _)) => self.form_anew(reason, directives),
+            None => self.go_on(directives),
+        }
+    }
+
+    /// Everybody is back: the generation goes on in this term.
+    fn go_on(&mut self, directives: &mut Vec<Directive>) {
+        self.returning = None;
+        let stamp = self.stamp();
+        let reason = format!(
+            "all ranks of generation {} came back after step {}: it goes on in term {}",
+            stamp.generation, self.committed, stamp.term
+        );
+        directives.push(Directive::Persist(Record::Decision { reason }));
+        let issued: Vec<Plan> = self.issued.iter().cloned().collect();
+        for window in issued.chunks(LONGEST_WINDOW as usize) {
+            self.broadcast(CoordinatorBody::PlanWindow(window.to_vec()), directives);
+        }
+        let acknowledged = CoordinatorBody::Acknowledged {
+            step: self.committed,
+            finished: false,
+        };
+        self.broadcast(acknowledged, directives);
+        self.phase = self.phase_of_training();
+        if self.urgent.kind == DirectiveKind::Regroup && self.phase != Phase::Finishing {
+            self.phase = Phase::Regrouping;
+            self.regroup = Some(Regroup {
+                reason: "the term before had decided that the world changes".to_owned(),
+                since: self.now,
+                is_aborted: false,
+            });
+            self.broadcast(CoordinatorBody::Directive(self.urgent), directives);
+        } else {
+            self.say_the_wish(directives);
+        }
+        self.stand(directives);
+        self.issue_plans(directives);
+        self.end_if_all_finished(directives);
+    }
+
+    /// Ends the generation of the term before, of which somebody is missing.
+    fn form_anew(&mut self, reason: String, directives: &mut Vec<Directive>) {
+        self.returning = None;
+        match self.facts.worlds.are_elastic() {
+            true => self.abort_generation(reason, directives),
+            false => self.fail(reason, directives),
+        }
+    }
+
+    /// Time has gone by: those who are not back will not be waited for any longer.
+    pub(super) fn give_up_the_absent(&mut self, directives: &mut Vec<Directive>) {
+        let Some(returning) = self
+            .returning
+            .as_ref()
+            .filter(|_| self.phase == Phase::WaitingForReturn)
+        else {
+            return;
+        };
+        let patience = match self.facts.worlds.are_elastic() {
+            true => self.facts.worlds.patience,
+            false => FIXED_PATIENCE,
+        };
+        let reason = match &returning.broken {
+            Some((reason, since)) if self.now.saturating_sub(*since) >= GRACE => reason.clone(),
+            _ if self.now >= patience => format!(
+                "{} did not come back within {:.1} s after the coordinator began term {}",
+                self.absentees().join(" and "),
+                patience.as_secs_f64(),
+                self.facts.term
+            ),
+            _ => return,
+        };
+        self.form_anew(reason, directives);
+    }
+
+    /// Who is waited for in a new term, as one sentence.
+    pub(super) fn absent(&self) -> String {
+        let why = match self.returning.as_ref().and_then(|returning| returning.broken.as_ref()) {
+            Some((reason, _)) => format!("to form another generation, because {reason}"),
+            None => "to go on where the term before ended".to_owned(),
+        };
+        format!(
+            "this coordinator began term {} after step {}: waiting for {} to come back, {why}",
+            self.facts.term,
+            self.committed,
+            self.absentees().join(" and ")
+        )
+    }
+}
