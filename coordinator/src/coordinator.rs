@@ -21,6 +21,8 @@ use crate::service::{Executor, ExecutorParts, Letter, Mailbox, mailbox, serve};
 
 /// Events that a slow watcher may fall behind by before it misses some.
 const EVENTS: usize = 4096;
+/// How long ranks are waited for, in a new term, whose world cannot be formed anew.
+const FIXED_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a command waits for the decision.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -120,6 +122,11 @@ impl Coordinator {
             worlds,
             term: 0,
             last_generation: 0,
+            return_patience: if worlds.are_elastic() {
+                worlds.patience
+            } else {
+                FIXED_PATIENCE
+            },
             window: Duration::try_from_secs_f64(config.coordinator.plan_window_seconds).unwrap_or(Duration::ZERO),
             secret: [0; 32],
             planner,

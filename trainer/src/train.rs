@@ -99,10 +99,7 @@ pub fn train(options: &TrainOptions, mpi: Option<&'static dyn Mpi>) -> Result<Ou
     })?;
     let mut made = 0;
     match run(&mut session, options, mpi, &welcome.config_toml, &mut made) {
-        Ok(outcome) => {
-            session.finish(outcome.clone(), made)?;
-            Ok(outcome)
-        }
+        Ok(outcome) => Ok(outcome),
         Err(TrainerError::Session(SessionError::Released { outcome, reason }))
             if !matches!(outcome, Outcome::Failed { .. }) =>
         {
@@ -125,7 +122,7 @@ pub fn train(options: &TrainOptions, mpi: Option<&'static dyn Mpi>) -> Result<Ou
     }
 }
 
-/// The whole life between the first and the last word with the coordinator; `made` is the step that this rank holds.
+/// The whole life with the coordinator, from joining to the last word; `made` is the step that this rank holds.
 fn run(
     session: &mut Session,
     options: &TrainOptions,
@@ -144,7 +141,15 @@ fn run(
     loop {
         let generation = session.next_generation()?;
         match member.take_part(session, &generation, made) {
-            Ok(End::Over(outcome)) => return Ok(outcome),
+            Ok(End::Over(outcome)) => match session.finish(outcome.clone(), *made) {
+                Ok(()) => return Ok(outcome),
+                // Another rank was lost before it had reported the last steps.
+                Err(SessionError::Aborted { reason }) if member.keeper.is_some() => {
+                    tracing::warn!("the last steps are made again: {reason}");
+                    session.stopped(*made, None, member.parts());
+                }
+                Err(error) => return Err(error.into()),
+            },
             Ok(End::Regroup) => session.stopped(*made, None, member.parts()),
             Err(error) if member.outlives(&error) => {
                 let cause = (!session.abort_signal().is_set()).then(|| error.to_string());

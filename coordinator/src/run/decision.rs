@@ -91,6 +91,8 @@ pub enum Event {
     Finished {
         /// The stream.
         peer: Peer,
+        /// The generation that it was last part of.
+        stamp: Stamp,
         /// How it ended.
         outcome: Outcome,
         /// The last step whose parameters it holds.

@@ -25,16 +25,20 @@ impl Run {
 
     /// A stream closed. Without a farewell before it, that ends the generation, or the run where its world is fixed.
     pub(super) fn lost(&mut self, peer: Peer, directives: &mut Vec<Directive>) {
-        let Some(member) = self.members.get(&peer) else { return };
+        let Some(member) = self.members.get_mut(&peer) else {
+            return;
+        };
         if member.finished.is_some() || self.phase == Phase::Ended {
+            member.is_gone = true;
             return;
         }
-        let during = match (self.phase, member.rank) {
+        let (rank, reported) = (member.rank, member.reported);
+        let during = match (self.phase, rank) {
             (_, None) => "before it was part of a world".to_owned(),
             (Phase::WaitingForCommId | Phase::WaitingForReady, _) => "before the first step".to_owned(),
             _ => format!(
                 "after it had reported step {} of {}",
-                member.reported,
+                reported,
                 self.facts.planner.total_steps()
             ),
         };
@@ -154,6 +158,7 @@ impl Run {
         if self.phase == Phase::Ended {
             return;
         }
+        self.hear_farewells(true, directives);
         self.phase = Phase::Ended;
         let end = RunEnd {
             outcome,

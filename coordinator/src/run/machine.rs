@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lockstep_proto::domain::{CoordinatorBody, Outcome, Ready, Stamp, StepReport, Validation};
+use lockstep_proto::domain::{CoordinatorBody, Ready, Stamp, StepReport, Validation};
 
 use crate::run::{Commit, Decision, Directive, Event, Member, Past, Peer, Phase, Record, Refusal, Reported, Run};
 
@@ -40,7 +40,12 @@ impl Run {
                 parts,
             } => self.stopped(peer, stamp, cause, parts, &mut directives),
             Event::Leaving { peer, reason } => self.leaving(peer, &reason, &mut directives),
-            Event::Finished { peer, outcome, step } => self.finished(peer, outcome, step, now, &mut directives),
+            Event::Finished {
+                peer,
+                stamp,
+                outcome,
+                step,
+            } => self.finished((peer, stamp), outcome, step, &mut directives),
             Event::MemberLost { peer } => {
                 self.lost(peer, &mut directives);
                 Ok(None)
@@ -126,8 +131,16 @@ impl Run {
     pub(super) fn present(&self, peer: Peer, stamp: Stamp) -> Option<(u32, &Member)> {
         let member = self.members.get(&peer)?;
         let generation = self.generation.as_ref()?;
-        (generation.stamp == stamp).then_some(())?;
+        self.is_present(generation.stamp, stamp).then_some(())?;
         Some((member.rank?, member))
+    }
+
+    fn is_present(&self, present: Stamp, said: Stamp) -> bool {
+        #[cfg(test)]
+        if self.fault == Some(super::simulator::Fault::BelieveOlderGenerations) {
+            return true;
+        }
+        present == said
     }
 
     fn join(&mut self, peer: Peer, info: lockstep_proto::domain::JoinInfo, directives: &mut Vec<Directive>) -> Answer {
@@ -348,6 +361,7 @@ impl Run {
             },
             directives,
         );
+        self.hear_farewells(false, directives);
         let all_made = self.committed == self.facts.planner.total_steps();
         if all_made && matches!(self.phase, Phase::Training | Phase::Paused | Phase::Stopping) {
             self.phase = Phase::Finishing;
@@ -387,65 +401,6 @@ impl Run {
         }
         self.newest_validation = step;
         directives.push(Directive::Persist(Record::Validation { step, validation }));
-    }
-
-    fn finished(
-        &mut self,
-        peer: Peer,
-        outcome: Outcome,
-        step: u64,
-        now: Duration,
-        directives: &mut Vec<Directive>,
-    ) -> Answer {
-        let Some(member) = self.members.get_mut(&peer) else {
-            // It failed before it joined. Its launcher sees it end; the ledger keeps why, and it need not wait for an answer.
-            let reason = format!("a trainer ended before it joined: {}", in_words(&outcome));
-            directives.push(Directive::Persist(Record::Decision { reason }));
-            directives.push(self.send(
-                peer,
-                CoordinatorBody::Acknowledged {
-                    step: self.committed,
-                    finished: true,
-                },
-            ));
-            return Ok(None);
-        };
-        let farewell = (outcome.clone(), step);
-        if member.finished.is_none() {
-            member.finished = Some(farewell.clone());
-            let rank = member.rank;
-            if let (Some(rank), Some(generation)) = (rank, &self.generation) {
-                directives.push(Directive::Persist(Record::Farewell {
-                    generation: generation.stamp.generation,
-                    rank,
-                    farewell,
-                }));
-            }
-            if self.phase != Phase::Ended {
-                let reason = format!("{} ended after step {step}: {}", self.name(peer), in_words(&outcome));
-                directives.push(Directive::Persist(Record::Decision { reason }));
-            }
-        }
-        directives.push(self.send(
-            peer,
-            CoordinatorBody::Acknowledged {
-                step: self.committed,
-                finished: true,
-            },
-        ));
-        match outcome {
-            Outcome::Failed { reason } => self.member_failed(peer, &reason, now, directives),
-            Outcome::Completed | Outcome::Stopped => self.end_if_all_finished(directives),
-        }
-        Ok(None)
-    }
-}
-
-fn in_words(outcome: &Outcome) -> &str {
-    match outcome {
-        Outcome::Completed => "completed",
-        Outcome::Stopped => "stopped",
-        Outcome::Failed { reason } => reason,
     }
 }
 

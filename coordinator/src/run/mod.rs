@@ -27,6 +27,7 @@
 mod commands;
 mod decision;
 mod failure;
+mod farewells;
 mod machine;
 mod regroup;
 mod returning;
@@ -97,6 +98,8 @@ pub struct RunFacts {
     pub term: u64,
     /// The last generation of earlier terms; 0 for none.
     pub last_generation: u64,
+    /// How long the ranks of an earlier term are waited for.
+    pub return_patience: Duration,
     /// Time that a plan window reaches ahead.
     pub window: Duration,
     /// What the secrets of the generations are derived from: the same in every term.
@@ -158,13 +161,19 @@ struct Member {
     /// In the present generation, if it is part of it.
     rank: Option<u32>,
     ready: Option<Ready>,
+    /// Whether plans of the present generation may not have reached it.
+    has_no_plans: bool,
     reported: u64,
     progress: Progress,
     finished: Option<Farewell>,
+    /// Whether its farewell was acknowledged.
+    is_heard: bool,
+    /// Whether its stream closed after its farewell.
+    is_gone: bool,
     /// Whether it has left the collectives of the present generation.
     stopped: bool,
-    /// Whether it is still in the collectives of a generation that it is no rank of any more.
-    is_astray: bool,
+    /// The number of the generation in whose collectives it still is, though it is no rank of the present one.
+    astray: Option<u64>,
     /// Why it must leave, if it must: it is part of no further generation.
     leaving: Option<String>,
     /// The parts of snapshots that it holds.
@@ -177,11 +186,14 @@ impl Member {
             info,
             rank: None,
             ready: None,
+            has_no_plans: false,
             reported: 0,
             progress: Progress::default(),
             finished: None,
+            is_heard: false,
+            is_gone: false,
             stopped: false,
-            is_astray: false,
+            astray: None,
             leaving: None,
             parts: BTreeSet::new(),
         }
@@ -194,7 +206,7 @@ impl Member {
 
     /// Whether it may be a rank of the next generation.
     fn is_candidate(&self) -> bool {
-        self.finished.is_none() && self.leaving.is_none() && !self.is_astray
+        self.finished.is_none() && self.leaving.is_none() && self.astray.is_none()
     }
 }
 

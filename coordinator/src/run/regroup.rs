@@ -30,6 +30,7 @@ impl Run {
                 self.fail(reason, directives);
                 return;
             }
+            self.take_back_farewells();
             for (peer, member) in &self.members {
                 if member.is_in_collectives() {
                     let reason = reason.clone();
@@ -87,8 +88,11 @@ impl Run {
         if self.phase == Phase::Ended {
             return Ok(None);
         }
-        if let Some(member) = self.members.get_mut(&peer).filter(|member| member.is_astray) {
-            member.is_astray = false;
+        if let Some(member) = self.members.get_mut(&peer).filter(|member| member.astray.is_some()) {
+            if member.astray > Some(stamp.generation) {
+                return Ok(None);
+            }
+            member.astray = None;
             member.parts = parts.into_iter().collect();
             self.welcome(directives);
             return Ok(None);
@@ -127,17 +131,20 @@ impl Run {
 
     /// Forms the next generation, or waits for more members, once nobody is in the collectives of this one.
     pub(super) fn form_if_stopped(&mut self, directives: &mut Vec<Directive>) {
-        #[cfg_attr(not(test), expect(unused_mut, reason = "tests spoil it"))]
-        let mut is_waited_for = self.members.values().any(|member| member.is_in_collectives());
-        #[cfg(test)]
-        if self.fault == Some(super::simulator::Fault::FormBeforeAllHaveStopped) {
-            is_waited_for = self.members.values().all(|member| member.is_in_collectives());
-        }
-        if self.phase != Phase::Regrouping || is_waited_for {
+        if self.phase != Phase::Regrouping || self.waits_in_collectives() {
             return;
         }
         self.phase = Phase::WaitingForMembers;
         self.form_if_enough(directives);
+    }
+
+    /// Whether a rank is still in the collectives.
+    fn waits_in_collectives(&self) -> bool {
+        #[cfg(test)]
+        if self.fault == Some(super::simulator::Fault::FormBeforeAllHaveStopped) {
+            return self.members.values().all(|member| member.is_in_collectives());
+        }
+        self.members.values().any(|member| member.is_in_collectives())
     }
 
     /// All ranks are ready: they train, if their parameters are those of the step that they were to load.
@@ -178,12 +185,7 @@ impl Run {
             build,
             fingerprint,
         })));
-        let again: Vec<Plan> = self.past[from as usize..]
-            .iter()
-            .map(|past| past.plan.clone())
-            .chain(self.issued.iter().cloned())
-            .collect();
-        for window in again.chunks(LONGEST_WINDOW as usize) {
+        for window in self.plans_of_generation().chunks(LONGEST_WINDOW as usize) {
             self.broadcast(CoordinatorBody::PlanWindow(window.to_vec()), directives);
         }
         self.phase = self.phase_of_training();
@@ -192,6 +194,17 @@ impl Run {
         if matches!(self.phase, Phase::Training | Phase::Paused) {
             self.grow(directives);
         }
+    }
+
+    /// Every issued plan of the present generation, those of committed steps that it makes again included.
+    pub(super) fn plans_of_generation(&self) -> Vec<Plan> {
+        let resume = self
+            .generation
+            .as_ref()
+            .and_then(|generation| generation.resume.as_ref());
+        let from = resume.map_or(0, |resume| resume.step);
+        let again = self.past[from as usize..].iter().map(|past| past.plan.clone());
+        again.chain(self.issued.iter().cloned()).collect()
     }
 
     /// What ranks do that make steps, after the operators' wish.

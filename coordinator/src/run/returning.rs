@@ -20,8 +20,6 @@ use crate::run::{
 /// How long the other ranks are waited for after one came back in a way that ends the generation: those that do come in this
 /// time are part of the next one from its start.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long ranks are waited for whose world cannot be formed anew.
-const FIXED_PATIENCE: Duration = Duration::from_secs(60);
 /// Members that ended under an earlier term have no stream. They get the last numbers, by rank.
 const LAST_PEER: Peer = Peer::MAX;
 
@@ -50,9 +48,37 @@ pub struct Recorded {
     pub is_ended: bool,
 }
 
+impl Recorded {
+    /// Adds a record that has become durable.
+    pub fn note(&mut self, record: &Record) {
+        match record {
+            Record::Generation(generation) => {
+                self.is_ended = false;
+                self.generations.push(generation.clone());
+            }
+            Record::Begun(begun) => self.begun.push(begun.clone()),
+            Record::Wish(wish) => self.wish = *wish,
+            Record::Farewell {
+                generation,
+                rank,
+                farewell,
+            } => self.farewells.push((*generation, *rank, farewell.clone())),
+            Record::Plans(plans) => self.plans.extend(plans.iter().cloned()),
+            Record::Urgent(urgent) => self.urgent = *urgent,
+            Record::Committed(commit) => self.committed.push((**commit).clone()),
+            Record::Validation { step, .. } => self.newest_validation = *step,
+            Record::Snapshot { parts, .. } => self.snapshots.push(parts.clone()),
+            Record::Decision { .. } => {}
+            Record::End(_) => (self.is_ended, self.wish) = (true, Wish::Train),
+        }
+    }
+}
+
 /// Whom a new term waits for.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Returning {
+    /// Whether its ranks had begun to train.
+    has_begun: bool,
     /// Why the generation cannot go on, and since when that is known.
     broken: Option<(String, Duration)>,
 }
@@ -119,10 +145,14 @@ impl Run {
         }
         run.begins_anew = false;
         run.phase = Phase::WaitingForReturn;
-        run.returning = Some(Returning::default());
+        run.returning = Some(Returning {
+            has_begun: true,
+            broken: None,
+        });
         if recorded.begun.last().is_none_or(|begun| begun.generation != number) {
             let reason = "its ranks had not begun to train when the coordinator of the term before was lost";
             run.returning = Some(Returning {
+                has_begun: false,
                 broken: Some((reason.to_owned(), Duration::ZERO)),
             });
         }
@@ -149,7 +179,7 @@ impl Run {
             Outcome::Failed { reason } => Some(reason.clone()),
             _ => None,
         };
-        member.finished = Some(farewell);
+        (member.finished, member.is_heard) = (Some(farewell), true);
         let peer = LAST_PEER - u64::from(rank);
         self.members.insert(peer, member);
         if let Some(said) = failed {
@@ -201,12 +231,17 @@ impl Run {
         });
         let mut member = Member::new(info);
         member.parts = parts.into_iter().collect();
+        // Where the generation had begun, its plans may still have been on their way to a rank that was ready.
+        let has_begun = self.returning.as_ref().is_some_and(|returning| returning.has_begun);
         match (place, standing) {
-            (Some((rank, true)), Standing::Training) => (member.rank, member.ready) = (Some(rank), ready),
-            (_, Standing::Training | Standing::Meeting) => member.is_astray = true,
+            (Some((rank, true)), Standing::Training | Standing::Meeting) if has_begun && ready.is_some() => {
+                (member.rank, member.ready) = (Some(rank), ready);
+                member.has_no_plans = standing == Standing::Meeting;
+            }
+            (_, Standing::Training | Standing::Meeting) => member.astray = Some(generation),
             (_, Standing::Outside) => {}
         }
-        let (is_rank, is_astray) = (member.rank.is_some(), member.is_astray);
+        let (is_rank, is_astray) = (member.rank.is_some(), member.astray.is_some());
         self.take_in(peer, member);
         if is_astray {
             let reason = "its generation is over: it went on, or ended, while this member was not heard of".to_owned();
@@ -252,8 +287,16 @@ impl Run {
             .collect()
     }
 
+    fn misses_somebody(&self) -> bool {
+        #[cfg(test)]
+        if self.fault == Some(super::simulator::Fault::GoOnBeforeAllAreBack) {
+            return self.absentees().len() > 1;
+        }
+        !self.absentees().is_empty()
+    }
+
     fn look_who_is_back(&mut self, directives: &mut Vec<Directive>) {
-        if self.phase != Phase::WaitingForReturn || !self.absentees().is_empty() {
+        if self.phase != Phase::WaitingForReturn || self.misses_somebody() {
             return;
         }
         match self.returning.take().and_then(|returning| returning.broken) {
@@ -272,8 +315,15 @@ impl Run {
         );
         directives.push(Directive::Persist(Record::Decision { reason }));
         let issued: Vec<Plan> = self.issued.iter().cloned().collect();
-        for window in issued.chunks(LONGEST_WINDOW as usize) {
-            self.broadcast(CoordinatorBody::PlanWindow(window.to_vec()), directives);
+        let from_the_start = self.plans_of_generation();
+        for (peer, member) in &self.members {
+            if member.rank.is_none() || member.finished.is_some() {
+                continue;
+            }
+            let plans = if member.has_no_plans { &from_the_start } else { &issued };
+            for window in plans.chunks(LONGEST_WINDOW as usize) {
+                directives.push(self.send(*peer, CoordinatorBody::PlanWindow(window.to_vec())));
+            }
         }
         let acknowledged = CoordinatorBody::Acknowledged {
             step: self.committed,
@@ -315,10 +365,7 @@ impl Run {
         else {
             return;
         };
-        let patience = match self.facts.worlds.are_elastic() {
-            true => self.facts.worlds.patience,
-            false => FIXED_PATIENCE,
-        };
+        let patience = self.facts.return_patience;
         let reason = match &returning.broken {
             Some((reason, since)) if self.now.saturating_sub(*since) >= GRACE => reason.clone(),
             _ if self.now >= patience => format!(

@@ -1,7 +1,7 @@
 //! Drives the machine through a random schedule with a virtual clock and a model of the trainers (`trainers`): joins in
 //! any order, messages delayed, repeated and overtaken by those of other members, strangers, stale generations, pauses,
-//! stops, deaths, members that come late and that must leave, wrong hashes. `Checker` looks at every decision and reports
-//! the first broken invariant by number.
+//! stops, deaths, members that come late and that must leave, wrong hashes, coordinators that are killed and replaced. `Checker` looks at every decision and reports
+//! the first broken invariant by number. With `LOCKSTEP_SIMULATOR_TRACE` set every event and decision is printed.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::tests::{facts, info};
-use super::{Directive, Event, Phase, Run, Worlds};
+use super::{Directive, Event, Phase, Recorded, Run, Worlds};
 
 mod checker;
 mod trainers;
@@ -38,6 +38,12 @@ pub(super) enum Fault {
     SnapshotWithoutBuddies,
     /// Breaks invariant 11.
     ResumeFromWhatNobodyHolds,
+    /// Breaks invariant 1.
+    GoOnBeforeAllAreBack,
+    /// Breaks invariant 1: what was said of an older generation counts.
+    BelieveOlderGenerations,
+    /// Breaks invariant 10: a rank goes away whose reports are still needed.
+    HearFarewellsEarly,
 }
 
 impl Fault {
@@ -79,12 +85,15 @@ impl Fault {
             Fault::CommitBeforeEveryHash
             | Fault::FormBeforeAllHaveStopped
             | Fault::SnapshotWithoutBuddies
-            | Fault::ResumeFromWhatNobodyHolds => {}
+            | Fault::ResumeFromWhatNobodyHolds
+            | Fault::GoOnBeforeAllAreBack
+            | Fault::BelieveOlderGenerations
+            | Fault::HearFarewellsEarly => {}
         }
     }
 }
 
-/// What goes wrong in a schedule, besides members that come and go.
+/// What goes wrong in a schedule, besides members and coordinators that come and go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
     Nothing,
@@ -103,6 +112,7 @@ struct Turnover {
     joins: u32,
     drains: u32,
     hangs: u32,
+    restarts: u32,
 }
 
 /// How a schedule went.
@@ -115,12 +125,21 @@ pub(super) struct Report {
     pub(super) resumed: u64,
     /// Steps that were made again.
     pub(super) replayed: u64,
+    /// Coordinators that took the run over.
+    pub(super) restarts: u64,
+    /// Generations that went on in another term.
+    pub(super) went_on: u64,
 }
 
 struct Simulation {
     rng: StdRng,
     run: Run,
     checker: Checker,
+    /// What is durable.
+    ledger: Recorded,
+    restarts: u64,
+    /// Whether a coordinator was lost while a world that cannot be formed anew was being formed.
+    lost_early: bool,
     trainers: Trainers,
     now: Duration,
     trouble: Trouble,
@@ -129,6 +148,8 @@ struct Simulation {
     turnover: Turnover,
     least: usize,
     commands: Vec<(u32, Event)>,
+    /// Whether every event and decision is printed.
+    is_traced: bool,
 }
 
 /// One whole schedule. `fault`: what is wrong with the machine.
@@ -148,6 +169,8 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
             patience: Duration::from_millis(500),
         };
     }
+    // A fixed world that does not come back ends the run, so it has the time to.
+    facts.return_patience = Duration::from_millis(if is_elastic { 500 } else { 10_000 });
     facts.window = Duration::from_millis(rng.random_range(1..=400));
     facts.term = rng.random_range(1..5);
     facts.last_generation = rng.random_range(0..3);
@@ -183,27 +206,33 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
             joins: rng.random_range(0..=3),
             drains: rng.random_range(0..=2),
             hangs: rng.random_range(0..=1),
+            restarts: rng.random_range(0..=2),
         },
         false => Turnover {
             deaths: u32::from(rng.random_ratio(1, 4)),
+            restarts: rng.random_range(0..=1),
             ..Turnover::default()
         },
     };
     let least = facts.worlds.least as usize;
-    let checker = Checker::new(&facts);
+    let (checker, term) = (Checker::new(&facts), facts.term);
     let mut run = Run::new(facts).map_err(|refusal| Violation::new(10, refusal.reason))?;
     run.fault = fault;
     let snapshot_every = rng.random_range(0..=6);
     let simulation = Simulation {
         run,
         checker,
-        trainers: Trainers::new(ranks, snapshot_every),
+        ledger: Recorded::default(),
+        restarts: 0,
+        lost_early: false,
+        trainers: Trainers::new(ranks, term, snapshot_every),
         now: Duration::ZERO,
         trouble,
         strikes: rng.random_range(1..=steps),
         turnover,
         least,
         commands,
+        is_traced: std::env::var_os("LOCKSTEP_SIMULATOR_TRACE").is_some(),
         rng,
     };
     simulation.run_to_the_end(steps)
@@ -225,7 +254,8 @@ impl Simulation {
         };
         let committed = self.run.committed();
         let is_elastic = self.run.facts.worlds.are_elastic();
-        let calm = matches!(self.trouble, Trouble::Nothing | Trouble::Pauses) && (is_elastic || !self.trainers.died);
+        let fell_apart = !is_elastic && (self.trainers.died || self.lost_early);
+        let calm = matches!(self.trouble, Trouble::Nothing | Trouble::Pauses) && !fell_apart;
         // A drain of a member that the run cannot miss stops it.
         let stopped = matches!(end.outcome, Outcome::Stopped) && end.reason.contains("must leave");
         let drained = self.trainers.drained && (stopped || self.run.wish == super::Wish::Stop);
@@ -241,6 +271,8 @@ impl Simulation {
             generations: self.checker.generations,
             resumed: self.checker.resumed,
             replayed: self.trainers.replayed,
+            restarts: self.restarts,
+            went_on: self.checker.went_on,
         })
     }
 
@@ -263,10 +295,7 @@ impl Simulation {
                 self.trainers.advance(trainer, wrong, &mut self.rng);
                 Ok(())
             }
-            18 if self.rng.random_ratio(1, 12) => {
-                self.turn_over(trainer);
-                Ok(())
-            }
+            18 if self.rng.random_ratio(1, 8) => self.turn_over(trainer),
             19 => {
                 self.replace_the_lost();
                 Ok(())
@@ -282,12 +311,18 @@ impl Simulation {
 
     fn decide(&mut self, event: Event) -> Result<(), Violation> {
         self.checker.before(&event, &self.run);
-        let joins = if let Event::Join { peer, .. } = &event {
-            Some(*peer as usize)
-        } else {
-            None
+        let joins = match &event {
+            Event::Join { peer, .. } | Event::Return { peer, .. } => self.trainers.index_of(*peer),
+            _ => None,
         };
+        let told = self.is_traced.then(|| format!("{:?} {event:?}", self.now));
         let decision = self.run.step(event, self.now);
+        if let Some(told) = told {
+            println!("{told}\n    -> {:?}: {}", self.run.phase(), decision.reason);
+            for directive in &decision.directives {
+                println!("    {directive:?}");
+            }
+        }
         self.checker.after(&decision, &self.run, &self.trainers)?;
         if let Some(trainer) = joins.and_then(|peer| self.trainers.all.get_mut(peer)) {
             trainer.refused |= decision.refusal.is_some();
@@ -296,9 +331,35 @@ impl Simulation {
             match directive {
                 Directive::Send { to, stamp, body } => self.trainers.send(to, stamp, body),
                 Directive::Fence { peer, .. } => self.trainers.fence(peer),
-                Directive::Persist(_) | Directive::End(_) => {}
+                Directive::Persist(record) => self.ledger.note(&record),
+                Directive::End(_) => {}
             }
         }
+        Ok(())
+    }
+
+    /// The coordinator is killed, and started again on what is durable.
+    fn restart(&mut self) -> Result<(), Violation> {
+        let mut facts = self.run.facts.clone();
+        facts.term += 1;
+        if let Some(last) = self.ledger.generations.last() {
+            facts.last_generation = last.stamp.generation;
+        }
+        let begun = self.ledger.begun.last().map(|begun| begun.generation);
+        let newest = self.ledger.generations.last().map(|last| last.stamp.generation);
+        self.lost_early |= begun != newest;
+        let term = facts.term;
+        if self.is_traced {
+            println!("{:?} the coordinator is killed; term {term} begins", self.now);
+        }
+        let recovered = Run::recovered(facts, self.ledger.clone());
+        let mut run = recovered.map_err(|refusal| Violation::new(10, refusal.reason))?;
+        run.fault = self.run.fault;
+        self.checker.restarted(&run)?;
+        self.run = run;
+        self.restarts += 1;
+        self.now = Duration::ZERO;
+        self.trainers.lose_streams(term, &mut self.rng);
         Ok(())
     }
 
@@ -316,7 +377,7 @@ impl Simulation {
 
     /// Somebody who must not be let in, or who speaks for a generation that is over.
     fn stranger(&mut self, like: usize) -> Result<(), Violation> {
-        let peer = 100_000;
+        let peer = u64::MAX / 2;
         if self.rng.random() {
             let mut info = info("stranger");
             info.config_hash = "another".to_owned();
@@ -329,7 +390,7 @@ impl Simulation {
         };
         if self.rng.random() {
             return self.decide(Event::Stopped {
-                peer: like as u64,
+                peer: self.trainers.peer(like),
                 stamp,
                 cause: None,
                 parts: Vec::new(),
@@ -344,10 +405,8 @@ impl Simulation {
             validation: None,
             peak_memory_mib: 1,
         };
-        self.decide(Event::Report {
-            peer: like as u64,
-            report,
-        })
+        let peer = self.trainers.peer(like);
+        self.decide(Event::Report { peer, report })
     }
 
     fn deliver_to_coordinator(&mut self, trainer: usize) -> Result<(), Violation> {
@@ -364,18 +423,19 @@ impl Simulation {
         self.decide(event)
     }
 
-    /// Somebody dies, comes, must leave, or hangs.
-    fn turn_over(&mut self, trainer: usize) {
+    /// Somebody dies, comes, must leave, or hangs; or the coordinator dies.
+    fn turn_over(&mut self, trainer: usize) -> Result<(), Violation> {
         let is_over = self.run.phase() == Phase::Ended;
-        let kind = self.rng.random_range(0..4);
+        let kind = self.rng.random_range(0..5);
         let left = match kind {
             0 => &mut self.turnover.deaths,
             1 => &mut self.turnover.joins,
             2 => &mut self.turnover.drains,
+            3 => &mut self.turnover.restarts,
             _ => &mut self.turnover.hangs,
         };
         if *left == 0 || is_over {
-            return;
+            return Ok(());
         }
         let happened = match kind {
             0 => self.trainers.kill(trainer, &mut self.rng),
@@ -384,18 +444,23 @@ impl Simulation {
                 true
             }
             2 => self.trainers.drain(trainer),
+            3 => {
+                *left -= 1;
+                return self.restart();
+            }
             _ => self.trainers.hang(trainer),
         };
         if happened {
             *left -= 1;
         }
+        Ok(())
     }
 
     /// Whoever starts trainers starts another one where the run cannot go on without.
     fn replace_the_lost(&mut self) {
-        let needed = match self.run.generation {
-            None => self.run.facts.worlds.first as usize,
-            Some(_) => self.least,
+        let needed = match self.run.begins_anew {
+            true => self.run.facts.worlds.first as usize,
+            false => self.least,
         };
         let waits = matches!(self.run.phase(), Phase::WaitingForMembers);
         if waits && self.run.facts.worlds.are_elastic() && self.trainers.of_use() < needed {

@@ -112,6 +112,11 @@ fn understand(message: v1::MemberMessage, peer: Peer, run_id: &str, term: u64) -
             generation: stamp.generation,
             returned: Box::new(returned),
         },
-        MemberBody::Finished { outcome, step } => Event::Finished { peer, outcome, step },
+        MemberBody::Finished { outcome, step } => Event::Finished {
+            peer,
+            stamp,
+            outcome,
+            step,
+        },
     }))
 }

@@ -148,8 +148,13 @@ impl Inbox {
         }
     }
 
-    /// Waits for the answer to `Finished`. An abort does not cut it short; only a broken stream and the clock do.
-    pub(crate) fn wait_finished(&self, deadline: Instant, patience: Duration) -> Result<(), SessionError> {
+    /// Waits for the answer to `Finished`. Where the member has trained to the end, an abort says that its last steps do not
+    /// stand, and that it is still needed.
+    pub(crate) fn wait_finished(
+        &self,
+        is_trained: bool,
+        (deadline, patience): (Instant, Duration),
+    ) -> Result<(), SessionError> {
         let mut state = self.lock();
         loop {
             if state.finished {
@@ -160,6 +165,9 @@ impl Inbox {
                 && (state.gone || !matches!(error, SessionError::Released { .. }))
             {
                 return Err(error.clone());
+            }
+            if let (true, None, Some(reason)) = (is_trained, &state.broken, self.abort.reason()) {
+                return Err(SessionError::Aborted { reason });
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -197,6 +205,7 @@ impl Inbox {
     pub(crate) fn leave(&self, stamp: Stamp, farewell: FromMember) {
         let mut state = self.lock();
         state.left = Some(stamp);
+        state.farewell = None;
         state.unacknowledged.clear();
         state.outbox.push_back(farewell);
         if state.broken.is_none() {

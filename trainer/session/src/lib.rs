@@ -209,14 +209,17 @@ impl Session {
         self.inbox.push_report(&self.header.run_id, report)
     }
 
-    /// Ends this member's part: every report goes out first, then the outcome; waits for the acknowledgement.
-    /// Works after an abort too, so that a survivor ends in order.
+    /// Ends this member's part: every report goes out first, then the outcome; waits for the acknowledgement, which comes when
+    /// every step of this member is committed. Works after an abort too, so that a survivor ends in order.
     ///
     /// # Errors
+    /// [`SessionError::Aborted`] where the member had trained to the end, and its last steps do not stand: it is needed still.
     /// When the stream is gone for good before the acknowledgement, or it does not come within the session's patience.
     pub fn finish(&self, outcome: Outcome, step: u64) -> Result<(), SessionError> {
+        let is_trained = !matches!(outcome, Outcome::Failed { .. });
         self.say(MemberBody::Finished { outcome, step });
-        self.inbox.wait_finished(Instant::now() + self.patience, self.patience)
+        let limit = (Instant::now() + self.patience, self.patience);
+        self.inbox.wait_finished(is_trained, limit)
     }
 
     /// The signal that is set when the coordinator pushes an abort or the stream breaks for good.

@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockstep_proto::domain::{CoordinatorBody, Directive as Urgent, Generation, Outcome, Part, Plan, Stamp};
+use lockstep_proto::domain::{CoordinatorBody, Directive as Urgent, Generation, Outcome, Part, Plan, Stamp, Standing};
 
-use super::trainers::Trainers;
+use super::trainers::{EPOCH, Trainers};
 use crate::run::{Decision, Directive, Event, LONGEST_WINDOW, Peer, Phase, Record, Run, RunFacts};
 
 /// A broken invariant.
@@ -46,9 +46,22 @@ pub(super) struct Checker {
     held: BTreeMap<Part, BTreeSet<Peer>>,
     /// The snapshot that stands.
     stands: u64,
+    /// The step before the first plan that a member is sent, in this generation and term.
+    sent_from: u64,
+    hashes: BTreeMap<u64, [u8; 32]>,
+    /// Whether the ranks of an earlier term were waited for.
+    waited: bool,
+    /// What members said when they came back in this term: their generation, and whether they are ready in it.
+    came_back: BTreeMap<String, (u64, bool)>,
+    pub(super) went_on: u64,
     pub(super) generations: u64,
     pub(super) resumed: u64,
     ended: bool,
+}
+
+/// Which trainer a peer is, in whatever term.
+fn who(peer: Peer) -> Peer {
+    peer % EPOCH
 }
 
 fn ensure(holds: bool, invariant: u32, what: impl FnOnce() -> String) -> Checked {
@@ -79,20 +92,49 @@ impl Checker {
             must_abort: BTreeSet::new(),
             held: BTreeMap::new(),
             stands: 0,
+            sent_from: 0,
+            hashes: BTreeMap::new(),
+            waited: false,
+            came_back: BTreeMap::new(),
+            went_on: 0,
             generations: 0,
             resumed: 0,
             ended: false,
         }
     }
 
+    /// Another coordinator has taken over what is durable.
+    pub(super) fn restarted(&mut self, run: &Run) -> Checked {
+        self.newest = run.stamp();
+        if let Some(generation) = &mut self.durable_generation {
+            ensure(run.stamp().generation == generation.stamp.generation, 2, || {
+                format!("{:?} follows {:?} in a new term", run.stamp(), generation.stamp)
+            })?;
+            generation.stamp = run.stamp();
+        }
+        ensure(run.committed() == self.committed, 5, || {
+            format!(
+                "a new term begins at step {}, and {} is committed",
+                run.committed(),
+                self.committed
+            )
+        })?;
+        self.sent_through.clear();
+        self.sent_from = self.committed;
+        self.came_back.clear();
+        self.must_abort.clear();
+        Ok(())
+    }
+
     pub(super) fn before(&mut self, event: &Event, run: &Run) {
         self.must_abort.clear();
+        self.waited = run.phase() == Phase::WaitingForReturn;
         match event {
             Event::Report { peer, report }
                 if Some(report.stamp) == self.durable_generation.as_ref().map(|g| g.stamp) =>
             {
                 self.said
-                    .entry((report.step, *peer))
+                    .entry((report.step, who(*peer)))
                     .or_default()
                     .insert(report.parameter_hash);
             }
@@ -101,11 +143,24 @@ impl Checker {
                 let present: BTreeSet<Peer> = in_collectives.map(|(peer, _)| *peer).collect();
                 let is_told = run.regroup.as_ref().is_some_and(|regroup| regroup.is_aborted);
                 if present.contains(peer) && !(is_told && run.phase() == Phase::Regrouping) {
-                    self.must_abort = present.into_iter().filter(|other| other != peer).collect();
+                    let others = present.into_iter().filter(|other| other != peer);
+                    self.must_abort = others.map(who).collect();
                 }
             }
             Event::Holds { peer, part, .. } => {
-                self.held.entry(*part).or_default().insert(*peer);
+                self.held.entry(*part).or_default().insert(who(*peer));
+            }
+            Event::Return {
+                peer,
+                generation,
+                returned,
+            } => {
+                let is_inside = returned.standing != Standing::Outside && returned.ready.is_some();
+                let said = (*generation, is_inside);
+                self.came_back.insert(returned.info.member.clone(), said);
+                for part in &returned.parts {
+                    self.held.entry(*part).or_default().insert(who(*peer));
+                }
             }
             _ => {}
         }
@@ -134,6 +189,22 @@ impl Checker {
         ensure(!decision.reason.is_empty(), 8, || {
             "a decision without a reason".to_owned()
         })?;
+        let goes_on = matches!(
+            run.phase(),
+            Phase::Training | Phase::Paused | Phase::Stopping | Phase::Finishing
+        );
+        if self.waited && goes_on {
+            self.went_on += 1;
+            let generation = self.durable_generation.as_ref();
+            for place in generation.iter().flat_map(|generation| &generation.members) {
+                let number = self.newest.generation;
+                let said = self.came_back.get(&place.member);
+                let as_it_was = said == Some(&(number, true)) || trainers.is_gone(&place.member);
+                ensure(as_it_was, 1, || {
+                    format!("generation {number} goes on without {}", place.member)
+                })?;
+            }
+        }
         if run.phase() == Phase::Training {
             let issued = self.durable_plans.keys().next_back().copied().unwrap_or(0);
             let ahead = issued - self.committed;
@@ -154,7 +225,9 @@ impl Checker {
         if let Some(before) = &self.durable_generation {
             let stamp = before.stamp;
             let inside = trainers.in_collectives(stamp);
-            let gone: Vec<_> = inside.iter().filter(|peer| run.members.contains_key(peer)).collect();
+            // One that came back to find the world gone on without it is told to leave, and is no rank.
+            let is_known = |peer: &&Peer| run.members.get(peer).is_some_and(|member| member.astray.is_none());
+            let gone: Vec<_> = inside.iter().filter(is_known).collect();
             ensure(gone.is_empty(), 1, || {
                 format!(
                     "{:?} follows {stamp:?}, and peers {gone:?} are in its collectives",
@@ -167,9 +240,10 @@ impl Checker {
         self.ranks = generation
             .members
             .iter()
-            .filter_map(|place| of_names(&place.member).map(|(peer, _)| *peer))
+            .filter_map(|place| of_names(&place.member).map(|(peer, _)| who(*peer)))
             .collect();
         self.sent_through.clear();
+        self.sent_from = generation.resume.as_ref().map_or(0, |resume| resume.step);
         self.generations += 1;
         self.stands = generation.resume.as_ref().map_or(0, |resume| resume.step);
         let Some(resume) = &generation.resume else {
@@ -248,6 +322,7 @@ impl Checker {
                     })?;
                 }
                 self.committed = step;
+                self.hashes.insert(step, commit.parameter_hash);
                 self.cursor = first + commit.plan.samples;
                 ensure(commit.samples == self.cursor, 3, || {
                     format!("step {step} counts {} samples", commit.samples)
@@ -275,6 +350,27 @@ impl Checker {
                     ensure(held >= copies, 12, || format!("{part:?} is held {held} times"))?;
                 }
             }
+            Record::Begun(begun) => {
+                let stamp = self
+                    .durable_generation
+                    .as_ref()
+                    .map(|generation| generation.stamp.generation);
+                ensure(stamp == Some(begun.generation), 1, || {
+                    format!("generation {} begins, and {stamp:?} is durable", begun.generation)
+                })?;
+                let known = self.hashes.get(&begun.from).copied();
+                let known = known.filter(|_| begun.from > 0);
+                ensure(known.is_none_or(|known| known == begun.parameter_hash), 5, || {
+                    format!("generation {} begins with other parameters", begun.generation)
+                })?;
+            }
+            Record::Farewell { generation, rank, .. } => {
+                let ranks = self.durable_generation.as_ref().map_or(0, Generation::ranks);
+                ensure(*generation == self.newest.generation && *rank < ranks, 1, || {
+                    format!("rank {rank} of generation {generation} ends")
+                })?;
+            }
+            Record::Wish(_) => {}
             Record::Decision { reason } => ensure(!reason.is_empty(), 8, || "no reason".to_owned())?,
             Record::End(end) => {
                 let last = end.last_step;
@@ -307,9 +403,16 @@ impl Checker {
                         format!("plan {} is sent before it is durable", plan.step)
                     })?;
                     ensure(durable == Some(plan), 4, || format!("plan {} was altered", plan.step))?;
-                    let resumed = self.durable_generation.as_ref().and_then(|g| g.resume.as_ref());
-                    let from = resumed.map_or(0, |resume| resume.step);
-                    let through = self.sent_through.entry(to).or_insert(from);
+                    let mut from = self.sent_from;
+                    // A rank that had got no plans yet gets them from the generation's first on.
+                    if plan.step <= from {
+                        let resume = self
+                            .durable_generation
+                            .as_ref()
+                            .and_then(|generation| generation.resume.as_ref());
+                        from = resume.map_or(0, |resume| resume.step);
+                    }
+                    let through = self.sent_through.entry(who(to)).or_insert(from);
                     ensure(plan.step == *through + 1, 4, || {
                         format!("plan {} after plan {through}", plan.step)
                     })?;
@@ -329,7 +432,7 @@ impl Checker {
                 })?;
             }
             CoordinatorBody::Abort { .. } | CoordinatorBody::Release { .. } => {
-                self.must_abort.remove(&to);
+                self.must_abort.remove(&who(to));
             }
             CoordinatorBody::SnapshotStands { step } => {
                 let stands = self.stands;

@@ -4,8 +4,8 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use lockstep_proto::domain::{
-    CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, Outcome, Part, Plan, Ready, Stamp, StepMetrics,
-    StepReport, Validation,
+    CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, Outcome, Part, Plan, Ready, Return, Stamp,
+    Standing, StepMetrics, StepReport, Validation,
 };
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -45,6 +45,17 @@ pub(super) struct Trainer {
     pub(super) refused: bool,
     finished: bool,
     acknowledged: bool,
+    /// The newest term that it has heard from.
+    term: u64,
+    /// Whether it has a stream to the coordinator that is alive.
+    attached: bool,
+    has_plans: bool,
+    ready: Option<Ready>,
+    /// What it must say again on a new stream.
+    unacknowledged: Vec<StepReport>,
+    outcome: Option<Outcome>,
+    /// Messages of coordinators that are gone, which arrive late.
+    late: Vec<(Stamp, CoordinatorBody)>,
     pub(super) to_coordinator: VecDeque<Event>,
     to_trainer: VecDeque<(Stamp, CoordinatorBody)>,
 }
@@ -58,14 +69,42 @@ impl Trainer {
         self.generation.as_ref().map(|generation| generation.stamp)
     }
 
+    /// Says something on its stream, if it has one, under the newest term.
+    fn say(&mut self, mut event: Event) {
+        match &mut event {
+            Event::CommId { stamp, .. }
+            | Event::Ready { stamp, .. }
+            | Event::Holds { stamp, .. }
+            | Event::Stopped { stamp, .. }
+            | Event::Finished { stamp, .. }
+            | Event::Report {
+                report: StepReport { stamp, .. },
+                ..
+            } => stamp.term = self.term,
+            _ => {}
+        }
+        if let Event::Report { report, .. } = &event {
+            self.unacknowledged.push(report.clone());
+        }
+        if self.attached {
+            self.to_coordinator.push_back(event);
+        }
+    }
+
     fn is_present(&self) -> bool {
         self.alive && !self.finished && !self.refused && !self.hangs
     }
 }
 
+/// Peers of one life of the coordinator have numbers from a multiple of this on.
+pub(super) const EPOCH: u64 = 1_000_000;
+
 /// All trainers, by peer.
 pub(super) struct Trainers {
     pub(super) all: Vec<Trainer>,
+    /// Lives of the coordinator before this one.
+    epoch: u64,
+    term: u64,
     snapshot_every: u64,
     pub(super) died: bool,
     pub(super) drained: bool,
@@ -73,9 +112,11 @@ pub(super) struct Trainers {
 }
 
 impl Trainers {
-    pub(super) fn new(ranks: u32, snapshot_every: u64) -> Trainers {
+    pub(super) fn new(ranks: u32, term: u64, snapshot_every: u64) -> Trainers {
         let mut trainers = Trainers {
             all: Vec::new(),
+            epoch: 0,
+            term,
             snapshot_every,
             died: false,
             drained: false,
@@ -106,9 +147,92 @@ impl Trainers {
             refused: false,
             finished: false,
             acknowledged: false,
+            term: self.term,
+            attached: true,
+            has_plans: false,
+            ready: None,
+            unacknowledged: Vec::new(),
+            outcome: None,
+            late: Vec::new(),
             to_coordinator: VecDeque::new(),
             to_trainer: VecDeque::new(),
         });
+    }
+
+    /// The stream of a trainer to the coordinator that is alive.
+    pub(super) fn peer(&self, index: usize) -> Peer {
+        self.epoch * EPOCH + index as u64
+    }
+
+    /// Whose stream it is, if it is one to the coordinator that is alive.
+    pub(super) fn index_of(&self, peer: Peer) -> Option<usize> {
+        (peer / EPOCH == self.epoch && peer % EPOCH < self.all.len() as u64).then_some((peer % EPOCH) as usize)
+    }
+
+    /// Whether a trainer has said farewell.
+    pub(super) fn is_gone(&self, name: &str) -> bool {
+        self.all.iter().any(|trainer| trainer.name == name && trainer.finished)
+    }
+
+    /// The coordinator is gone, and another one has begun a term: all streams are broken. Some of what it said arrives, some
+    /// is late.
+    pub(super) fn lose_streams(&mut self, term: u64, rng: &mut StdRng) {
+        self.epoch += 1;
+        self.term = term;
+        for trainer in &mut self.all {
+            trainer.to_coordinator.clear();
+            let arrives = rng.random_range(0..=trainer.to_trainer.len());
+            trainer.late.extend(trainer.to_trainer.drain(arrives..));
+            // One that has not spoken yet finds the new one at once.
+            trainer.attached = !trainer.joined;
+            if trainer.attached {
+                trainer.term = term;
+            }
+        }
+    }
+
+    /// It finds the coordinator of the new term, and says how it stands and what was not acknowledged.
+    fn attach(&mut self, index: usize) {
+        let peer = self.peer(index);
+        let term = self.term;
+        let trainer = &mut self.all[index];
+        (trainer.attached, trainer.term) = (true, term);
+        trainer.to_trainer.extend(trainer.late.drain(..));
+        let standing = match (trainer.state, trainer.has_plans) {
+            (State::Idle, _) => Standing::Outside,
+            (_, false) => Standing::Meeting,
+            (_, true) => Standing::Training,
+        };
+        let returned = Return {
+            info: info(&trainer.name),
+            standing,
+            ready: trainer.ready.clone(),
+            parts: trainer.parts.iter().copied().collect(),
+        };
+        trainer.say(Event::Return {
+            peer,
+            generation: trainer.stamp().map_or(0, |stamp| stamp.generation),
+            returned: Box::new(returned),
+        });
+        if trainer.leaving {
+            trainer.say(Event::Leaving {
+                peer,
+                reason: "SIGTERM".to_owned(),
+            });
+        }
+        for report in std::mem::take(&mut trainer.unacknowledged) {
+            trainer.say(Event::Report { peer, report });
+        }
+        if let (Some(outcome), false) = (trainer.outcome.clone(), trainer.acknowledged) {
+            let step = trainer.at;
+            let stamp = trainer.stamp().unwrap_or_default();
+            trainer.say(Event::Finished {
+                peer,
+                stamp,
+                outcome,
+                step,
+            });
+        }
     }
 
     /// Trainers that could be ranks.
@@ -126,24 +250,27 @@ impl Trainers {
 
     /// Ranks of a generation that are still in its collectives.
     pub(super) fn in_collectives(&self, stamp: Stamp) -> Vec<Peer> {
-        (0..)
-            .zip(&self.all)
-            .filter(|(_, trainer)| {
-                trainer.alive && !trainer.finished && trainer.stamp() == Some(stamp) && trainer.state != State::Idle
-            })
-            .map(|(peer, _)| peer)
+        let is_inside = |trainer: &Trainer| {
+            let is_of = trainer.stamp().is_some_and(|own| own.generation == stamp.generation);
+            trainer.alive && !trainer.finished && is_of && trainer.state != State::Idle
+        };
+        let indices = 0..self.all.len();
+        indices
+            .filter(|index| is_inside(&self.all[*index]))
+            .map(|index| self.peer(index))
             .collect()
     }
 
     pub(super) fn send(&mut self, to: Peer, stamp: Stamp, body: CoordinatorBody) {
-        if let Some(trainer) = self.all.get_mut(to as usize) {
-            trainer.to_trainer.push_back((stamp, body));
+        if let Some(index) = self.index_of(to) {
+            self.all[index].to_trainer.push_back((stamp, body));
         }
     }
 
     /// Its stream is closed.
     pub(super) fn fence(&mut self, peer: Peer) {
-        let trainer = &mut self.all[peer as usize];
+        let Some(index) = self.index_of(peer) else { return };
+        let trainer = &mut self.all[index];
         trainer.refused = true;
         trainer.state = State::Idle;
         trainer.to_coordinator.clear();
@@ -155,12 +282,14 @@ impl Trainers {
         let Some((stamp, body)) = trainer.to_trainer.pop_front() else {
             return;
         };
-        if !trainer.alive || trainer.hangs {
+        if !trainer.alive || trainer.hangs || stamp.term < trainer.term {
             return;
         }
-        let is_present = trainer.stamp() == Some(stamp);
+        let is_present = trainer.stamp().is_some_and(|own| own.generation == stamp.generation);
         match body {
             CoordinatorBody::Generation(generation) => {
+                (trainer.has_plans, trainer.ready) = (false, None);
+                trainer.unacknowledged.clear();
                 trainer.generation = Some(generation);
                 trainer.comm_id = None;
                 trainer.plans.clear();
@@ -168,9 +297,23 @@ impl Trainers {
                 trainer.state = State::Meeting;
             }
             CoordinatorBody::CommId(id) if is_present => trainer.comm_id = Some(id),
-            CoordinatorBody::PlanWindow(plans) if is_present => trainer.plans.extend(plans),
+            CoordinatorBody::PlanWindow(plans) if is_present => {
+                trainer.has_plans = true;
+                for plan in plans {
+                    let newest = trainer.plans.back().map_or(trainer.at, |newest| newest.step);
+                    if plan.step > newest {
+                        trainer.plans.push_back(plan);
+                    }
+                }
+            }
             CoordinatorBody::Directive(urgent) => trainer.urgent = trainer.urgent.max(urgent),
-            CoordinatorBody::Abort { .. } if is_present => self.stop(index, None),
+            // A member that came back to a later generation than its own is told under the stamp of that one.
+            CoordinatorBody::Abort { .. } if trainer.stamp().is_some_and(|own| own.generation <= stamp.generation) => {
+                if !trainer.acknowledged && !matches!(trainer.outcome, Some(Outcome::Failed { .. })) {
+                    (trainer.finished, trainer.outcome) = (false, None);
+                }
+                self.stop(index, None)
+            }
             CoordinatorBody::Release { outcome, .. } => {
                 trainer.state = State::Idle;
                 self.say_farewell(index, outcome);
@@ -178,7 +321,10 @@ impl Trainers {
             CoordinatorBody::SnapshotStands { step } if is_present && trainer.state != State::Idle => {
                 trainer.parts.retain(|part| part.step >= step);
             }
-            CoordinatorBody::Acknowledged { finished, .. } => trainer.acknowledged |= finished,
+            CoordinatorBody::Acknowledged { step, finished } => {
+                trainer.unacknowledged.retain(|report| report.step > step);
+                trainer.acknowledged |= finished;
+            }
             CoordinatorBody::Welcome { .. }
             | CoordinatorBody::CommId(_)
             | CoordinatorBody::PlanWindow(_)
@@ -189,14 +335,19 @@ impl Trainers {
 
     /// What a trainer does on its own before its first step of a generation.
     pub(super) fn advance(&mut self, index: usize, wrong: bool, rng: &mut StdRng) {
+        let trainer = &self.all[index];
+        if trainer.alive && !trainer.refused && !trainer.acknowledged && !trainer.attached {
+            self.attach(index);
+            return;
+        }
+        let peer = self.peer(index);
         let trainer = &mut self.all[index];
         if !trainer.is_present() {
             return;
         }
-        let peer = index as u64;
         if !trainer.joined {
             trainer.joined = true;
-            trainer.to_coordinator.push_back(Event::Join {
+            trainer.say(Event::Join {
                 peer,
                 info: info(&trainer.name),
             });
@@ -211,7 +362,7 @@ impl Trainers {
                 let lowest = generation.members[0].member == trainer.name;
                 if lowest && trainer.comm_id.is_none() {
                     trainer.comm_id = Some(vec![7]);
-                    trainer.to_coordinator.push_back(Event::CommId {
+                    trainer.say(Event::CommId {
                         peer,
                         stamp,
                         id: vec![7],
@@ -220,15 +371,12 @@ impl Trainers {
                 if trainer.comm_id.is_some() {
                     trainer.at = generation.resume.as_ref().map_or(0, |resume| resume.step);
                     trainer.state = State::Training;
-                    let hash = if wrong { [200; 32] } else { hash(trainer.at) };
-                    trainer.to_coordinator.push_back(Event::Ready {
-                        peer,
-                        stamp,
-                        ready: Ready {
-                            hash,
-                            transports: Vec::new(),
-                        },
-                    });
+                    let ready = Ready {
+                        hash: if wrong { [200; 32] } else { hash(trainer.at) },
+                        transports: Vec::new(),
+                    };
+                    trainer.ready = Some(ready.clone());
+                    trainer.say(Event::Ready { peer, stamp, ready });
                 }
             }
             State::Training | State::Paused(_) if rng.random_ratio(1, 4) => {
@@ -249,17 +397,20 @@ impl Trainers {
 
     /// It leaves the collectives and says so.
     fn stop(&mut self, index: usize, cause: Option<String>) {
+        let peer = self.peer(index);
         let trainer = &mut self.all[index];
         if trainer.state == State::Idle || trainer.finished {
             return;
         }
         trainer.state = State::Idle;
+        trainer.unacknowledged.clear();
         if let Some(stamp) = trainer.stamp() {
-            trainer.to_coordinator.push_back(Event::Stopped {
-                peer: index as u64,
+            let parts = trainer.parts.iter().copied().collect();
+            trainer.say(Event::Stopped {
+                peer,
                 stamp,
                 cause,
-                parts: trainer.parts.iter().copied().collect(),
+                parts,
             });
         }
     }
@@ -302,6 +453,7 @@ impl Trainers {
         self.replayed += u64::from(step <= generation.replay_through);
         let mut last = false;
         for (rank, index) in ranks.iter().enumerate() {
+            let peer = self.peer(*index);
             let trainer = &mut self.all[*index];
             let Some(plan) = trainer.plans.pop_front() else {
                 continue;
@@ -323,10 +475,7 @@ impl Trainers {
                 peak_memory_mib: 10,
             };
             trainer.at = step;
-            trainer.to_coordinator.push_back(Event::Report {
-                peer: *index as u64,
-                report,
-            });
+            trainer.say(Event::Report { peer, report });
             last |= plan.last;
         }
         if last {
@@ -347,12 +496,13 @@ impl Trainers {
     fn take_snapshot(&mut self, ranks: &[usize], generation: &Generation, step: u64) {
         for (rank, index) in ranks.iter().enumerate() {
             let ward = (rank + ranks.len() - 1) % ranks.len();
+            let peer = self.peer(*index);
             let trainer = &mut self.all[*index];
             for of in BTreeSet::from([rank, ward]) {
                 let part = part(step, generation, of);
                 trainer.parts.insert(part);
-                trainer.to_coordinator.push_back(Event::Holds {
-                    peer: *index as u64,
+                trainer.say(Event::Holds {
+                    peer,
                     stamp: generation.stamp,
                     part,
                 });
@@ -385,20 +535,25 @@ impl Trainers {
     }
 
     fn say_farewell(&mut self, index: usize, outcome: Outcome) {
+        let peer = self.peer(index);
         let trainer = &mut self.all[index];
         if !trainer.finished {
             trainer.finished = true;
-            let finished = Event::Finished {
-                peer: index as u64,
+            trainer.outcome = Some(outcome.clone());
+            let step = trainer.at;
+            let stamp = trainer.stamp().unwrap_or_default();
+            trainer.say(Event::Finished {
+                peer,
+                stamp,
                 outcome,
-                step: trainer.at,
-            };
-            trainer.to_coordinator.push_back(finished);
+                step,
+            });
         }
     }
 
     /// A trainer dies; some of what it said is lost. Whether it was there to die.
     pub(super) fn kill(&mut self, victim: usize, rng: &mut StdRng) -> bool {
+        let peer = self.peer(victim);
         let trainer = &mut self.all[victim];
         if !trainer.alive || trainer.finished || trainer.refused || !trainer.joined {
             return false;
@@ -410,9 +565,7 @@ impl Trainers {
                 trainer.to_coordinator.pop_back();
             }
         }
-        trainer
-            .to_coordinator
-            .push_back(Event::MemberLost { peer: victim as u64 });
+        trainer.say(Event::MemberLost { peer });
         self.died = true;
         true
     }
@@ -425,23 +578,27 @@ impl Trainers {
         }
         let Some(stamp) = trainer.stamp() else { return false };
         let peers = self.in_collectives(stamp);
-        let Some(other) = peers.into_iter().find(|peer| *peer != index as u64) else {
+        let Some(other) = peers.into_iter().find(|peer| *peer != self.peer(index)) else {
+            return false;
+        };
+        let Some(other) = self.index_of(other) else {
             return false;
         };
         self.all[index].hangs = true;
-        self.stop(other as usize, Some("a peer does nothing".to_owned()));
+        self.stop(other, Some("a peer does nothing".to_owned()));
         true
     }
 
     /// A trainer is asked to leave by its host.
     pub(super) fn drain(&mut self, index: usize) -> bool {
+        let peer = self.peer(index);
         let trainer = &mut self.all[index];
         if !trainer.is_present() || !trainer.joined || trainer.leaving {
             return false;
         }
         trainer.leaving = true;
-        trainer.to_coordinator.push_back(Event::Leaving {
-            peer: index as u64,
+        trainer.say(Event::Leaving {
+            peer,
             reason: "SIGTERM".to_owned(),
         });
         self.drained = true;

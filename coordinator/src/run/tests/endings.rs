@@ -6,6 +6,9 @@ use lockstep_proto::domain::*;
 
 use super::*;
 
+/// The first generation of the first term.
+const STAMP: Stamp = Stamp { term: 1, generation: 1 };
+
 #[test]
 fn a_lost_trainer_ends_a_fixed_world_at_once_and_is_named() {
     let mut run = training(3, 10);
@@ -26,6 +29,7 @@ fn a_lost_trainer_ends_a_fixed_world_at_once_and_is_named() {
     let late = run.step(
         Event::Finished {
             peer: 0,
+            stamp: STAMP,
             outcome: Outcome::Failed { reason: "x".into() },
             step: 1,
         },
@@ -44,6 +48,7 @@ fn a_lost_trainer_ends_a_fixed_world_at_once_and_is_named() {
 fn a_death_that_follows_a_peers_complaint_is_the_reason_that_is_given() {
     let complaint = Event::Finished {
         peer: 0,
+        stamp: STAMP,
         outcome: Outcome::Failed {
             reason: "a peer hung up".into(),
         },
@@ -89,6 +94,7 @@ fn a_trainer_that_fails_before_it_joins_is_answered_and_its_reason_kept() {
     let decision = run.step(
         Event::Finished {
             peer: 7,
+            stamp: STAMP,
             outcome: Outcome::Failed {
                 reason: "the data is not there".into(),
             },
@@ -122,6 +128,7 @@ fn a_run_completes_when_every_rank_says_farewell_after_the_last_step() {
     let decision = run.step(
         Event::Finished {
             peer: 0,
+            stamp: STAMP,
             outcome: Outcome::Completed,
             step: 3,
         },
@@ -139,6 +146,7 @@ fn a_run_completes_when_every_rank_says_farewell_after_the_last_step() {
     run.step(
         Event::Finished {
             peer: 1,
+            stamp: STAMP,
             outcome: Outcome::Completed,
             step: 3,
         },
@@ -168,6 +176,7 @@ fn a_stop_reaches_everybody_and_the_run_ends_after_the_step_they_agree_on() {
         run.step(
             Event::Finished {
                 peer,
+                stamp: STAMP,
                 outcome: Outcome::Stopped,
                 step: 2,
             },
@@ -204,6 +213,7 @@ fn a_rank_that_ends_without_being_told_to_fails_the_run() {
     run.step(
         Event::Finished {
             peer: 0,
+            stamp: STAMP,
             outcome: Outcome::Stopped,
             step: 1,
         },
@@ -219,6 +229,7 @@ fn a_rank_that_ends_without_being_told_to_fails_the_run() {
     run.step(
         Event::Finished {
             peer: 0,
+            stamp: STAMP,
             outcome: Outcome::Stopped,
             step: 4,
         },

@@ -18,7 +18,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
     let (first, began) = (first_seed(), Instant::now());
     println!("schedules from seed {first} on (LOCKSTEP_SIMULATOR_SEED changes it)");
     let (mut completed, mut stopped, mut failed, mut steps) = (0, 0, 0, 0);
-    let (mut generations, mut resumed, mut replayed) = (0, 0, 0);
+    let (mut generations, mut resumed, mut replayed, mut restarts, mut went_on) = (0, 0, 0, 0, 0);
     let schedules = std::env::var("LOCKSTEP_SIMULATOR_SCHEDULES");
     let schedules = schedules.map_or(SCHEDULES, |count| count.parse().expect("a number"));
     for seed in first..first + schedules {
@@ -32,6 +32,8 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
                 generations += report.generations;
                 resumed += report.resumed;
                 replayed += report.replayed;
+                restarts += report.restarts;
+                went_on += report.went_on;
                 match report.end.outcome {
                     Outcome::Completed => completed += 1,
                     Outcome::Stopped => stopped += 1,
@@ -42,7 +44,8 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
     }
     println!(
         "{completed} completed, {stopped} stopped, {failed} failed, {steps} steps, {replayed} of them again, \
-         {generations} generations, {resumed} of them from a snapshot, {:?}",
+         {generations} generations, {resumed} of them from a snapshot, {restarts} coordinators replaced, {went_on} \
+         generations went on in another term, {:?}",
         began.elapsed()
     );
     assert!(
@@ -52,7 +55,9 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
             && [steps, generations, replayed]
                 .into_iter()
                 .all(|count| count > SCHEDULES / 2)
-            && resumed > SCHEDULES / 10,
+            && [resumed, restarts, went_on]
+                .into_iter()
+                .all(|count| count > SCHEDULES / 10),
         "the schedules are not varied enough"
     );
 }
@@ -68,10 +73,13 @@ fn the_simulator_finds_deliberate_faults() {
         (Fault::FormBeforeAllHaveStopped, 1),
         (Fault::SnapshotWithoutBuddies, 12),
         (Fault::ResumeFromWhatNobodyHolds, 11),
+        (Fault::GoOnBeforeAllAreBack, 1),
+        (Fault::BelieveOlderGenerations, 1),
+        (Fault::HearFarewellsEarly, 10),
     ];
     for (fault, invariant) in faults {
         let first = first_seed();
-        let found = (first..first + 200).find_map(|seed| simulate(seed, Some(fault)).err());
+        let found = (first..first + SCHEDULES).find_map(|seed| simulate(seed, Some(fault)).err());
         let found = found.unwrap_or_else(|| panic!("no schedule from seed {first} on finds {fault:?}"));
         assert_eq!(found.invariant, invariant, "{fault:?}: {}", found.what);
     }
