@@ -463,7 +463,8 @@ impl Simulation {
             false => self.least,
         };
         let waits = matches!(self.run.phase(), Phase::WaitingForMembers);
-        if waits && self.run.facts.worlds.are_elastic() && self.trainers.of_use() < needed {
+        let may_join = self.run.begins_anew || self.run.facts.worlds.are_elastic();
+        if waits && may_join && self.trainers.of_use() < needed {
             self.trainers.add();
         }
     }
