@@ -172,8 +172,9 @@ struct Member {
     is_gone: bool,
     /// Whether it has left the collectives of the present generation.
     stopped: bool,
-    /// The number of the generation in whose collectives it still is, though it is no rank of the present one.
-    astray: Option<u64>,
+    /// The number of the generation in whose collectives it still is, though it is no rank of the present one; since when
+    /// that is known.
+    astray: Option<(u64, Duration)>,
     /// Why it must leave, if it must: it is part of no further generation.
     leaving: Option<String>,
     /// The parts of snapshots that it holds.

@@ -6,6 +6,8 @@
 //! when they stop, so that no step is lost. In both cases the next generation is formed when every rank of this one has
 //! said that it stopped, or is gone: until then somebody may still be waiting in a collective.
 
+use std::time::Duration;
+
 use lockstep_proto::domain::{CoordinatorBody, DirectiveKind, Outcome, Part, Plan, Stamp};
 
 use crate::run::machine::{Answer, disagreement, hex};
@@ -89,7 +91,10 @@ impl Run {
             return Ok(None);
         }
         if let Some(member) = self.members.get_mut(&peer).filter(|member| member.astray.is_some()) {
-            if member.astray > Some(stamp.generation) {
+            if member
+                .astray
+                .is_some_and(|(generation, _)| generation != stamp.generation)
+            {
                 return Ok(None);
             }
             member.astray = None;
@@ -232,17 +237,20 @@ impl Run {
 
     /// Fences ranks that were told to leave the collectives and do not.
     pub(super) fn fence_the_late(&mut self, directives: &mut Vec<Directive>) {
-        let Some(regroup) = self.regroup.as_ref().filter(|regroup| regroup.is_aborted) else {
-            return;
-        };
-        let patience = self.facts.worlds.patience;
-        if self.phase != Phase::Regrouping || self.now.saturating_sub(regroup.since) < patience {
+        let (now, patience) = (self.now, self.facts.worlds.patience);
+        if !self.facts.worlds.are_elastic() || self.phase == Phase::Ended {
             return;
         }
+        let is_late = |since: Duration| now.saturating_sub(since) >= patience;
+        let is_aborted = |regroup: &Regroup| regroup.is_aborted && is_late(regroup.since);
+        let ranks_are_late = self.phase == Phase::Regrouping && self.regroup.as_ref().is_some_and(is_aborted);
         let late: Vec<Peer> = self
             .members
             .iter()
-            .filter(|(_, member)| member.is_in_collectives())
+            .filter(|(_, member)| {
+                let is_stray = member.astray.is_some_and(|(_, since)| is_late(since));
+                is_stray || ranks_are_late && member.is_in_collectives()
+            })
             .map(|(peer, _)| *peer)
             .collect();
         for peer in late {

@@ -238,7 +238,7 @@ impl Run {
                 (member.rank, member.ready) = (Some(rank), ready);
                 member.has_no_plans = standing == Standing::Meeting;
             }
-            (_, Standing::Training | Standing::Meeting) => member.astray = Some(generation),
+            (_, Standing::Training | Standing::Meeting) => member.astray = Some((generation, self.now)),
             (_, Standing::Outside) => {}
         }
         let (is_rank, is_astray) = (member.rank.is_some(), member.astray.is_some());

@@ -1,9 +1,9 @@
 //! Who may be part of the run, and how members become ranks.
 
 use lockstep_data::rank_lanes;
-use lockstep_proto::domain::{CoordinatorBody, Generation, JoinInfo, MemberPlace, Stamp};
+use lockstep_proto::domain::{CoordinatorBody, Generation, JoinInfo, MemberPlace, Outcome, Stamp};
 
-use crate::run::{Directive, Member, Peer, Phase, Record, Refusal, Run};
+use crate::run::{Directive, Member, Peer, Phase, Record, Refusal, Run, Wish};
 
 impl Run {
     /// Why this member cannot join, if it cannot.
@@ -137,6 +137,14 @@ impl Run {
     pub(super) fn form_if_enough(&mut self, directives: &mut Vec<Directive>) {
         let mut order = self.candidates();
         if order.len() < self.needed() as usize {
+            if self.wish == Wish::Stop {
+                // Nobody need come only to stop.
+                let reason = format!(
+                    "the run was stopped after step {}, while it waited for trainers",
+                    self.committed
+                );
+                self.end_with(Outcome::Stopped, reason, directives);
+            }
             return;
         }
         order.truncate(self.world_of(order.len()));
