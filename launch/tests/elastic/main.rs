@@ -2,6 +2,8 @@
 //! that nothing disturbs.
 #![allow(clippy::unwrap_used)]
 
+mod coordinator;
+#[path = "../stage/mod.rs"]
 mod stage;
 
 use std::process::{Child, Command, Stdio};
