@@ -30,10 +30,10 @@ impl Store {
         }
         let bytes = manifest.encode()?;
         let file = name.file();
-        let create = PutOptions::from(PutMode::Create);
         let path = file.as_str().into();
         // An existing one is no fault of the store: it is told apart from other answers here, not in a sentence.
-        let put = self.wait("write", &file, async {
+        let put = self.wait("write", &file, async || {
+            let create = PutOptions::from(PutMode::Create);
             match self.objects().put_opts(&path, bytes.clone().into(), create).await {
                 Ok(_) => Ok(true),
                 Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),

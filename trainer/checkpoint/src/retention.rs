@@ -178,9 +178,11 @@ impl Store {
     }
 
     fn delete(&self, file: &str) -> Result<(), CheckpointError> {
-        match self.wait("delete", file, self.objects().delete(&file.into())) {
+        match self.wait("delete", file, async || self.objects().delete(&file.into()).await) {
             // Deleted by a pass that was interrupted, or by somebody else.
             Err(CheckpointError::Missing { .. }) => Ok(()),
+            // Not every S3 store says that a file which is gone already is gone.
+            Err(_) if self.is_remote() && self.length(file).is_ok_and(|length| length.is_none()) => Ok(()),
             other => other,
         }
     }

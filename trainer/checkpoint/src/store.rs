@@ -5,27 +5,23 @@
 //! flushed. Parts lie under `parts/` and are named by their hash; manifests lie under `step-N/`.
 //!
 //! - `write`: a part goes in · `commit`: a manifest goes in · [`crate::read`], [`crate::verify`]: out again
-//! - [`crate::retention`]: what is deleted
+//! - [`crate::retention`]: what is deleted · `requests`: waiting, trying again, reading ahead
+
+mod requests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::prefix::PrefixStore;
-use object_store::{ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{ClientOptions, ObjectStore, RetryConfig};
 use tokio::runtime::Runtime;
 
 use crate::error::{CheckpointError, chain};
-
-/// Bytes that are read or sent in one go.
-pub(crate) const PIECE: u64 = 8 << 20;
-/// Pieces under way at once.
-pub(crate) const PIECES: usize = 4;
+pub(crate) use requests::{PIECE, PIECES};
 
 /// How long a store may take.
 #[derive(Clone, Copy, Debug)]
@@ -240,126 +236,6 @@ impl Store {
 
     pub(crate) fn objects(&self) -> &dyn ObjectStore {
         &*self.0.objects
-    }
-
-    /// Waits for a request, up to the deadline of a call.
-    pub(crate) fn wait<T>(
-        &self,
-        doing: &'static str,
-        file: &str,
-        request: impl Future<Output = object_store::Result<T>>,
-    ) -> Result<T, CheckpointError> {
-        let runtime = match &self.0.runtime {
-            Some(runtime) if tokio::runtime::Handle::try_current().is_err() => runtime,
-            _ => {
-                return Err(CheckpointError::Request(format!(
-                    "the checkpoint store {} was called from an async task; call it from a thread that may block",
-                    self.name()
-                )));
-            }
-        };
-        let limit = self.0.limits.call;
-        match runtime.block_on(async { tokio::time::timeout(limit, request).await }) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(self.failed(doing, file, error)),
-            Err(_) => Err(CheckpointError::Store {
-                store: self.name().to_owned(),
-                doing,
-                file: file.to_owned(),
-                cause: format!("it took longer than {} s", limit.as_secs_f64()),
-                advice: "See whether it can be reached",
-            }),
-        }
-    }
-
-    fn failed(&self, doing: &'static str, file: &str, error: object_store::Error) -> CheckpointError {
-        let store = self.name().to_owned();
-        let file = file.to_owned();
-        if matches!(error, object_store::Error::NotFound { .. }) {
-            let for_whom = String::new();
-            return CheckpointError::Missing { store, file, for_whom };
-        }
-        CheckpointError::Store {
-            store,
-            doing,
-            file,
-            cause: chain(&error),
-            advice: match self.0.place {
-                Place::Folder(_) => "See whether the disk is full, and who may write to the folder",
-                Place::Remote => "See whether it can be reached, and whether the credentials may do that",
-                Place::Memory => "Free memory",
-            },
-        }
-    }
-
-    /// Makes what was renamed, linked or deleted in the folder of a file outlive a power cut, where that is ours to do.
-    pub(crate) fn flush(&self, file: &str) -> Result<(), CheckpointError> {
-        let Some(root) = self.path() else {
-            return Ok(());
-        };
-        let place = root.join(file);
-        let folders = place.ancestors().skip(1).take_while(|folder| folder.starts_with(root));
-        // A folder that went with its last file has nothing to flush; the one above it has.
-        for folder in folders.filter(|folder| folder.exists()) {
-            std::fs::File::open(folder)
-                .and_then(|folder| folder.sync_all())
-                .map_err(|e| CheckpointError::Store {
-                    store: self.name().to_owned(),
-                    doing: "flush the folder of",
-                    file: file.to_owned(),
-                    cause: e.to_string(),
-                    advice: "See whether the disk is sound",
-                })?;
-        }
-        Ok(())
-    }
-
-    /// All files, in no order.
-    pub(crate) fn files(&self) -> Result<Vec<ObjectMeta>, CheckpointError> {
-        self.wait("list", "its files", self.objects().list(None).try_collect())
-    }
-
-    /// The length of a file; `None` where there is none.
-    pub(crate) fn length(&self, file: &str) -> Result<Option<u64>, CheckpointError> {
-        Ok(self.head(file)?.map(|meta| meta.size))
-    }
-
-    pub(crate) fn head(&self, file: &str) -> Result<Option<ObjectMeta>, CheckpointError> {
-        match self.wait("look up", file, self.objects().head(&file.into())) {
-            Ok(meta) => Ok(Some(meta)),
-            Err(CheckpointError::Missing { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// A small file, whole.
-    pub(crate) fn whole(&self, file: &str) -> Result<Bytes, CheckpointError> {
-        self.wait("read", file, async {
-            self.objects().get(&file.into()).await?.bytes().await
-        })
-    }
-
-    /// The bytes [start, end) of a file, piece by piece and in order, some ahead of need. Where the file is shorter, fewer
-    /// bytes come. `each` says whether to go on.
-    pub(crate) fn stream(
-        &self,
-        file: &str,
-        [start, end]: [u64; 2],
-        mut each: impl FnMut(&[u8]) -> bool,
-    ) -> Result<(), CheckpointError> {
-        let path = file.into();
-        let pieces = (start..end)
-            .step_by(PIECE as usize)
-            .map(|at| self.objects().get_range(&path, at..(at + PIECE).min(end)));
-        let mut pieces = futures_util::stream::iter(pieces).buffered(PIECES);
-        self.wait("read", file, async {
-            while let Some(piece) = pieces.next().await {
-                if !each(&piece?) {
-                    break;
-                }
-            }
-            Ok(())
-        })
     }
 }
 

@@ -88,10 +88,14 @@ impl Store {
         let path = Path::from(file.as_str());
         let written = if self.is_memory() || entry.bytes <= PIECE {
             let whole = copy(0, entry.bytes as usize);
-            self.wait("write", &file, self.objects().put(&path, whole.into()))
-                .map(|_| ())
+            self.wait("write", &file, async || {
+                self.objects().put(&path, whole.clone().into()).await
+            })
+            .map(|_| ())
         } else {
-            self.wait("write", &file, in_pieces(self.objects(), &path, entry.bytes, copy))
+            self.wait("write", &file, async || {
+                in_pieces(self.objects(), &path, entry.bytes, &copy).await
+            })
         };
         match written {
             // The answer may have been lost on its way, not the part.
@@ -108,7 +112,7 @@ async fn in_pieces(
     objects: &dyn ObjectStore,
     path: &Path,
     bytes: u64,
-    copy: impl Fn(u64, usize) -> Bytes,
+    copy: &impl Fn(u64, usize) -> Bytes,
 ) -> object_store::Result<()> {
     let piece = PIECE.max(bytes.div_ceil(MOST_PIECES));
     let mut upload = objects.put_multipart(path).await?;

@@ -19,10 +19,10 @@ fn scene() -> Scene {
 fn a_part_is_a_safetensors_file_of_its_hash() {
     let scene = scene();
     let store = Store::memory(Limits::default()).unwrap();
-    let mut part = Part::new();
     let hidden = scene.values(1, 0, 0, 0..12);
-    part.add(&scene.tensors[0], "master", 0..12, &hidden).unwrap();
     let half = scene.values(1, 1, 0, BLOCK..2 * BLOCK);
+    let mut part = Part::new();
+    part.add(&scene.tensors[0], "master", 0..12, &hidden).unwrap();
     part.add(&scene.tensors[1], "master", BLOCK..2 * BLOCK, &half).unwrap();
     let entry = store.write(&part.seal().unwrap()).unwrap();
     let bytes = store.part_bytes(&entry).unwrap();

@@ -31,7 +31,7 @@ fn any_world_reads_what_any_other_wrote_through_a_bad_network() {
     let mut random = StdRng::seed_from_u64(seed);
     let server = S3Server::start(TROUBLE, seed);
     let store = server.store("runs/a run", impatient());
-    for step in 0..12 {
+    for step in 0..8 {
         let scene = Scene::random(random.random());
         let (writers, readers) = (random.random_range(1..=5), random.random_range(1..=5));
         let name = scene.write(&store, step, writers, &mut random);
@@ -42,20 +42,20 @@ fn any_world_reads_what_any_other_wrote_through_a_bad_network() {
     // Large enough for many pieces.
     let tensors = vec![TensorEntry::new("large", &[7, 1 << 20], TensorKind::Other, &["master"])];
     let scene = Scene { seed, tensors };
-    let name = scene.write(&store, 12, 1, &mut random);
+    let name = scene.write(&store, 8, 1, &mut random);
     assert_eq!(store.list().unwrap()[0], name);
     let newest = store.newest_good(Depth::Bytes, |_| Ok(())).unwrap();
     scene.check(&newest.reader.unwrap(), 2, &mut random);
     let swept = store
         .retain(&Retention {
             keep_last: 2,
-            keep_every: 5,
+            keep_every: 3,
             grace: Duration::ZERO,
         })
         .unwrap();
     assert!(swept.refused.is_empty(), "{:?}", swept.refused);
     let steps: Vec<u64> = store.list().unwrap().iter().map(|name| name.step).collect();
-    assert_eq!(steps, [12, 11, 10, 5, 0]);
+    assert_eq!(steps, [8, 7, 6, 3, 0]);
     let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
     let troubles = &server.troubles;
     println!(
@@ -75,7 +75,7 @@ fn no_mutilated_checkpoint_is_loaded_from_a_bad_network() {
     let server = S3Server::start(Trouble { slow: 0.0, ..TROUBLE }, seed);
     let store = server.store("runs/b", impatient());
     let victim = Victim::new(store, &server.folder("runs/b"), &mut random);
-    for _ in 0..40 {
+    for _ in 0..30 {
         victim.round(&mut random);
     }
 }
