@@ -43,6 +43,7 @@ impl Store {
         match put {
             Ok(true) => Ok(name),
             // There before: by an earlier try whose answer was lost, or by somebody else.
+            // S3 says so too of one that somebody else is just making: then the look into it fails, and is reported.
             Ok(false) if self.whole(&file)? == bytes => self.flush(&file).map(|()| name),
             Ok(false) => Err(CheckpointError::Exists {
                 store: self.name().to_owned(),

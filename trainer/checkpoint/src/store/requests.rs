@@ -38,8 +38,8 @@ impl Store {
         let began = Instant::now();
         for pause in PAUSES {
             match request().await {
-                Err(object_store::Error::Generic { .. })
-                    if self.is_remote() && began.elapsed() + pause < self.0.limits.retrying =>
+                Err(error)
+                    if self.is_remote() && is_passing(&error) && began.elapsed() + pause < self.0.limits.retrying =>
                 {
                     tokio::time::sleep(pause).await;
                 }
@@ -170,4 +170,16 @@ impl Store {
             Ok(())
         })
     }
+}
+
+/// Whether another try may go better. The client tells apart, by type, only a few of the answers that stay as they are: a
+/// request that was wrong, and a range that goes beyond the end of a torn file.
+fn is_passing(error: &object_store::Error) -> bool {
+    let object_store::Error::Generic { .. } = error else {
+        return false;
+    };
+    let text = chain(error);
+    let refused =
+        text.contains("status code: 4") && !text.contains("status code: 408") && !text.contains("status code: 429");
+    !refused && !text.contains("Requested ")
 }
