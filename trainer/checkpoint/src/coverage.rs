@@ -17,7 +17,15 @@ pub(crate) struct Place {
 #[derive(Clone, Debug)]
 pub(crate) struct Coverage {
     /// Tensor and array by name → tensor, array, places in the order of blocks.
-    arrays: HashMap<String, HashMap<String, (usize, usize, Vec<Place>)>>,
+    arrays: HashMap<String, HashMap<String, ArrayPlaces>>,
+}
+
+/// One array: its tensor, by index in the list of tensors, itself, by index in the tensor, and its blocks in their order.
+#[derive(Clone, Debug)]
+pub(crate) struct ArrayPlaces {
+    pub(crate) tensor: usize,
+    pub(crate) array: usize,
+    pub(crate) blocks: Vec<Place>,
 }
 
 impl Coverage {
@@ -78,7 +86,7 @@ impl Coverage {
         }
         let mut arrays = HashMap::new();
         for (t, tensor) in tensors.iter().enumerate() {
-            let mut places: HashMap<String, _> = HashMap::new();
+            let mut places = HashMap::new();
             for (a, array) in tensor.arrays.iter().enumerate() {
                 let slots = found
                     .get_mut(tensor.name.as_str())
@@ -91,17 +99,23 @@ impl Coverage {
                         tensor.name, array.name, range.start, range.end
                     ));
                 }
-                places.insert(array.name.clone(), (t, a, slots.into_iter().flatten().collect()));
+                places.insert(
+                    array.name.clone(),
+                    ArrayPlaces {
+                        tensor: t,
+                        array: a,
+                        blocks: slots.into_iter().flatten().collect(),
+                    },
+                );
             }
             arrays.insert(tensor.name.clone(), places);
         }
         Ok(Coverage { arrays })
     }
 
-    /// Index of a tensor and of its array in the list of tensors, and where its blocks lie, in their order.
-    pub(crate) fn find(&self, tensor: &str, array: &str) -> Option<(usize, usize, &[Place])> {
-        let (t, a, places) = self.arrays.get(tensor)?.get(array)?;
-        Some((*t, *a, places))
+    /// Where an array lies, if there is one of that name.
+    pub(crate) fn find(&self, tensor: &str, array: &str) -> Option<&ArrayPlaces> {
+        self.arrays.get(tensor)?.get(array)
     }
 }
 

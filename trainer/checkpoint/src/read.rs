@@ -141,14 +141,14 @@ impl Reader {
         out: &mut [f32],
     ) -> Result<(), CheckpointError> {
         let coverage = self.manifest.coverage();
-        let Some((t, a, places)) = coverage.find(tensor, array) else {
+        let Some(places) = coverage.find(tensor, array) else {
             return Err(match self.manifest.tensors().iter().find(|t| t.name == tensor) {
                 Some(tensor) => no_array(tensor, array),
                 None => CheckpointError::Request(format!("checkpoint {} has no tensor {tensor:?}", self.name)),
             });
         };
-        let tensor = &self.manifest.tensors()[t];
-        let array = &tensor.arrays[a];
+        let tensor = &self.manifest.tensors()[places.tensor];
+        let array = &tensor.arrays[places.array];
         if elements.end > array.elements() || elements.start > elements.end || out.len() != elements.len() {
             return Err(CheckpointError::Request(format!(
                 "elements {}..{} of {}/{}, which has {}, cannot be read into {} places",
@@ -169,7 +169,7 @@ impl Reader {
         let parts = self.manifest.parts();
         let neighbours =
             |a: &crate::coverage::Place, b: &crate::coverage::Place| a.part == b.part && a.block + 1 == b.block;
-        for span in places[first..=last].chunk_by(neighbours) {
+        for span in places.blocks[first..=last].chunk_by(neighbours) {
             let part = &parts[span[0].part];
             let blocks = &part.blocks[span[0].block..span[0].block + span.len()];
             self.check_blocks(part, blocks, |at, piece| {

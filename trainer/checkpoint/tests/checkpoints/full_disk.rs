@@ -34,10 +34,9 @@ fn part(scene: &Scene) -> Sealed<'static> {
 
 /// Runs where no file may grow beyond a megabyte.
 #[test]
+#[ignore = "is started by the test below, under a limit"]
 fn writer_on_a_full_disk() {
-    let Some(folder) = std::env::var_os(FOLDER) else {
-        return;
-    };
+    let folder = std::env::var_os(FOLDER).expect("it is started by another test");
     let store = Store::folder(Path::new(&folder), Limits::default()).unwrap();
     // One goes in at once, the other in pieces.
     for elements in [500_000, 5_000_000] {
@@ -65,7 +64,7 @@ fn a_full_disk_refuses_the_part_and_the_checkpoint_before_stands() {
     let status = Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f 2048; exec \"$@\"", "sh"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "full_disk::writer_on_a_full_disk", "--nocapture"])
+        .args(["--exact", "full_disk::writer_on_a_full_disk", "--ignored"])
         .env(FOLDER, folder.path())
         .status()
         .unwrap();

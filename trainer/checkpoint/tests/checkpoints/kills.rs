@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use lockstep_checkpoint::*;
@@ -29,12 +29,11 @@ fn scene() -> Scene {
     Scene { seed: 11, tensors }
 }
 
-/// The writer, when this test binary is started as one: a checkpoint a step, until it is killed.
+/// The writer, as which this test binary is started: a checkpoint a step, until it is killed.
 #[test]
+#[ignore = "is started by the test below, and ends when it is killed"]
 fn writer_process() {
-    let Some(folder) = std::env::var_os(FOLDER) else {
-        return;
-    };
+    let folder = std::env::var_os(FOLDER).expect("it is started by another test");
     let store = Store::folder(Path::new(&folder), Limits::default()).unwrap();
     let first: u64 = std::env::var(STEP).unwrap().parse().unwrap();
     for step in first.. {
@@ -42,6 +41,16 @@ fn writer_process() {
         // Straight to the descriptor: the test harness holds back what is printed.
         writeln!(std::io::stderr(), "committed {}", name.step).unwrap();
         store.retain(&KEEP).unwrap();
+    }
+}
+
+/// The writer's process, which ends with its value: by SIGKILL.
+struct Writer(Child);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
     }
 }
 
@@ -70,16 +79,17 @@ fn a_writer_killed_at_any_moment_leaves_a_good_checkpoint() {
     let mut committed = scene().write(&store, 1, 1, &mut random).step;
     let (mut leftovers, mut unannounced) = (0, 0);
     for round in 0..100 {
-        let mut writer = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "kills::writer_process", "--nocapture"])
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "kills::writer_process", "--ignored", "--nocapture"])
             .env(FOLDER, folder.path())
             .env(STEP, (committed + 1).to_string())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        let mut writer = Writer(child);
         // Two in three rounds wait for a sign of life, so that slow machines see kills in the middle of the work.
-        let mut lines = BufReader::new(writer.stderr.take().unwrap()).lines();
+        let mut lines = BufReader::new(writer.0.stderr.take().unwrap()).lines();
         let announced = |line: std::io::Result<String>| -> Option<u64> {
             line.ok()?.split_once("committed ")?.1.trim().parse().ok()
         };
@@ -87,8 +97,7 @@ fn a_writer_killed_at_any_moment_leaves_a_good_checkpoint() {
             committed = lines.by_ref().find_map(announced).expect("the writer wrote nothing");
         }
         std::thread::sleep(Duration::from_micros(random.random_range(0..60_000)));
-        writer.kill().unwrap();
-        writer.wait().unwrap();
+        drop(writer);
         committed = lines.filter_map(announced).last().unwrap_or(committed);
 
         let newest = store.newest_good(Depth::Bytes, |_| Ok(())).unwrap();
