@@ -39,7 +39,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         TensorEntry::new("hidden", &[elements / 2048, 1024], TensorKind::Hidden, &["master"]),
         TensorEntry::new("other", &[elements / 2], TensorKind::Other, &["master"]),
     ];
-    let store = Store::folder(&folder.join("store"), Limits::default())?;
+    let place = tempfile::tempdir_in(folder)?;
+    let store = Store::folder(place.path(), Limits::default())?;
     let began = Instant::now();
     let mut part = Part::new();
     part.add(&tensors[0], "master", 0..elements / 2, &values[..elements / 2])?;
