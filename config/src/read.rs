@@ -45,6 +45,7 @@ impl RunConfig {
         let learning_rate = learning_rate(root.section("learning_rate")?)?;
         let optimizer = optimizer::read(root.section("optimizer")?, run.precision)?;
         let validation = validation(root.section("validation")?)?;
+        let checkpoint = checkpoint(root.section("checkpoint")?)?;
         let collective = collective(root.section("collective")?, &run)?;
         let fault = fault(root.section("fault")?, &run)?;
         let coordinator = coordinator(root.section("coordinator")?)?;
@@ -57,6 +58,7 @@ impl RunConfig {
             learning_rate,
             optimizer,
             validation,
+            checkpoint,
             collective,
             fault,
             coordinator,
@@ -358,6 +360,26 @@ fn fault(mut fields: Fields<'_>, run: &RunSection) -> Result<FaultSection, Confi
 fn validation(mut fields: Fields<'_>) -> Result<ValidationSection, ConfigError> {
     let section = ValidationSection {
         every: fields.integer("every", 0..=MAX, Some(100))?,
+    };
+    fields.done()?;
+    Ok(section)
+}
+
+fn checkpoint(mut fields: Fields<'_>) -> Result<CheckpointSection, ConfigError> {
+    const KEY: &str = "store";
+    const EXPECTED: &str = "a folder, or \"s3://BUCKET/PREFIX\"";
+    let store = fields.optional_text(KEY, EXPECTED)?;
+    let address = store.as_deref().and_then(|store| store.split_once("://"));
+    if let Some((scheme, rest)) = address
+        && (scheme != "s3" || rest.is_empty() || rest.starts_with('/'))
+    {
+        return Err(fields.refuse(KEY, &Value::String(format!("{scheme}://{rest}")), EXPECTED));
+    }
+    let section = CheckpointSection {
+        every: fields.integer("every", 0..=MAX, Some(1000))?,
+        keep_last: fields.integer("keep_last", 1..=MAX, Some(3))?,
+        keep_every: fields.integer("keep_every", 0..=MAX, Some(0))?,
+        store,
     };
     fields.done()?;
     Ok(section)

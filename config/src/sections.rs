@@ -42,6 +42,8 @@ pub struct RunConfig {
     pub optimizer: OptimizerSection,
     /// `[validation]`: when to validate.
     pub validation: ValidationSection,
+    /// `[checkpoint]`: when to write checkpoints, where, and which stay.
+    pub checkpoint: CheckpointSection,
     /// `[collective]`: how ranks exchange data.
     pub collective: CollectiveSection,
     /// `[fault]`: what happens when ranks come and go.
@@ -248,6 +250,19 @@ impl Default for FaultSection {
             patience_seconds: 60.0,
         }
     }
+}
+
+/// `[checkpoint]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointSection {
+    /// Write one every so many steps and when the run stops; 0: only when it stops.
+    pub every: u64,
+    /// So many of the newest stay.
+    pub keep_last: u64,
+    /// And every one whose step is a multiple of this; 0: none more.
+    pub keep_every: u64,
+    /// A folder or `s3://BUCKET/PREFIX`; default: `checkpoints/` in the run's folder.
+    pub store: Option<String>,
 }
 
 /// `[collective]`.

@@ -17,6 +17,12 @@ impl RunConfig {
         text.key("name", self.run.name.as_str());
         self.run_without_name(&mut text);
         self.training_sections(&mut text);
+        let checkpoint = &self.checkpoint;
+        text.section("checkpoint");
+        text.key("every", whole(checkpoint.every));
+        text.key("keep_last", whole(checkpoint.keep_last));
+        text.key("keep_every", whole(checkpoint.keep_every));
+        text.optional("store", checkpoint.store.as_deref());
         let collective = &self.collective;
         text.section("collective");
         text.key("backend", collective.backend.word());
@@ -38,7 +44,7 @@ impl RunConfig {
     }
 
     /// BLAKE3, in hex, of everything that decides the trained bits: the resolved TOML without `run.name`,
-    /// `[fault]` and `[coordinator]`, and of `[collective]` the wire alone.
+    /// `[checkpoint]`, `[fault]` and `[coordinator]`, and of `[collective]` the wire alone.
     pub fn hash(&self) -> String {
         let mut text = Text(String::new());
         text.section("run");

@@ -123,6 +123,15 @@ fn values_out_of_their_range_are_refused_with_key_value_and_range() {
             "collective.wire=fp16",
             ["`collective.wire`", "fp16", "\"fp32\", \"bf16\""],
         ),
+        (
+            "checkpoint.store=gs://bucket",
+            ["`checkpoint.store`", "gs://bucket", "s3://BUCKET/PREFIX"],
+        ),
+        (
+            "checkpoint.store=s3://",
+            ["`checkpoint.store`", "s3://", "s3://BUCKET/PREFIX"],
+        ),
+        ("checkpoint.keep_last=0", ["`checkpoint.keep_last`", "0", "at least 1"]),
         ("collective.overlap=1", ["`collective.overlap`", "1", "true or false"]),
         (
             "collective.transport=rdma",

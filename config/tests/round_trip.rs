@@ -281,6 +281,16 @@ fn fault(lanes: u32) -> impl Strategy<Value = FaultSection> {
     )
 }
 
+fn checkpoint() -> impl Strategy<Value = CheckpointSection> {
+    let store = option::of("[a-z./]{1,12}|s3://[a-z]{3,9}(/[a-z]{1,9}){0,2}");
+    (0..=MAX, 1..=MAX, 0..=MAX, store).prop_map(|(every, keep_last, keep_every, store)| CheckpointSection {
+        every,
+        keep_last,
+        keep_every,
+        store,
+    })
+}
+
 fn config() -> impl Strategy<Value = RunConfig> {
     let coordinator = (any::<u16>(), 1e-3..=3600.0f64).prop_map(|(port, plan_window_seconds)| CoordinatorSection {
         bind: ([127, 0, 0, 1], port).into(),
@@ -295,12 +305,21 @@ fn config() -> impl Strategy<Value = RunConfig> {
         batch(),
         learning_rate(),
         optimizer(),
-        0..=MAX,
+        (0..=MAX, checkpoint()),
         collective(),
         coordinator,
     )
         .prop_map(
-            |((run, fault), (model, data), batch, learning_rate, mut optimizer, every, collective, coordinator)| {
+            |(
+                (run, fault),
+                (model, data),
+                batch,
+                learning_rate,
+                mut optimizer,
+                (every, checkpoint),
+                collective,
+                coordinator,
+            )| {
                 if !optimizer.method.orthogonalises() {
                     optimizer.polar.precision = run.precision;
                 }
@@ -312,6 +331,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
                     learning_rate,
                     optimizer,
                     validation: ValidationSection { every },
+                    checkpoint,
                     collective,
                     fault,
                     coordinator,
@@ -332,6 +352,7 @@ proptest! {
     fn the_hash_is_of_what_decides_the_bits(config in config()) {
         let mut other = config.clone();
         other.run.name = "another".into();
+        other.checkpoint = CheckpointSection { every: 7, keep_last: 2, keep_every: 14, store: Some("elsewhere".into()) };
         other.coordinator = CoordinatorSection { bind: ([127, 0, 0, 1], 1).into(), plan_window_seconds: 1.0 };
         other.fault = FaultSection::default();
         other.collective = CollectiveSection { wire: config.collective.wire, ..CollectiveSection::default() };

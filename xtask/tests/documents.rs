@@ -34,6 +34,7 @@ fn every_example_is_a_valid_config() {
 #[test]
 fn every_key_and_no_other_is_documented() {
     let sets: Vec<String> = [
+        "checkpoint.store=elsewhere",
         "model.vocab=512",
         "model.context=256",
         "data.validation=elsewhere",
@@ -108,6 +109,7 @@ fn every_link_and_every_named_file_exists() {
         "CHANGELOG.md",
         "PERFORMANCE.md",
         "docs/architecture.md",
+        "docs/checkpoints.md",
         "docs/config.md",
         "docs/gpu.md",
         "docs/polar.md",

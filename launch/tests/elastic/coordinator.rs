@@ -19,7 +19,11 @@ struct Coordinator<'a> {
 impl<'a> Coordinator<'a> {
     fn start(stage: &'a Stage, name: &'static str, steps: u32) -> Coordinator<'a> {
         // Nobody else takes it in the moment in which it is free: ports of closed listeners are not given out at once.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let address = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .to_string();
         let child = spawn(stage, name, steps, &address);
         Coordinator {
             stage,
