@@ -19,6 +19,6 @@ pub use sections::{
     BatchSchedule, BatchSection, CheckpointSection, CollectiveBackend, CollectiveSection, CoordinatorSection,
     DataSection, Descent, Device, FaultSection, GroupRule, HiddenRule, HostTransport, LearningRateSchedule,
     LearningRateSection, LearningRateShape, Length, LowerBound, Method, ModelKind, ModelSection, MomoDecay,
-    MomoSection, OptimizerSection, OtherNorm, PolarMethod, PolarSection, PolarTable, Precision, Product, Reduction,
-    RunConfig, RunSection, Scaling, Split, Steepest, ValidationSection, Wire,
+    MomoSection, OnNotFinite, OnSpike, OptimizerSection, OtherNorm, PolarMethod, PolarSection, PolarTable, Precision,
+    Product, Reduction, RunConfig, RunSection, Scaling, Split, Steepest, ValidationSection, Wire,
 };

@@ -1,5 +1,6 @@
 //! From TOML to [`RunConfig`]: each section's keys, defaults and ranges.
 
+mod fault;
 mod optimizer;
 
 use std::net::SocketAddr;
@@ -47,7 +48,7 @@ impl RunConfig {
         let validation = validation(root.section("validation")?)?;
         let checkpoint = checkpoint(root.section("checkpoint")?)?;
         let collective = collective(root.section("collective")?, &run)?;
-        let fault = fault(root.section("fault")?, &run)?;
+        let fault = fault::read(root.section("fault")?, &run)?;
         let coordinator = coordinator(root.section("coordinator")?)?;
         root.done()?;
         Ok(RunConfig {
@@ -329,26 +330,6 @@ fn collective(mut fields: Fields<'_>, run: &RunSection) -> Result<CollectiveSect
         deadline_seconds: fields.number(
             "deadline_seconds",
             Some(600.0),
-            "a number of seconds above 0 and at most 86400",
-            |x| x > 0.0 && x <= 86_400.0,
-        )?,
-    };
-    fields.done()?;
-    Ok(section)
-}
-
-fn fault(mut fields: Fields<'_>, run: &RunSection) -> Result<FaultSection, ConfigError> {
-    let min_ranks = fields.integer32("min_ranks", 1..=run.lanes, Some(1))?;
-    let section = FaultSection {
-        min_ranks,
-        max_ranks: fields
-            .optional_integer("max_ranks", u64::from(min_ranks)..=u64::from(run.lanes))?
-            .and_then(|ranks| u32::try_from(ranks).ok()),
-        snapshot_every: fields.integer("snapshot_every", 0..=MAX, Some(20))?,
-        max_restarts: fields.integer32("max_restarts", 0..=u32::MAX, Some(10))?,
-        patience_seconds: fields.number(
-            "patience_seconds",
-            Some(60.0),
             "a number of seconds above 0 and at most 86400",
             |x| x > 0.0 && x <= 86_400.0,
         )?,

@@ -1,4 +1,5 @@
-//! The types of a config, section by section; those of `[optimizer]` are in [`optimizer`]. A value of these types has passed
+//! The types of a config, section by section; those of `[fault]` and `[optimizer]` are in [`fault`] and
+//! [`optimizer`]. A value of these types has passed
 //! every check of [`crate::read`].
 
 /// Gives an enum its words in TOML.
@@ -18,11 +19,13 @@ macro_rules! words {
     };
 }
 
+mod fault;
 mod optimizer;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+pub use fault::*;
 pub use optimizer::*;
 
 /// A whole run config, checked and resolved.
@@ -46,7 +49,7 @@ pub struct RunConfig {
     pub checkpoint: CheckpointSection,
     /// `[collective]`: how ranks exchange data.
     pub collective: CollectiveSection,
-    /// `[fault]`: what happens when ranks come and go.
+    /// `[fault]`: what happens when ranks come and go, a step goes wrong, or memory changes.
     pub fault: FaultSection,
     /// `[coordinator]`: how the coordinator serves.
     pub coordinator: CoordinatorSection,
@@ -223,33 +226,6 @@ pub enum LearningRateShape {
 pub struct ValidationSection {
     /// Validate every so many steps and at the end; 0: only at the end.
     pub every: u64,
-}
-
-/// `[fault]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct FaultSection {
-    /// With fewer ranks the run waits.
-    pub min_ranks: u32,
-    /// More trainers than that wait; default: as many as there are lanes.
-    pub max_ranks: Option<u32>,
-    /// Steps between two snapshots in the memory of owners and their buddies; 0: none.
-    pub snapshot_every: u64,
-    /// Trainers that `lockstep run` starts again, in the whole run.
-    pub max_restarts: u32,
-    /// How long a rank may take to leave the collectives after it was told to, before it is fenced, in seconds.
-    pub patience_seconds: f64,
-}
-
-impl Default for FaultSection {
-    fn default() -> FaultSection {
-        FaultSection {
-            min_ranks: 1,
-            max_ranks: None,
-            snapshot_every: 20,
-            max_restarts: 10,
-            patience_seconds: 60.0,
-        }
-    }
 }
 
 /// `[checkpoint]`.

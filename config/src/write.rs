@@ -37,6 +37,9 @@ impl RunConfig {
         text.key("snapshot_every", whole(fault.snapshot_every));
         text.key("max_restarts", fault.max_restarts);
         text.key("patience_seconds", fault.patience_seconds);
+        self.policies(&mut text);
+        text.key("max_skips", fault.max_skips);
+        text.key("drift_every", whole(fault.drift_every));
         text.section("coordinator");
         text.key("bind", self.coordinator.bind.to_string());
         text.key("plan_window_seconds", self.coordinator.plan_window_seconds);
@@ -44,7 +47,7 @@ impl RunConfig {
     }
 
     /// BLAKE3, in hex, of everything that decides the trained bits: the resolved TOML without `run.name`,
-    /// `[checkpoint]`, `[fault]` and `[coordinator]`, and of `[collective]` the wire alone.
+    /// `[checkpoint]` and `[coordinator]`, of `[collective]` the wire alone, and of `[fault]` which steps are skipped.
     pub fn hash(&self) -> String {
         let mut text = Text(String::new());
         text.section("run");
@@ -52,7 +55,16 @@ impl RunConfig {
         self.training_sections(&mut text);
         text.section("collective");
         text.key("wire", self.collective.wire.word());
+        text.section("fault");
+        self.policies(&mut text);
         blake3::hash(text.0.as_bytes()).to_hex().to_string()
+    }
+
+    /// Which steps are skipped.
+    fn policies(&self, text: &mut Text) {
+        text.key("on_not_finite", self.fault.on_not_finite.word());
+        text.key("on_spike", self.fault.on_spike.word());
+        text.key("spike_sigmas", self.fault.spike_sigmas);
     }
 
     fn run_without_name(&self, text: &mut Text) {

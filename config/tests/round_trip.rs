@@ -270,13 +270,24 @@ fn collective() -> impl Strategy<Value = CollectiveSection> {
 
 fn fault(lanes: u32) -> impl Strategy<Value = FaultSection> {
     let most = (1..=lanes).prop_flat_map(move |least| (Just(least), proptest::option::of(least..=lanes)));
-    (most, 0..=MAX, any::<u32>(), 1e-3..=86_400.0f64).prop_map(
-        |((min_ranks, max_ranks), snapshot_every, max_restarts, patience_seconds)| FaultSection {
-            min_ranks,
-            max_ranks,
-            snapshot_every,
-            max_restarts,
-            patience_seconds,
+    let not_finite = prop_oneof![Just(OnNotFinite::Stop), Just(OnNotFinite::Skip)];
+    let spike = prop_oneof![Just(OnSpike::Off), Just(OnSpike::Stop), Just(OnSpike::Skip)];
+    let skips = (not_finite, spike, 1e-3..=1e3f64, any::<u32>(), 0..=MAX);
+    (most, 0..=MAX, any::<u32>(), 1e-3..=86_400.0f64, skips).prop_map(
+        |((min_ranks, max_ranks), snapshot_every, max_restarts, patience_seconds, skips)| {
+            let (on_not_finite, on_spike, spike_sigmas, max_skips, drift_every) = skips;
+            FaultSection {
+                min_ranks,
+                max_ranks,
+                snapshot_every,
+                max_restarts,
+                patience_seconds,
+                on_not_finite,
+                on_spike,
+                spike_sigmas,
+                max_skips,
+                drift_every,
+            }
         },
     )
 }
@@ -354,12 +365,16 @@ proptest! {
         other.run.name = "another".into();
         other.checkpoint = CheckpointSection { every: 7, keep_last: 2, keep_every: 14, store: Some("elsewhere".into()) };
         other.coordinator = CoordinatorSection { bind: ([127, 0, 0, 1], 1).into(), plan_window_seconds: 1.0 };
-        other.fault = FaultSection::default();
+        let FaultSection { on_not_finite, on_spike, spike_sigmas, .. } = config.fault;
+        other.fault = FaultSection { on_not_finite, on_spike, spike_sigmas, ..FaultSection::default() };
         other.collective = CollectiveSection { wire: config.collective.wire, ..CollectiveSection::default() };
         prop_assert_eq!(other.hash(), config.hash());
         other.collective.wire = if other.collective.wire == Wire::Fp32 { Wire::Bf16 } else { Wire::Fp32 };
         prop_assert_ne!(other.hash(), config.hash());
         other.collective.wire = config.collective.wire;
+        other.fault.spike_sigmas += 1.0;
+        prop_assert_ne!(other.hash(), config.hash());
+        other.fault.spike_sigmas = spike_sigmas;
         other.run.seed ^= 1;
         prop_assert_ne!(other.hash(), config.hash());
     }

@@ -226,6 +226,12 @@ fn status_text(status: &RunStatus) -> String {
     for (name, number, digits) in numbers {
         lines.extend(number.map(|number| format!("{name:<11} {number:.digits$}")));
     }
+    if let Some(reason) = &status.last_skip {
+        lines.push(format!(
+            "skipped     {} steps, the last one: {reason}",
+            status.skipped_steps
+        ));
+    }
     lines.join("\n") + "\n"
 }
 

@@ -320,6 +320,8 @@ pub enum MemberBody {
         parts: Vec<Part>,
         /// Whether the checkpoint that it was to load is damaged or not there.
         checkpoint_is_bad: bool,
+        /// The rank in whose memory a bit has changed by itself, where that is the cause.
+        drifted: Option<u32>,
     },
     /// What this rank owned after a step lies in the store of checkpoints, or why it does not.
     Wrote {
@@ -519,6 +521,8 @@ pub struct CommittedStep {
     pub lower_bound: Option<f64>,
     /// How orthogonal one polar factor of the step is.
     pub orthogonality: Option<Orthogonality>,
+    /// Why the step changed nothing, if it was skipped.
+    pub skipped: Option<String>,
 }
 
 /// How a run ended.
@@ -584,6 +588,10 @@ pub struct RunStatus {
     pub tokens_per_second: Option<f64>,
     /// How many pairs of ranks reach each other by a transport, by its name.
     pub transports: Vec<(String, u32)>,
+    /// Steps that were skipped, in the whole run.
+    pub skipped_steps: u64,
+    /// Why the newest of them was.
+    pub last_skip: Option<String>,
 }
 
 /// One line of `members`.

@@ -29,6 +29,7 @@ fn metrics() -> StepMetrics {
         dual_norm: Some(7.5),
         lower_bound: Some(0.0), // a bound of zero is a bound
         orthogonality: Some(orthogonality()),
+        skipped: Some("step 9: the loss is NaN".into()),
     }
 }
 
@@ -62,6 +63,7 @@ fn committed() -> CommittedStep {
         dual_norm: Some(5.5),
         lower_bound: Some(0.0),
         orthogonality: Some(orthogonality()),
+        skipped: Some("step 4: the loss is NaN".into()),
     }
 }
 
@@ -149,12 +151,14 @@ fn members() -> Vec<MemberBody> {
             cause: Some("rank 1 is gone".into()),
             parts: vec![part(), Part { part: 2, ..part() }],
             checkpoint_is_bad: true,
+            drifted: Some(0),
         },
         MemberBody::Stopped {
             step: 0,
             cause: None,
             parts: Vec::new(),
             checkpoint_is_bad: false,
+            drifted: None,
         },
         MemberBody::Wrote {
             step: 12,
@@ -327,6 +331,7 @@ fn what_an_optimiser_does_not_have_stays_absent() {
         dual_norm: None,
         lower_bound: None,
         orthogonality: None,
+        skipped: None,
         ..metrics()
     };
     assert_eq!(over_the_wire(plain.clone()), plain);
@@ -335,6 +340,7 @@ fn what_an_optimiser_does_not_have_stays_absent() {
         dual_norm: None,
         lower_bound: None,
         orthogonality: None,
+        skipped: None,
         ..committed()
     };
     assert_eq!(watched(plain.clone()), plain);

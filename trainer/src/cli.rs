@@ -1,5 +1,6 @@
 //! The command line of `lockstep-trainer` and of its sibling with MPI. A thin shell: arguments in, an exit code out
-//! (0 done, 2 bad input, 3 stopped by an operator, 1 anything else).
+//! (0 done, 2 bad input, 3 stopped by an operator, 4 set apart from a run that goes on and wants another process, 1 anything
+//! else).
 
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -127,7 +128,11 @@ pub fn main(mpi: Option<&'static dyn Mpi>) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("lockstep-trainer: {error}");
-            if is_bad_input(&error) { 2 } else { 1 }
+            match error {
+                TrainerError::SetApart(_) => 4,
+                error if is_bad_input(&error) => 2,
+                _ => 1,
+            }
         }
     };
     // A reader that went away is no failure of ours.

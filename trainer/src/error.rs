@@ -49,6 +49,12 @@ pub enum TrainerError {
     /// A step whose loss or gradient is not finite.
     #[error("{0}")]
     NotFinite(String),
+    /// A bit in some rank's memory has changed by itself; every rank says the same.
+    #[error("{}", .0.sentence)]
+    Drift(crate::step::drift::Drift),
+    /// This process's memory cannot be trusted, and the run goes on without it: start another one. A whole sentence.
+    #[error("{0}")]
+    SetApart(String),
     /// Something that was promised did not hold, or a file could not be written: a whole sentence. Not the user's input.
     #[error("{0}")]
     Broken(String),

@@ -5,6 +5,7 @@
 //! - [`step`]: one step on one rank
 //! - [`snapshot`]: what all ranks own after a step, kept in memory for the case that one is lost
 //! - [`started`]: what the environment says of who has started this process
+//! - [`drill`]: faults on order
 //! - [`device`]: what a step uses where the device is not the host
 //! - [`memory_account`]: what a rank's memory is for
 //! - [`train`]: the life of a trainer: session, generation, plans, reports, final files
@@ -19,6 +20,7 @@
 pub mod bench;
 pub mod cli;
 pub mod device;
+pub mod drill;
 pub mod error;
 pub mod fingerprint;
 pub mod generate;

@@ -24,6 +24,7 @@ use lockstep_proto::domain::{Generation, JoinInfo, Outcome, Part};
 use lockstep_session::{Session, SessionError, SessionOptions};
 
 use crate::device::opening::{Opened, open};
+use crate::drill::Drill;
 use crate::error::TrainerError;
 use crate::fingerprint::fingerprint;
 use crate::snapshot::checkpoint::Place;
@@ -107,6 +108,7 @@ pub fn train(options: &TrainOptions, mpi: Option<&'static dyn Mpi>) -> Result<Ou
             session.finish(outcome.clone(), made)?;
             Ok(outcome)
         }
+        Err(error @ TrainerError::SetApart(_)) => Err(error),
         Err(error) => {
             // The end came from the coordinator, which knows already why.
             if !session.abort_signal().is_set() {
@@ -139,23 +141,34 @@ fn run(
         leaving::say_on_sigterm(session.voice())?;
     }
     loop {
-        let generation = session.next_generation()?;
+        let generation = match session.next_generation() {
+            Err(SessionError::Released { outcome, reason }) if member.has_drifted => {
+                session.finish(outcome, *made)?;
+                return Err(TrainerError::SetApart(reason));
+            }
+            next => next?,
+        };
         match member.take_part(session, &generation, made) {
             Ok(End::Over(outcome)) => match session.finish(outcome.clone(), *made) {
                 Ok(()) => return Ok(outcome),
                 // Another rank was lost before it had reported the last steps.
                 Err(SessionError::Aborted { reason }) if member.keeper.is_some() => {
                     tracing::warn!("the last steps are made again: {reason}");
-                    session.stopped(*made, None, member.parts(), false);
+                    session.stopped(*made, None, member.parts(), false, None);
                 }
                 Err(error) => return Err(error.into()),
             },
-            Ok(End::Regroup) => session.stopped(*made, None, member.parts(), false),
+            Ok(End::Regroup) => session.stopped(*made, None, member.parts(), false, None),
             Err(error) if member.outlives(&error) => {
                 let cause = (!session.abort_signal().is_set()).then(|| error.to_string());
                 tracing::warn!("this generation is over: {error}");
                 let is_bad = matches!(&error, TrainerError::Checkpoint(error) if error.refuses());
-                session.stopped(*made, cause, member.parts(), is_bad);
+                let drifted = match &error {
+                    TrainerError::Drift(drift) => Some(drift.rank),
+                    _ => None,
+                };
+                member.has_drifted |= drifted.is_some() && drifted == member.rank_in(&generation);
+                session.stopped(*made, cause, member.parts(), is_bad, drifted);
             }
             Err(error) => return Err(error),
         }
@@ -179,8 +192,12 @@ struct Member {
     validation: Arc<ValidationSet>,
     order: Order,
     opened: Opened,
+    /// Faults that are ordered.
+    drill: Drill,
     /// The address at which other hosts reach this one.
     advertise: IpAddr,
+    /// Whether a bit of its memory has changed by itself.
+    has_drifted: bool,
     /// Where checkpoints lie.
     checkpoints: Place,
     /// Parts of snapshots; none where the world is never formed anew.
@@ -208,6 +225,8 @@ impl Member {
             order: Order::new(config.run.seed, dataset.train().training_samples(sequence)),
             keeper: is_elastic.then(|| Keeper::open(advertise).map(Arc::new)).transpose()?,
             checkpoints: Place::new(store_of(&config, options)),
+            drill: Drill::from_environment()?,
+            has_drifted: false,
             options: options.clone(),
             mpi,
             config,
@@ -233,6 +252,11 @@ impl Member {
         })
     }
 
+    /// Its rank in a generation.
+    fn rank_in(&self, generation: &Generation) -> Option<u32> {
+        generation.place_of(&self.options.member).map(|place| place.rank)
+    }
+
     /// Every part of a snapshot that it holds.
     fn parts(&self) -> Vec<Part> {
         self.keeper.as_ref().map(|keeper| keeper.parts()).unwrap_or_default()
@@ -243,7 +267,7 @@ impl Member {
         let of_generation = match error {
             TrainerError::Collective(error) => !matches!(error, CollectiveError::Misuse { .. }),
             TrainerError::Session(SessionError::Aborted { .. } | SessionError::Deadline { .. }) => true,
-            TrainerError::Parts(_) | TrainerError::Checkpoint(_) => true,
+            TrainerError::Parts(_) | TrainerError::Checkpoint(_) | TrainerError::Drift(_) => true,
             _ => false,
         };
         self.keeper.is_some() && of_generation

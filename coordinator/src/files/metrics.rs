@@ -1,5 +1,5 @@
 //! Lines of `metrics.jsonl`; the keys are fixed, as other tools read them. Optional keys are left out where the
-//! optimiser has no such number; a number that is not finite becomes `null`, as JSON has no other word for it.
+//! optimiser has no such number, and `skipped` where the step was a step; a number that is not finite becomes `null`, as JSON has no other word for it.
 
 use lockstep_proto::domain::CommittedStep;
 use serde::{Serialize, Serializer};
@@ -34,6 +34,8 @@ pub struct StepLine<'a> {
     orthogonality_error: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     orthogonality_tensor: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skipped: Option<&'a str>,
 }
 
 /// A map from `NAME_ms` to milliseconds, in the order of the phases.
@@ -75,6 +77,7 @@ impl StepLine<'_> {
             polar_factors: (step.polar_factors > 0).then_some(step.polar_factors),
             orthogonality_error: orthogonality.map(|orthogonality| orthogonality.error),
             orthogonality_tensor: orthogonality.map(|orthogonality| &orthogonality.tensor[..]),
+            skipped: step.skipped.as_deref(),
         }
     }
 }

@@ -118,6 +118,11 @@ impl RunFiles {
         self.summary.of_world(step.step, step.ranks, backend);
     }
 
+    /// How many of the committed steps were skipped, and why the newest of them was.
+    pub fn skipped(&self) -> (u64, Option<&str>) {
+        (self.summary.skipped_steps, self.summary.last_skip.as_deref())
+    }
+
     /// A committed step was validated.
     ///
     /// # Errors
@@ -204,6 +209,7 @@ mod tests {
             dual_norm: None,
             lower_bound: None,
             orthogonality: None,
+            skipped: None,
         }
     }
 
@@ -280,7 +286,7 @@ mod tests {
         let expected = serde_json::json!({
             "steps": 2, "samples": 16, "tokens": 256, "train_loss": 1.5, "validation_loss": 1.75,
             "tokens_per_second": 512.0, "training_seconds": 0.5, "peak_memory_mib": 321,
-            "parameter_hash": "ab".repeat(32), "worlds": [{ "from_step": 1, "ranks": 2, "backend": "host" }],
+            "parameter_hash": "ab".repeat(32), "skipped_steps": 0, "worlds": [{ "from_step": 1, "ranks": 2, "backend": "host" }],
             "exit": "stopped", "reason": "asked",
         });
         assert_eq!(summary, expected);
@@ -298,10 +304,17 @@ mod tests {
             model_value: Some(f64::NAN),
             ..measured(3)
         };
-        for step in [step(1), measured(2), not_finite] {
+        let skipped = CommittedStep {
+            loss: f64::NAN,
+            skipped: Some("step 4: the loss is NaN".to_owned()),
+            ..step(4)
+        };
+        for step in [step(1), measured(2), not_finite, skipped] {
             files.committed(&step).unwrap();
         }
         files.flush().unwrap();
+        assert_eq!(files.skipped(), (1, Some("step 4: the loss is NaN")));
+        assert_eq!(files.summary.train_loss, Some(1.0), "of the last step that was one");
 
         let text = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -314,6 +327,9 @@ mod tests {
             assert_eq!(lines[1].get(key), Some(value), "{key}");
         }
         assert_eq!(lines[2].get("model_value"), Some(&Value::Null), "there, but no number");
+        assert_eq!(lines[2].get("skipped"), None);
+        assert_eq!(lines[3].get("skipped"), Some(&Value::from("step 4: the loss is NaN")));
+        assert_eq!(lines[3].get("loss"), Some(&Value::Null));
 
         let always = [
             ("loss", 3.0),

@@ -20,8 +20,8 @@ pub struct Summary {
     steps: u64,
     samples: u64,
     tokens: u64,
-    /// Loss of the last committed step.
-    train_loss: Option<f64>,
+    /// Loss of the last committed step that was not skipped.
+    pub(super) train_loss: Option<f64>,
     /// The newest one.
     pub(super) validation_loss: Option<f64>,
     /// Counted tokens by `training_seconds`.
@@ -30,6 +30,11 @@ pub struct Summary {
     training_seconds: f64,
     peak_memory_mib: u64,
     parameter_hash: Option<String>,
+    /// Steps that changed nothing.
+    pub(super) skipped_steps: u64,
+    /// Why the newest of them did not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) last_skip: Option<String>,
     worlds: Vec<World>,
     /// `completed`, `stopped` or `failed`.
     exit: &'static str,
@@ -48,6 +53,8 @@ impl Summary {
             training_seconds: 0.0,
             peak_memory_mib: 0,
             parameter_hash: None,
+            skipped_steps: 0,
+            last_skip: None,
             worlds: vec![world],
             exit: "failed",
             reason: String::new(),
@@ -58,7 +65,13 @@ impl Summary {
         self.steps = step.step;
         self.samples = step.samples;
         self.tokens = step.tokens;
-        self.train_loss = Some(step.loss);
+        match &step.skipped {
+            Some(reason) => {
+                self.skipped_steps += 1;
+                self.last_skip = Some(reason.clone());
+            }
+            None => self.train_loss = Some(step.loss),
+        }
         self.training_seconds += step.step_ms / 1e3;
         if self.training_seconds > 0.0 {
             self.tokens_per_second = Some(self.tokens as f64 / self.training_seconds);

@@ -47,6 +47,7 @@ fn metrics() -> StepMetrics {
             tensor: "h.0.mlp.c_fc.weight".into(),
             error: 0.1 / 3.0,
         }),
+        skipped: Some("step 3: the loss is NaN".into()),
     }
 }
 
@@ -138,6 +139,7 @@ fn a_step_without_the_optional_numbers_is_written_and_read_as_it_was_before_ther
         dual_norm: None,
         lower_bound: None,
         orthogonality: None,
+        skipped: None,
         ..metrics()
     };
     let hash = vec!["9"; 32].join(",");
@@ -160,8 +162,10 @@ fn a_step_without_the_optional_numbers_is_written_and_read_as_it_was_before_ther
 }
 
 #[test]
-fn optional_numbers_that_are_not_finite_come_back_as_they_were() {
+fn numbers_that_are_not_finite_come_back_as_they_were() {
     let odd = StepMetrics {
+        loss: f64::NAN,
+        grad_norm: f64::INFINITY,
         model_value: Some(f64::NAN),
         dual_norm: Some(f64::INFINITY),
         lower_bound: Some(f64::NEG_INFINITY),
@@ -176,6 +180,7 @@ fn optional_numbers_that_are_not_finite_come_back_as_they_were() {
     ledger.append(&[Record::Committed(Box::new(commit(1, odd)))]).unwrap();
     let read = ledger.committed().unwrap().remove(0).metrics;
     assert!(read.model_value.unwrap().is_nan(), "{read:?}");
+    assert!(read.loss.is_nan() && read.grad_norm == f64::INFINITY, "{read:?}");
     assert!(read.orthogonality.as_ref().unwrap().error.is_nan(), "{read:?}");
     assert_eq!(
         (read.dual_norm, read.lower_bound),

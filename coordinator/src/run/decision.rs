@@ -81,6 +81,8 @@ pub enum Event {
         parts: Vec<Part>,
         /// Whether the checkpoint that it was to load is damaged or not there.
         checkpoint_is_bad: bool,
+        /// The rank in whose memory a bit has changed by itself, where that is the cause.
+        drifted: Option<u32>,
     },
     /// A rank's part of a checkpoint lies in the store, or does not.
     Wrote {
@@ -326,6 +328,7 @@ impl Commit {
             dual_norm: metrics.dual_norm,
             lower_bound: metrics.lower_bound,
             orthogonality: metrics.orthogonality.clone(),
+            skipped: metrics.skipped.clone(),
         }
     }
 }

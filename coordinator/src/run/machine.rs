@@ -39,9 +39,13 @@ impl Run {
                 cause,
                 parts,
                 checkpoint_is_bad,
+                drifted,
             } => {
                 if let (true, Some(cause), Some(_)) = (checkpoint_is_bad, &cause, self.present(peer, stamp)) {
                     self.refuse_checkpoint(cause, &mut directives);
+                }
+                if let (Some(rank), Some(cause), Some(_)) = (drifted, &cause, self.present(peer, stamp)) {
+                    self.set_apart(rank, cause, &mut directives);
                 }
                 self.stopped(peer, stamp, cause, parts, &mut directives)
             }
@@ -253,7 +257,11 @@ impl Run {
                 hex(&known),
                 hex(&report.parameter_hash)
             );
-            self.fail(reason, directives);
+            // Made again from the snapshot it may come out right: then something had changed in somebody's memory.
+            match self.facts.worlds.are_elastic() && self.is_making_steps() {
+                true => self.abort_generation(reason, directives),
+                false => self.fail(reason, directives),
+            }
             return;
         }
         if let Some(member) = self.members.get_mut(&peer) {
@@ -281,9 +289,11 @@ impl Run {
         let step = report.step;
         if rank == 0 {
             let numbers = report.metrics.as_ref().map(|metrics| {
+                // A skipped step has none that counts, and says why.
+                let of_step = |value| metrics.skipped.as_ref().map_or(value, |_| 0.0);
                 [
-                    ("loss", metrics.loss),
-                    ("gradient norm", metrics.grad_norm),
+                    ("loss", of_step(metrics.loss)),
+                    ("gradient norm", of_step(metrics.grad_norm)),
                     ("update norm", metrics.update_norm),
                     ("effective learning rate", metrics.effective_learning_rate),
                     ("time", metrics.step_ms),

@@ -29,6 +29,7 @@
 mod checkpoints;
 mod commands;
 mod decision;
+mod drift;
 mod failure;
 mod farewells;
 mod machine;

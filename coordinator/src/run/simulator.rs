@@ -1,6 +1,6 @@
 //! Drives the machine through a random schedule with a virtual clock and a model of the trainers (`trainers`): joins in
 //! any order, messages delayed, repeated and overtaken by those of other members, strangers, stale generations, pauses,
-//! stops, deaths, members that come late and that must leave, wrong hashes, coordinators that are killed and replaced. `Checker` looks at every decision and reports
+//! stops, deaths, members that come late and that must leave, memory that changes, wrong hashes, coordinators that are killed and replaced. `Checker` looks at every decision and reports
 //! the first broken invariant by number. With `LOCKSTEP_SIMULATOR_TRACE` set every event and decision is printed.
 
 use std::collections::VecDeque;
@@ -117,6 +117,7 @@ struct Turnover {
     drains: u32,
     hangs: u32,
     restarts: u32,
+    drifts: u32,
 }
 
 /// How a schedule went.
@@ -137,6 +138,8 @@ pub(super) struct Report {
     pub(super) loaded: u64,
     /// Generations that went on in another term.
     pub(super) went_on: u64,
+    /// Members whose memory changed.
+    pub(super) drifts: u64,
 }
 
 struct Simulation {
@@ -213,6 +216,7 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
     let turnover = match is_elastic {
         true => Turnover {
             deaths: rng.random_range(0..=4),
+            drifts: rng.random_range(0..=2),
             joins: rng.random_range(0..=3),
             drains: rng.random_range(0..=2),
             hangs: rng.random_range(0..=1),
@@ -286,6 +290,7 @@ impl Simulation {
             checkpoints: self.checker.checkpoints,
             loaded: self.checker.loaded,
             went_on: self.checker.went_on,
+            drifts: self.trainers.drifts,
         })
     }
 
@@ -423,6 +428,7 @@ impl Simulation {
                 cause: None,
                 parts: Vec::new(),
                 checkpoint_is_bad: false,
+                drifted: None,
             });
         }
         let report = StepReport {
@@ -455,12 +461,13 @@ impl Simulation {
     /// Somebody dies, comes, must leave, or hangs; or the coordinator dies.
     fn turn_over(&mut self, trainer: usize) -> Result<(), Violation> {
         let is_over = self.run.phase() == Phase::Ended;
-        let kind = self.rng.random_range(0..5);
+        let kind = self.rng.random_range(0..6);
         let left = match kind {
             0 => &mut self.turnover.deaths,
             1 => &mut self.turnover.joins,
             2 => &mut self.turnover.drains,
             3 => &mut self.turnover.restarts,
+            4 => &mut self.turnover.drifts,
             _ => &mut self.turnover.hangs,
         };
         if *left == 0 || is_over {
@@ -477,6 +484,7 @@ impl Simulation {
                 *left -= 1;
                 return self.restart();
             }
+            4 => self.trainers.drift(trainer),
             _ => self.trainers.hang(trainer),
         };
         if happened {

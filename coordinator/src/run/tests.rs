@@ -131,6 +131,7 @@ fn metrics() -> StepMetrics {
             tensor: "h.0.mlp.c_proj.weight".to_owned(),
             error: 0.125,
         }),
+        skipped: None,
     }
 }
 
@@ -426,8 +427,30 @@ fn a_committed_step_shows_what_rank_0_measured() {
         dual_norm: Some(5.0),
         lower_bound: Some(1.5),
         orthogonality: metrics().orthogonality,
+        skipped: None,
     };
     assert_eq!(commit.to_committed_step(10), expected);
+}
+
+#[test]
+fn a_skipped_step_is_committed_with_its_reason_though_its_loss_is_no_number() {
+    let mut run = training(1, 10);
+    let mut report = report(&run, 0, 1, 7);
+    if let Event::Report { report, .. } = &mut report {
+        report.metrics = Some(StepMetrics {
+            loss: f64::NAN,
+            grad_norm: f64::INFINITY,
+            update_norm: 0.0,
+            skipped: Some("step 1: the loss is NaN".to_owned()),
+            ..metrics()
+        });
+    }
+    let decision = run.step(report, NOW);
+    let Some(Done::Persist(Record::Committed(commit))) = decision.directives.first() else {
+        panic!("{decision:?}")
+    };
+    assert_eq!(commit.metrics.skipped.as_deref(), Some("step 1: the loss is NaN"));
+    assert_eq!(run.committed(), 1);
 }
 
 #[test]

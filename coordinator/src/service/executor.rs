@@ -333,6 +333,7 @@ impl Executor {
 
     fn status(&self) -> RunStatus {
         let run = &self.parts.run;
+        let (skipped_steps, last_skip) = self.parts.files.skipped();
         RunStatus {
             header: Header {
                 run_id: self.parts.ledger.run().run_id.clone(),
@@ -350,6 +351,8 @@ impl Executor {
             validation_loss: self.validation_loss,
             tokens_per_second: self.tokens_per_second,
             transports: run.transports(),
+            skipped_steps,
+            last_skip: last_skip.map(str::to_owned),
         }
     }
 }

@@ -105,8 +105,10 @@ fn understand(message: v1::MemberMessage, peer: Peer, run_id: &str, term: u64) -
             cause,
             parts,
             checkpoint_is_bad,
+            drifted,
         } => Event::Stopped {
             checkpoint_is_bad,
+            drifted,
             peer,
             stamp,
             cause,

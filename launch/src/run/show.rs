@@ -68,7 +68,7 @@ impl Screen {
             Screen::Json => print_json(&to_json(event)),
             Screen::Lines { last } => {
                 if let RunEvent::Step(step) = event {
-                    let due = last.is_none_or(|last| last.elapsed() >= LINE_EVERY);
+                    let due = step.skipped.is_some() || last.is_none_or(|last| last.elapsed() >= LINE_EVERY);
                     if !due && step.step != step.total_steps {
                         return;
                     }
@@ -117,7 +117,10 @@ impl Bar {
     fn event(&mut self, event: &RunEvent) {
         match event {
             RunEvent::Step(step) => {
-                self.loss = Some(step.loss);
+                match &step.skipped {
+                    Some(_) => self.bar.println(line(event)),
+                    None => self.loss = Some(step.loss),
+                }
                 self.effective_learning_rate = effective_learning_rate(step);
                 self.tokens_per_second = step.tokens_per_second;
                 self.bar.set_position(step.step);
@@ -161,6 +164,12 @@ pub(crate) fn says_nothing_new(event: &RunEvent) -> bool {
 pub(crate) fn line(event: &RunEvent) -> String {
     match event {
         RunEvent::State { phase, reason } => format!("{phase}: {reason}"),
+        RunEvent::Step(CommittedStep {
+            step,
+            total_steps,
+            skipped: Some(reason),
+            ..
+        }) => format!("step {step}/{total_steps}  skipped: {reason}"),
         RunEvent::Step(step) => format!(
             "step {}/{}  loss {:.4}  lr {}  batch {}  {:.0} tok/s  {:.0} ms",
             step.step,
@@ -261,6 +270,7 @@ mod tests {
                 tensor: "h.1.attn.c_attn.weight[2]".to_owned(),
                 error: 0.125,
             }),
+            skipped: None,
         }
     }
 

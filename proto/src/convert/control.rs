@@ -17,6 +17,8 @@ impl From<&RunStatus> for v1::StatusReply {
             members: status.members,
             backend: status.backend.clone(),
             loss: status.loss,
+            skipped_steps: status.skipped_steps,
+            last_skip: status.last_skip.clone(),
             validation_loss: status.validation_loss,
             tokens_per_second: status.tokens_per_second,
             transports: status
@@ -46,6 +48,8 @@ impl TryFrom<v1::StatusReply> for RunStatus {
             members: reply.members,
             backend: reply.backend,
             loss: reply.loss,
+            skipped_steps: reply.skipped_steps,
+            last_skip: reply.last_skip,
             validation_loss: reply.validation_loss,
             tokens_per_second: reply.tokens_per_second,
             transports: reply
@@ -130,6 +134,7 @@ fn step_out(step: &CommittedStep) -> v1::CommittedStep {
         dual_norm: step.dual_norm,
         lower_bound: step.lower_bound,
         orthogonality: step.orthogonality.as_ref().map(Into::into),
+        skipped: step.skipped.clone(),
     }
 }
 
@@ -156,6 +161,7 @@ fn step_in(step: v1::CommittedStep) -> Result<CommittedStep, ConvertError> {
         dual_norm: step.dual_norm,
         lower_bound: step.lower_bound,
         orthogonality: step.orthogonality.map(Into::into),
+        skipped: step.skipped,
     })
 }
 

@@ -30,8 +30,10 @@ impl From<&FromMember> for v1::MemberMessage {
                 cause,
                 parts,
                 checkpoint_is_bad,
+                drifted,
             } => Body::Stopped(v1::Stopped {
                 checkpoint_is_bad: *checkpoint_is_bad,
+                drifted: *drifted,
                 step: *step,
                 cause: cause.clone().unwrap_or_default(),
                 parts: parts.iter().map(part_out).collect(),
@@ -80,6 +82,7 @@ impl TryFrom<v1::MemberMessage> for FromMember {
                 cause: Some(stopped.cause).filter(|cause| !cause.is_empty()),
                 parts: stopped.parts.into_iter().map(part_in).collect::<Result<_, _>>()?,
                 checkpoint_is_bad: stopped.checkpoint_is_bad,
+                drifted: stopped.drifted,
             },
             Body::Wrote(wrote) => MemberBody::Wrote {
                 step: wrote.step,
@@ -232,6 +235,7 @@ fn report_out(report: &StepReport) -> v1::StepReport {
             dual_norm: metrics.dual_norm,
             lower_bound: metrics.lower_bound,
             orthogonality: metrics.orthogonality.as_ref().map(Into::into),
+            skipped: metrics.skipped.clone(),
         }),
         validation: report.validation.map(|validation| v1::Validation {
             loss: validation.loss,
@@ -261,6 +265,7 @@ fn report_in(header: &Header, report: v1::StepReport) -> Result<StepReport, Conv
             dual_norm: metrics.dual_norm,
             lower_bound: metrics.lower_bound,
             orthogonality: metrics.orthogonality.map(Into::into),
+            skipped: metrics.skipped,
         }),
         validation: report.validation.map(|validation| Validation {
             loss: validation.loss,

@@ -9,11 +9,13 @@ use serde::{Deserialize, Serialize};
 /// What rank 0 measured in a step. An optional field is absent where the optimiser has no such number.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
-    /// Mean over the counted tokens of the step, nats a token.
+    /// Mean over the counted tokens of the step, nats a token; of a skipped step it may be no number.
+    #[serde(with = "any_number")]
     pub loss: f64,
     /// Counted tokens of the step, over all ranks.
     pub tokens: u64,
-    /// Global gradient norm before clipping.
+    /// Global gradient norm before clipping; of a skipped step it may be no number.
+    #[serde(with = "any_number")]
     pub grad_norm: f64,
     /// Global norm of the update.
     pub update_norm: f64,
@@ -40,6 +42,9 @@ pub struct StepMetrics {
     /// How orthogonal one polar factor of the step is; another one each step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orthogonality: Option<Orthogonality>,
+    /// Why the step changed nothing, where a policy of `[fault]` says so: one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
 }
 
 /// How far the polar factor U of one hidden matrix is from orthogonal.

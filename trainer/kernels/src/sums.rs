@@ -1,7 +1,7 @@
 //! Sums over a block in float64, and the block's hash: what goes into slots.
 
 use crate::LANES;
-use crate::real::fold;
+use crate::real::{bf16, fold};
 
 /// Σ xᵢ² in float64 and the number of values that are not finite.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
@@ -55,6 +55,18 @@ pub fn block_hash(block: &[f32]) -> u64 {
     sum
 }
 
+/// The same over the 16-bit words of bf16 values: what a rounded working copy is known by.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub fn block_hash_of_bf16(block: &[bf16]) -> u64 {
+    let mut sum = 0u64;
+    let mut odd = 1u64;
+    for value in block {
+        sum = sum.wrapping_add(u64::from(value.to_bits()).wrapping_mul(odd));
+        odd = odd.wrapping_add(2);
+    }
+    sum
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,5 +98,6 @@ mod tests {
         y.swap(3, 4);
         assert_ne!(block_hash(&y), hash);
         assert_eq!(block_hash(&[1.0, 2.0]), 0x3f80_0000 + 3 * 0x4000_0000);
+        assert_eq!(block_hash_of_bf16(&[1.0, 2.0].map(bf16::from_f32)), 0x3f80 + 3 * 0x4000);
     }
 }

@@ -117,8 +117,16 @@ impl Session {
 
     /// Says that this rank has left the collectives of its generation, holds the parameters of `step` and the parts of
     /// snapshots `parts`, and waits for the next generation. `cause`: why, where it was not told to.
-    /// `checkpoint_is_bad`: the checkpoint that it was to load is damaged or not there.
-    pub fn stopped(&self, step: u64, cause: Option<String>, parts: Vec<Part>, checkpoint_is_bad: bool) {
+    /// `checkpoint_is_bad`: the checkpoint that it was to load is damaged or not there. `drifted`: the rank in whose memory a
+    /// bit has changed by itself, where that is why.
+    pub fn stopped(
+        &self,
+        step: u64,
+        cause: Option<String>,
+        parts: Vec<Part>,
+        checkpoint_is_bad: bool,
+        drifted: Option<u32>,
+    ) {
         let farewell = FromMember {
             header: self.header.clone(),
             body: MemberBody::Stopped {
@@ -126,6 +134,7 @@ impl Session {
                 cause,
                 parts,
                 checkpoint_is_bad,
+                drifted,
             },
         };
         self.inbox.leave(self.header.stamp, farewell);

@@ -15,14 +15,15 @@ use lockstep_optim::tensors::piece::{GradientSum, TensorPiece};
 use lockstep_optim::tensors::results::{Applied, Prepared};
 use lockstep_optim::tensors::sums::BlockArithmetic;
 use lockstep_optim::tensors::table::Table;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::device::FlatTensors;
 use crate::device::pending::Pending;
 use crate::error::TrainerError;
 use crate::sharding::layout::{Layout, Place};
 use crate::sharding::owners::{self, OwnerMap};
-use crate::step::owned::{Kind, OfBlock, PreparedPiece, Probe};
+use crate::step::drift::{Array, Change, FLIPPED};
+use crate::step::owned::{self, OfBlock, PreparedPiece, Probe};
 
 /// By block, Σ g² and the count of values that are not finite.
 pub type Squares = Vec<OfBlock<(f64, u64)>>;
@@ -37,6 +38,23 @@ struct Item {
     gradient: Tensor,
     /// Its working copy, flat.
     working: Tensor,
+    /// The sums of the words of its arrays but the master, as they were written last; on the device.
+    written: Vec<(Array, Tensor)>,
+}
+
+impl Item {
+    /// One bit that changes changes the sum, and whole numbers have the same sum in any order.
+    fn sums_but_master(&self) -> Result<Vec<(Array, Tensor)>, TrainerError> {
+        let arrays = self.state.arrays().into_iter();
+        let wanted = arrays.filter_map(|(name, array)| Some((Array::of_name(name)?, array)));
+        wanted
+            .filter(|(which, _)| *which != Array::Master)
+            .map(|(which, array)| {
+                let words = array.f_view([-1])?.f_view_dtype(Kind::Int)?;
+                Ok((which, words.f_sum(Kind::Int64)?))
+            })
+            .collect()
+    }
 }
 
 /// The pieces of one rank with their optimiser state on its device, in flat order.
@@ -93,6 +111,7 @@ impl DeviceOwned {
                     false => flat::<f32>(working, bytes.start, piece.elements.len())?,
                 },
                 piece: piece.clone(),
+                written: Vec::new(),
             });
         }
         self.items.sort_by_key(|item| item.piece.elements.start);
@@ -200,7 +219,7 @@ impl DeviceOwned {
     pub fn step_in(
         &mut self,
         bucket: &Range<usize>,
-        kind: Kind,
+        kind: owned::Kind,
         scale: f32,
         steps: &[TensorStep],
         probe: Probe,
@@ -209,8 +228,8 @@ impl DeviceOwned {
         let (mut prepared_places, mut places) = (Vec::new(), Vec::new());
         for item in &mut self.items {
             let is = match item.state {
-                TensorPiece::Hidden(_) => Kind::Hidden,
-                TensorPiece::Other(_) => Kind::Other,
+                TensorPiece::Hidden(_) => owned::Kind::Hidden,
+                TensorPiece::Other(_) => owned::Kind::Other,
             };
             let elements = &item.piece.elements;
             if is != kind || elements.start < bucket.start || bucket.end < elements.end {
@@ -248,6 +267,46 @@ impl DeviceOwned {
         })
     }
 
+    /// As on the host; nothing waits for it.
+    pub fn note_written(&mut self) -> Result<(), TrainerError> {
+        for item in &mut self.items {
+            item.written = item.sums_but_master()?;
+        }
+        Ok(())
+    }
+
+    /// As on the host.
+    pub fn changed(&self) -> Result<Pending<Vec<Change>>, TrainerError> {
+        let mut table = Table::new(self.device);
+        let mut places = Vec::new();
+        for item in &self.items {
+            let block = item.piece.blocks.start;
+            for ((array, before), (_, now)) in item.written.iter().zip(item.sums_but_master()?) {
+                let differs = now.f_ne_tensor(before)?.f_to_kind(Kind::Int64)?;
+                places.push((Change { array: *array, block }, table.put(&differs)?.start));
+            }
+        }
+        Pending::new(&table, move |words| {
+            let changed = places.into_iter().filter(|(_, at)| words[*at] != 0);
+            changed.map(|(change, _)| change).collect()
+        })
+    }
+
+    /// As on the host.
+    pub fn flip(&mut self, tensor: Option<usize>, array: Array) -> Result<Option<usize>, TrainerError> {
+        let wanted = |item: &&Item| tensor.is_none_or(|tensor| item.piece.tensor == tensor);
+        let Some(item) = self.items.iter().find(wanted) else {
+            return Ok(None);
+        };
+        for (name, values) in item.state.arrays() {
+            if Array::of_name(name) == Some(array) {
+                flip_a_bit(&values.f_view([-1])?)?;
+                return Ok(Some(item.piece.tensor));
+            }
+        }
+        Ok(None)
+    }
+
     /// Writes the masters into a float32 flat buffer of the device, each at its place.
     pub fn write_masters(&self, buffer: &impl FlatTensors) -> Result<(), TrainerError> {
         for Item { piece, state, .. } in &self.items {
@@ -256,6 +315,17 @@ impl DeviceOwned {
         }
         Ok(())
     }
+}
+
+/// Changes one bit in the middle of flat values, for a drill.
+pub fn flip_a_bit(values: &Tensor) -> Result<(), TrainerError> {
+    let (kind, bit) = match values.kind() {
+        Kind::BFloat16 => (Kind::Int16, i64::from(FLIPPED >> 16)),
+        _ => (Kind::Int, i64::from(FLIPPED)),
+    };
+    let mut value = values.f_narrow(0, values.numel() as i64 / 2, 1)?.f_view_dtype(kind)?;
+    let _ = value.f_bitwise_xor_(bit)?;
+    Ok(())
 }
 
 fn flat<T: Element>(buffer: &impl FlatTensors, byte_offset: usize, count: usize) -> Result<Tensor, AutogradError> {

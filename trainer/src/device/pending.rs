@@ -45,6 +45,17 @@ impl<T: 'static> Pending<T> {
         }
     }
 
+    /// What `change` makes of what it will say.
+    pub fn map<U: 'static>(self, change: impl FnOnce(T) -> U + 'static) -> Pending<U> {
+        match self {
+            Pending::Known(value) => Pending::Known(change(value)),
+            Pending::OnDevice { words, say } => Pending::OnDevice {
+                words,
+                say: Box::new(move |words| change(say(words))),
+            },
+        }
+    }
+
     /// Both as one, so that one exchange reads once.
     pub fn and<U: 'static>(self, other: Pending<U>) -> Result<Pending<(T, U)>, TrainerError> {
         let ((words, say), (others, say_other)) = (self.parts(), other.parts());

@@ -13,6 +13,7 @@ use crate::device::pending::Pending;
 use crate::error::TrainerError;
 use crate::sharding::layout::Layout;
 use crate::sharding::owners::{OwnerMap, Piece};
+use crate::step::drift::{Array, Change};
 use crate::step::owned::{Kind, OfBlock, Owned, PreparedPiece, Probe, Taken};
 
 /// What a rank owns on the host, with the memory that its passes are over.
@@ -149,6 +150,34 @@ impl Shard {
         match self {
             Shard::Host(host) => Ok(Pending::Known(host.owned.hashes())),
             Shard::Device(owned) => owned.hashes(),
+        }
+    }
+
+    /// Keeps the hash of every array but the masters, as it is now; nothing waits for it.
+    pub fn note_written(&mut self) -> Result<(), TrainerError> {
+        match self {
+            Shard::Host(host) => {
+                host.owned.note_written();
+                Ok(())
+            }
+            Shard::Device(owned) => owned.note_written(),
+        }
+    }
+
+    /// The arrays but the masters that are not what was written.
+    pub fn changed(&self) -> Result<Pending<Vec<Change>>, TrainerError> {
+        match self {
+            Shard::Host(host) => Ok(Pending::Known(host.owned.changed())),
+            Shard::Device(owned) => owned.changed(),
+        }
+    }
+
+    /// Changes one bit of an array of a tensor, for a drill; of the first tensor that is owned where none is given. Which
+    /// one, if it is owned. `steps` are those that the optimiser has made.
+    pub fn flip(&mut self, steps: u64, tensor: Option<usize>, array: Array) -> Result<Option<usize>, TrainerError> {
+        match self {
+            Shard::Host(host) => Ok(host.owned.flip(steps, tensor, array)),
+            Shard::Device(owned) => owned.flip(tensor, array),
         }
     }
 

@@ -8,27 +8,34 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use lockstep_checkpoint::{CheckpointError, CheckpointName, Limits, Part, PartEntry, Reader, Store};
-use lockstep_optim::decision::ModelState;
 use lockstep_proto::domain::{BlockRun, Checkpoint, Written};
 use lockstep_session::Voice;
 
 use crate::error::TrainerError;
-use crate::snapshot::Saved;
 use crate::snapshot::part::{bits_of, model_of};
+use crate::snapshot::{RunState, Saved};
+use crate::step::skipping::LossRecord;
 
 /// What every step needs besides the tensors, as words of a checkpoint.
 const OPTIMIZER_STEPS: &str = "optimizer.steps";
 const MODEL_STEPS: &str = "loss_model.steps";
+const LOSSES: [&str; 4] = ["losses.accepted", "losses.mean", "losses.variance", "losses.skips"];
 const MODEL_VALUES: [&str; 3] = ["loss_model.loss", "loss_model.gradient_dot", "loss_model.lower_bound"];
 
 /// The words of a checkpoint.
-pub fn words(optimizer_steps: u64, model: &ModelState) -> Vec<(String, u64)> {
-    let (model_steps, values) = bits_of(model);
+pub fn words(state: &RunState) -> Vec<(String, u64)> {
+    let (model_steps, values) = bits_of(&state.loss_model);
     let mut words = vec![
-        (OPTIMIZER_STEPS.to_owned(), optimizer_steps),
+        (OPTIMIZER_STEPS.to_owned(), state.optimizer_steps),
         (MODEL_STEPS.to_owned(), u64::from(model_steps)),
     ];
     words.extend(MODEL_VALUES.iter().map(|name| (*name).to_owned()).zip(values));
+    words.extend(
+        LOSSES
+            .iter()
+            .map(|name| (*name).to_owned())
+            .zip(state.losses.to_words()),
+    );
     words
 }
 
@@ -76,7 +83,7 @@ impl Place {
 pub struct Loading(Reader);
 
 impl Saved for Loading {
-    fn state(&self) -> Result<(u64, ModelState), TrainerError> {
+    fn state(&self) -> Result<RunState, TrainerError> {
         let run = self.0.manifest().run();
         let word = |name: &str| {
             run.words.get(name).copied().ok_or_else(|| {
@@ -89,7 +96,12 @@ impl Saved for Loading {
         let [loss, dot, bound] = MODEL_VALUES;
         let values = [word(loss)?, word(dot)?, word(bound)?];
         let steps = u32::try_from(word(MODEL_STEPS)?).unwrap_or(u32::MAX);
-        Ok((word(OPTIMIZER_STEPS)?, model_of((steps, values))))
+        let [accepted, mean, variance, skips] = LOSSES;
+        Ok(RunState {
+            optimizer_steps: word(OPTIMIZER_STEPS)?,
+            loss_model: model_of((steps, values)),
+            losses: LossRecord::of_words([word(accepted)?, word(mean)?, word(variance)?, word(skips)?]),
+        })
     }
 
     /// No value is given out whose block has another hash than the manifest says.

@@ -11,18 +11,30 @@
 use lockstep_optim::decision::ModelState;
 
 use crate::error::TrainerError;
+use crate::step::skipping::LossRecord;
 
 pub mod checkpoint;
 pub mod keeping;
 pub mod part;
 
+/// What every step needs besides the tensors; equal on every rank.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RunState {
+    /// Steps that the optimiser has made.
+    pub optimizer_steps: u64,
+    /// The model of the loss.
+    pub loss_model: ModelState,
+    /// What is known of the losses.
+    pub losses: LossRecord,
+}
+
 /// A state of the run that any world can load.
 pub trait Saved {
-    /// Steps that the optimiser had made, and the model of the loss.
+    /// What it holds besides the tensors.
     ///
     /// # Errors
     /// It was written by another build.
-    fn state(&self) -> Result<(u64, ModelState), TrainerError>;
+    fn state(&self) -> Result<RunState, TrainerError>;
 
     /// Fills `values` with neighbouring elements of an array, from element `start` of the tensor's (or the array's) first on.
     ///

@@ -12,7 +12,8 @@ use lockstep_optim::decision::ModelState;
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainerError;
-use crate::snapshot::Saved;
+use crate::snapshot::{RunState, Saved};
+use crate::step::skipping::LossRecord;
 
 const MAGIC: &[u8; 8] = b"LSPART01";
 
@@ -25,8 +26,17 @@ pub struct Header {
     pub optimizer_steps: u64,
     /// The model of the loss: steps, and the bits of its three float64 values.
     pub loss_model: (u32, [u64; 3]),
+    /// The words of what is known of the losses.
+    pub losses: [u64; 4],
     /// The arrays, in the order of their values.
     pub entries: Vec<Entry>,
+}
+
+impl Header {
+    /// The state of the run, which all parts must say alike.
+    fn state_words(&self) -> (u64, (u32, [u64; 3]), [u64; 4]) {
+        (self.optimizer_steps, self.loss_model, self.losses)
+    }
 }
 
 /// One array of neighbouring elements of a tensor.
@@ -65,12 +75,13 @@ pub struct Builder {
 
 impl Builder {
     /// A part without arrays.
-    pub fn new(step: u64, optimizer_steps: u64, model: &ModelState) -> Builder {
+    pub fn new(step: u64, state: &RunState) -> Builder {
         Builder {
             header: Header {
                 step,
-                optimizer_steps,
-                loss_model: bits_of(model),
+                optimizer_steps: state.optimizer_steps,
+                loss_model: bits_of(&state.loss_model),
+                losses: state.losses.to_words(),
                 entries: Vec::new(),
             },
             values: Vec::new(),
@@ -163,8 +174,7 @@ impl Whole {
                 return Err(broken(index, format!("it is of step {}", part.header.step)));
             }
             if let Some(first) = read.first()
-                && (first.header.optimizer_steps, first.header.loss_model)
-                    != (part.header.optimizer_steps, part.header.loss_model)
+                && first.header.state_words() != part.header.state_words()
             {
                 return Err(broken(
                     index,
@@ -193,9 +203,13 @@ impl Whole {
 }
 
 impl Saved for Whole {
-    fn state(&self) -> Result<(u64, ModelState), TrainerError> {
+    fn state(&self) -> Result<RunState, TrainerError> {
         let header = &self.parts[0].header;
-        Ok((header.optimizer_steps, model_of(header.loss_model)))
+        Ok(RunState {
+            optimizer_steps: header.optimizer_steps,
+            loss_model: model_of(header.loss_model),
+            losses: LossRecord::of_words(header.losses),
+        })
     }
 
     fn fill(&self, tensor: &str, array: &str, start: usize, values: &mut [f32]) -> Result<(), TrainerError> {
@@ -240,8 +254,16 @@ mod tests {
         }
     }
 
+    fn state(optimizer_steps: u64) -> RunState {
+        RunState {
+            optimizer_steps,
+            loss_model: model(),
+            losses: LossRecord::of_words([9, 1.25f64.to_bits(), 0.5f64.to_bits(), 2]),
+        }
+    }
+
     fn part(step: u64, arrays: &[(&str, &str, usize, &[f32])]) -> Arc<Vec<u8>> {
-        let mut builder = Builder::new(step, 7, &model());
+        let mut builder = Builder::new(step, &state(7));
         for (tensor, array, start, values) in arrays {
             builder.add(tensor, array, *start, values);
         }
@@ -253,7 +275,7 @@ mod tests {
         let first = part(8, &[("w", "master", 4, &[5.0, 6.0]), ("b", "master", 0, &[9.0])]);
         let second = part(8, &[("w", "master", 0, &[1.0, 2.0, f32::MIN_POSITIVE / 2.0, -0.0])]);
         let whole = Whole::read(8, vec![first, second]).unwrap();
-        assert_eq!(whole.state().unwrap(), (7, model()));
+        assert_eq!(whole.state().unwrap(), state(7));
         let mut values = [0.0; 4];
         whole.fill("w", "master", 2, &mut values).unwrap();
         let expected = [f32::MIN_POSITIVE / 2.0, -0.0, 5.0, 6.0];
@@ -271,7 +293,7 @@ mod tests {
         let cut = Arc::new(good[..good.len() - 1].to_vec());
         let no_part = Arc::new(b"something else".to_vec());
         let of_another_step = part(9, &[]);
-        let mut other = Builder::new(8, 6, &model());
+        let mut other = Builder::new(8, &state(6));
         other.add("w", "master", 0, &[1.0]);
         let of_another_run = Arc::new(other.finish().unwrap());
         for (bad, why) in [

@@ -20,6 +20,7 @@ use crate::device::owned::DeviceOwned;
 use crate::device::reading::Reader;
 use crate::device::shard::{HostShard, Shard};
 use crate::device::write_copy;
+use crate::drill::Drill;
 use crate::error::TrainerError;
 use crate::memory_account::wire_of;
 use crate::model::Model;
@@ -30,10 +31,12 @@ use crate::sharding::layout::{BUCKET_BYTES, Layout, Place};
 use crate::sharding::owners::OwnerMap;
 use crate::sharding::program::gradient_buffers;
 use crate::step::Engine;
+use crate::step::copies::WorkingCopies;
 use crate::step::filling::Filling;
 use crate::step::gathering::{self, Gates};
 use crate::step::lane_sums::LaneSums;
 use crate::step::owned::Owned;
+use crate::step::skipping::{LossRecord, Policy};
 use crate::step::slots::Slots;
 use crate::step::update_slots::UpdateSlots;
 
@@ -133,10 +136,14 @@ impl Engine {
                     .ready(tensor);
             })?;
         }
+        if config.fault.drift_every > 0 {
+            shard.note_written()?;
+        }
         let lanes = config.run.lanes;
         Ok(Engine {
+            copies: WorkingCopies::new(working, &layout),
             slots: Slots::new(&layout, shard.map(), &rank_lanes, lanes),
-            update_slots: UpdateSlots::new(&layout, shard.map(), shard.optimizer()),
+            update_slots: UpdateSlots::new(&layout, shard.map(), shard.optimizer(), config.fault.drift_every > 0),
             gates: Gates::new(model.layers()),
             losses: LaneLosses::new(lanes, compute.device())?,
             reader: Reader::new(compute, communication.aborter().clone()),
@@ -157,6 +164,12 @@ impl Engine {
             shard,
             treatments,
             loss_model: ModelState::default(),
+            policy: Policy::of(&config.fault),
+            losses_so_far: LossRecord::default(),
+            known_hash: None,
+            last_step: 0,
+            drift_every: config.fault.drift_every,
+            drill: Drill::default(),
             missing_named: Vec::new(),
         })
     }

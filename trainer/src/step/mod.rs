@@ -6,34 +6,40 @@
 //! - [`gathering`]: the gates, behind which the next forward waits for a layer's gather
 //! - [`owned`]: what this rank owns, and the passes over it, on the host; on a device it is [`crate::device::owned`]
 //! - `resuming`: what an owner holds, frozen and loaded again
-//! - [`slots`]: the slots of the first exchange, and the verdict on the step
+//! - [`slots`]: the slots of the first exchange
+//! - [`drift`]: whether memory still holds what was written; [`copies`]: the working copies
+//! - [`skipping`]: the ruling on a step whose numbers cannot be used
 //! - [`updating`]: from accepted gradients to new parameters
 //! - [`update_slots`]: the slots of what was prepared and applied
 //!
 //! Data flows: lanes run into gradient buffers → the communication thread reduces complete buckets: the owner finishes the
 //! lane tree →
-//! slots 1 (loss, tokens, ‖g‖², non-finite counts, directive) → accepted, clipped or refused → moments and polar factors
+//! slots 1 (loss, tokens, ‖g‖², non-finite counts, directive) → accepted, clipped, skipped or refused → moments and polar factors
 //! → slots 2 (counts, dual norms, inner products) → step sizes → application → slots 3 (block hashes, Σ update²) → gathers
 //! at the gates. Where steps depend on no sum over all tensors, each bucket is prepared and applied in one go, and slots 2
 //! and 3 are one exchange.
 
 mod building;
+mod clock;
+pub mod copies;
+pub mod drift;
 pub mod filling;
 pub mod gathering;
 pub mod lane_sums;
 pub mod owned;
 mod resuming;
+pub mod skipping;
 pub mod slots;
 pub mod update_slots;
 mod updating;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use lockstep_autograd::run_backward;
 use lockstep_checkpoint::TensorEntry;
-use lockstep_collective::communication::{Communication, Shares};
+use lockstep_collective::communication::Communication;
 use lockstep_collective::{BufferId, LaneTree, Transport, Wire};
 use lockstep_config::Reduction;
 use lockstep_data::{MicroBatch, ValidationSet, lane_micro_batches};
@@ -44,16 +50,20 @@ use lockstep_proto::domain::{Plan, Validation};
 use crate::device::memory::Flat;
 use crate::device::reading::Reader;
 use crate::device::shard::Shard;
+use crate::drill::Drill;
 use crate::error::TrainerError;
 use crate::model::lane_losses::{LaneLosses, numbers};
 use crate::model::weights::Weights;
 use crate::model::{Batch, Model, OpenGate};
 use crate::sharding::layout::Layout;
 use crate::sharding::program::{Action, LaneProgram};
+use crate::step::clock::Clock;
+use crate::step::copies::WorkingCopies;
 use crate::step::filling::Filling;
 use crate::step::gathering::Gates;
 use crate::step::lane_sums::LaneSums;
-use crate::step::slots::{Lane, Slots, Verdict};
+use crate::step::skipping::{LossRecord, Policy, Ruling};
+use crate::step::slots::{Lane, Slots};
 use crate::step::update_slots::UpdateSlots;
 
 /// What a step leaves.
@@ -81,6 +91,8 @@ pub struct StepOutcome {
     pub polar_factors: u32,
     /// A hidden matrix and the orthogonality error of its factor: another one each step.
     pub orthogonality: Option<(String, f64)>,
+    /// Why the step changed nothing, if it was skipped.
+    pub skipped: Option<String>,
     /// Milliseconds of each phase on this rank.
     pub phases: Vec<(String, f64)>,
     /// Milliseconds of the step on this rank.
@@ -112,18 +124,38 @@ pub struct Engine {
     treatments: Vec<Treatment>,
     /// The model of the loss, equal on every rank.
     loss_model: ModelState,
+    /// What becomes of steps whose numbers cannot be used.
+    policy: Policy,
+    /// What is known of the losses so far, equal on every rank.
+    losses_so_far: LossRecord,
+    /// The hash of the parameters as they are, where it is known.
+    known_hash: Option<[u8; 32]>,
+    /// The step that was begun last; 0 before.
+    last_step: u64,
+    /// Steps between two comparisons of memory with what was written; 0: none.
+    drift_every: u64,
+    copies: WorkingCopies,
+    drill: Drill,
     /// What a checkpoint holds of each tensor.
     checkpoint_tensors: Vec<TensorEntry>,
     missing_named: Vec<usize>,
 }
 
 impl Engine {
+    /// Orders faults, to see what becomes of them.
+    pub fn order(&mut self, drill: Drill) {
+        self.drill = drill;
+    }
+
     /// The hash of the parameters as they are.
     pub fn parameter_hash(&mut self) -> Result<[u8; 32], TrainerError> {
         let hashes = self.reader.read(self.shard.hashes()?)?;
         self.update_slots.record_hashes(&hashes);
+        self.note_copies()?;
         self.update_slots.exchange_applied(&mut self.communication)?;
-        Ok(self.update_slots.applied().0)
+        let hash = self.update_slots.applied().0;
+        self.known_hash = Some(hash);
+        Ok(hash)
     }
 
     /// How this rank reaches each rank, by rank; empty for itself.
@@ -163,6 +195,8 @@ impl Engine {
         directive: u64,
         next: &mut dyn FnMut() -> Result<MicroBatch, TrainerError>,
     ) -> Result<StepOutcome, TrainerError> {
+        self.last_step = plan.step;
+        self.carry_out(plan.step)?;
         let began = Instant::now();
         let mut clock = Clock::new();
         let lanes = self.slots.lanes();
@@ -186,9 +220,8 @@ impl Engine {
         for (index, action) in program.actions.iter().enumerate() {
             match *action {
                 Action::Run { lane, buffer, adds } => {
-                    let count = lane_micro_batches(lane, lanes, plan.micro_batches).len();
                     let is_last = last == Some(index);
-                    let counted = self.run_lane(lane, (buffer, adds), count, is_last, next, &mut clock)?;
+                    let counted = self.run_lane(plan, lane, (buffer, adds), is_last, next, &mut clock)?;
                     tokens.push((lane, counted));
                 }
                 Action::Add { .. } | Action::Round { .. } => {
@@ -205,7 +238,13 @@ impl Engine {
         }
         clock.lap("reduce_ms");
         let left = self.losses.sums()?.and(self.shard.square_sums()?)?;
-        let (losses, squares) = self.reader.read(left)?;
+        clock.lap("norms_ms");
+        let held = self.held(plan.step)?;
+        clock.lap("drift_ms");
+        let ((losses, squares), held) = self.reader.read(left.and(held)?)?;
+        if let Some(change) = self.change_in(&held) {
+            self.slots.record_change(self.rank, change);
+        }
         for (lane, tokens) in tokens {
             let loss = losses[lane as usize];
             self.slots.record_lane(lane, Lane { loss, tokens });
@@ -217,16 +256,23 @@ impl Engine {
             .exchange_step(&mut self.communication, self.rank, directive)?;
         clock.lap("slots_ms");
         let clip_norm = self.shard.optimizer().keys().clip_norm;
-        let scale = match first.verdict(&self.layout, self.model.inventory(), clip_norm, plan) {
-            Verdict::Accepted { scale } => scale,
-            Verdict::Refused { reason } => return Err(TrainerError::NotFinite(reason)),
-        };
+        if let Some(drift) = self.drift(plan.step, &first.changes) {
+            return Err(TrainerError::Drift(drift));
+        }
+        let finding = first.finding(&self.layout, self.model.inventory());
+        match self.policy.rule(plan.step, finding, &mut self.losses_so_far) {
+            Ruling::Go => {}
+            Ruling::Skip(reason) => return self.skip(reason, &first, (began, clock)),
+            Ruling::Stop(sentence) => return Err(TrainerError::NotFinite(sentence)),
+        }
+        let scale = first.scale(clip_norm);
         let (decision, totals) = match self.shard.optimizer().is_global() {
             true => self.update_together(plan, first.loss, scale, &mut clock)?,
             false => self.update_by_bucket(plan, scale, &mut clock)?,
         };
         self.steps += 1;
         let (parameter_hash, update_norm) = self.update_slots.applied();
+        self.known_hash = Some(parameter_hash);
         clock.hidden(self.communication.take_shares());
         self.gates.close_all(&mut self.communication)?;
         Ok(StepOutcome {
@@ -241,6 +287,7 @@ impl Engine {
             dual_norm: decision.dual_norm,
             polar_factors: totals.polar_factors,
             orthogonality: totals.orthogonality,
+            skipped: None,
             phases: clock.phases,
             step_ms: began.elapsed().as_secs_f64() * 1e3,
         })
@@ -250,27 +297,31 @@ impl Engine {
         self.filling.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Runs the `count` micro-batches of a lane into a gradient buffer and returns its count of tokens.
+    /// Runs the micro-batches of a lane into a gradient buffer and returns its count of tokens.
     fn run_lane(
         &mut self,
+        plan: &Plan,
         lane: u32,
         (buffer, adds): (usize, bool),
-        count: usize,
         is_last_lane: bool,
         next: &mut dyn FnMut() -> Result<MicroBatch, TrainerError>,
         clock: &mut Clock,
     ) -> Result<u64, TrainerError> {
         self.weights.begin_lane(buffer, adds)?;
         let mut tokens = 0;
-        for index in 0..count {
+        let indices = lane_micro_batches(lane, self.slots.lanes(), plan.micro_batches);
+        for index in indices.clone() {
             let batch = next()?;
             clock.lap("data_ms");
             let mut gate = self.gates.with(&mut self.communication);
-            let loss = self.model.loss(&self.weights, view(&batch), &mut gate)?;
+            let mut loss = self.model.loss(&self.weights, view(&batch), &mut gate)?;
+            if let Some(factor) = self.drill.factor(plan.step, index) {
+                loss = loss.f_mul_scalar(factor)?;
+            }
             self.losses.add(lane, &loss)?;
             tokens += batch.counted;
             clock.lap("forward_ms");
-            if is_last_lane && index + 1 == count {
+            if is_last_lane && index + 1 == indices.end {
                 self.fill().arm();
             }
             run_backward(&loss)?;
@@ -335,6 +386,7 @@ impl Engine {
     ) -> Result<(), TrainerError> {
         self.communication.barrier()?;
         self.shard.write_masters(&self.gradients[0])?;
+        self.check_owned(self.last_step)?;
         let ranges: Vec<_> = self
             .shard
             .map()
@@ -364,49 +416,5 @@ fn view(batch: &MicroBatch) -> Batch<'_> {
         columns: batch.columns as usize,
         inputs: &batch.inputs,
         targets: &batch.targets,
-    }
-}
-
-/// Adds up the milliseconds between laps, by phase.
-struct Clock {
-    last: Instant,
-    phases: Vec<(String, f64)>,
-}
-
-impl Clock {
-    fn new() -> Clock {
-        Clock {
-            last: Instant::now(),
-            phases: Vec::new(),
-        }
-    }
-
-    /// What went on beside this thread: the gathers of the step before and the reductions of this one, less what this thread
-    /// waited for. The waits at gates count as forward; they are told apart here.
-    fn hidden(&mut self, shares: Shares) {
-        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
-        self.add("gather_wait_ms", ms(shares.gather_waits));
-        self.add(
-            "hidden_reduce_ms",
-            ms(shares.reducing.saturating_sub(shares.reduce_waits)),
-        );
-        self.add(
-            "hidden_gather_ms",
-            ms(shares.gathering.saturating_sub(shares.gather_waits)),
-        );
-    }
-
-    fn lap(&mut self, phase: &str) {
-        let now = Instant::now();
-        let ms = (now - self.last).as_secs_f64() * 1e3;
-        self.last = now;
-        self.add(phase, ms);
-    }
-
-    fn add(&mut self, phase: &str, ms: f64) {
-        match self.phases.iter_mut().find(|(name, _)| name == phase) {
-            Some((_, total)) => *total += ms,
-            None => self.phases.push((phase.to_owned(), ms)),
-        }
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use lockstep_autograd::FlatBuffer;
 use lockstep_inventory::{TensorSpec, Treatment};
 use lockstep_kernels::real::{bf16, convert};
-use lockstep_kernels::sums::square_sum;
+use lockstep_kernels::sums::{block_hash, square_sum};
 use lockstep_optim::decision::TensorStep;
 use lockstep_optim::piece::{BLOCK, Piece};
 use lockstep_optim::results::{Applied, Prepared};
@@ -15,10 +15,24 @@ use lockstep_optim::settings::Optimizer;
 use crate::error::TrainerError;
 use crate::sharding::layout::{Layout, Place};
 use crate::sharding::owners::{self, OwnerMap};
+use crate::step::drift::{Array, Change, FLIPPED};
 
 struct Item {
     piece: owners::Piece,
     state: Piece,
+    /// The hashes of its arrays but the master, as they were written last.
+    written: Vec<(Array, u64)>,
+}
+
+impl Item {
+    fn hashes_but_master(&self) -> Vec<(Array, u64)> {
+        let mut hashes = Vec::new();
+        self.state.show(&mut |name, values| {
+            let array = Array::of_name(name).filter(|array| *array != Array::Master);
+            hashes.extend(array.map(|array| (array, block_hash(values))));
+        });
+        hashes
+    }
 }
 
 /// The pieces of one rank with their optimiser state, in flat order.
@@ -102,6 +116,7 @@ impl Owned {
             self.items.push(Item {
                 piece: piece.clone(),
                 state: Piece::new(&spec.name, treatment, &initial[at], &self.optimizer),
+                written: Vec::new(),
             });
         }
         self.items.sort_by_key(|item| item.piece.elements.start);
@@ -125,7 +140,7 @@ impl Owned {
     /// Σ g² (of the gradient sums) and the count of values that are not finite, by block.
     pub fn square_sums(&self, gradients: &FlatBuffer) -> Result<Vec<OfBlock<(f64, u64)>>, TrainerError> {
         let mut out = Vec::new();
-        for Item { piece, state } in &self.items {
+        for Item { piece, state, .. } in &self.items {
             let gradient = gradients.slice::<f32>(piece.elements.start * 4, piece.elements.len())?;
             match state {
                 Piece::Hidden(_) => out.push((piece.blocks.start, square_sum(gradient))),
@@ -145,7 +160,7 @@ impl Owned {
         probe: Probe,
     ) -> Result<Vec<PreparedPiece>, TrainerError> {
         let mut out = Vec::new();
-        for Item { piece, state } in &mut self.items {
+        for Item { piece, state, .. } in &mut self.items {
             let place = &taken.layout.places[piece.tensor];
             let elements = &piece.elements;
             let gradient = taken.gradients.slice::<f32>(elements.start * 4, elements.len())?;
@@ -173,7 +188,7 @@ impl Owned {
         steps: &[TensorStep],
     ) -> Result<Vec<OfBlock<Applied>>, TrainerError> {
         let mut out = Vec::new();
-        for Item { piece, state } in &mut self.items {
+        for Item { piece, state, .. } in &mut self.items {
             let (place, step) = (&taken.layout.places[piece.tensor], &steps[piece.tensor]);
             let elements = &piece.elements;
             let gradient = taken.gradients.slice::<f32>(elements.start * 4, elements.len())?;
@@ -196,7 +211,7 @@ impl Owned {
         probe: Probe,
     ) -> Result<(Vec<PreparedPiece>, Vec<OfBlock<Applied>>), TrainerError> {
         let (mut left, mut out) = (Vec::new(), Vec::new());
-        for Item { piece, state } in &mut self.items {
+        for Item { piece, state, .. } in &mut self.items {
             let is = match state {
                 Piece::Hidden(_) => Kind::Hidden,
                 Piece::Other(_) => Kind::Other,
@@ -227,13 +242,49 @@ impl Owned {
     pub fn hashes(&self) -> Vec<OfBlock<u64>> {
         self.items
             .iter()
-            .flat_map(|Item { piece, state }| piece.blocks.clone().zip(state.hashes()))
+            .flat_map(|Item { piece, state, .. }| piece.blocks.clone().zip(state.hashes()))
             .collect()
+    }
+
+    /// Keeps the hash of every array but the masters, as it is now.
+    pub fn note_written(&mut self) {
+        for item in &mut self.items {
+            item.written = item.hashes_but_master();
+        }
+    }
+
+    /// The arrays but the masters that are not what was written.
+    pub fn changed(&self) -> Vec<Change> {
+        let of = |item: &Item| {
+            let block = item.piece.blocks.start;
+            let pairs = item.written.iter().zip(item.hashes_but_master());
+            let changed = pairs.filter(|(before, now)| *before != now);
+            changed
+                .map(|((array, _), _)| Change { array: *array, block })
+                .collect::<Vec<_>>()
+        };
+        self.items.iter().flat_map(of).collect()
+    }
+
+    /// Changes one bit of an array of a tensor, for a drill; of the first tensor that is owned where none is given. Which
+    /// one, if it is owned. `steps` are those that the optimiser has made.
+    pub fn flip(&mut self, steps: u64, tensor: Option<usize>, array: Array) -> Option<usize> {
+        let wanted = |item: &&mut Item| tensor.is_none_or(|tensor| item.piece.tensor == tensor);
+        let item = self.items.iter_mut().find(wanted)?;
+        let mut flipped = None;
+        item.state.fill(steps, &mut |name, values| {
+            if Array::of_name(name) == Some(array) {
+                let value = &mut values[values.len() / 2];
+                *value = f32::from_bits(value.to_bits() ^ FLIPPED);
+                flipped = Some(item.piece.tensor);
+            }
+        });
+        flipped
     }
 
     /// Shows every array that outlives a step: the piece that it is of, its name, its values.
     pub fn show(&self, take: &mut dyn FnMut(&owners::Piece, &'static str, &[f32])) {
-        for Item { piece, state } in &self.items {
+        for Item { piece, state, .. } in &self.items {
             state.show(&mut |name, values| take(piece, name, values));
         }
     }
@@ -246,7 +297,7 @@ impl Owned {
         working: &mut FlatBuffer,
         values: &mut dyn FnMut(&owners::Piece, &'static str, &mut [f32]),
     ) -> Result<(), TrainerError> {
-        for Item { piece, state } in &mut self.items {
+        for Item { piece, state, .. } in &mut self.items {
             state.fill(steps, &mut |name, array| values(piece, name, array));
             let (place, elements) = (&layout.places[piece.tensor], &piece.elements);
             with_working!(working.slice_mut, place, elements, copies => {
@@ -258,7 +309,7 @@ impl Owned {
 
     /// Writes the masters into a float32 flat buffer, each at its place.
     pub fn write_masters(&self, buffer: &mut FlatBuffer) -> Result<(), TrainerError> {
-        for Item { piece, state } in &self.items {
+        for Item { piece, state, .. } in &self.items {
             let master = state.master();
             buffer
                 .slice_mut::<f32>(piece.elements.start * 4, master.len())?

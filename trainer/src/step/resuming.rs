@@ -3,16 +3,28 @@
 use lockstep_checkpoint::Part;
 
 use crate::error::TrainerError;
-use crate::snapshot::Saved;
 use crate::snapshot::checkpoint::{self, Frozen};
 use crate::snapshot::part::Builder;
+use crate::snapshot::{RunState, Saved};
 use crate::step::Engine;
 
 impl Engine {
+    /// What every step needs besides the tensors.
+    fn state(&self) -> RunState {
+        RunState {
+            optimizer_steps: self.steps,
+            loss_model: self.loss_model,
+            losses: self.losses_so_far,
+        }
+    }
+
     /// Everything that this rank owns, as its part of the snapshot of `step`, which was made last. Copies it; on a device
     /// that waits for the device.
+    ///
+    /// # Errors
+    /// [`TrainerError::Drift`]: something of it is not what was written.
     pub fn freeze(&self, step: u64) -> Result<Vec<u8>, TrainerError> {
-        let mut builder = Builder::new(step, self.steps, &self.loss_model);
+        let mut builder = Builder::new(step, &self.state());
         let (inventory, places) = (self.model.inventory(), &self.layout.places);
         self.shard.show(&mut |piece, array, values| {
             let start = start_of(
@@ -22,6 +34,8 @@ impl Engine {
             );
             builder.add(&inventory[piece.tensor].name, array, start, values);
         })?;
+        // After the copy: what had changed before it is found.
+        self.check_owned(step)?;
         builder.finish()
     }
 
@@ -37,12 +51,13 @@ impl Engine {
                 failed.get_or_insert(error);
             }
         })?;
+        self.check_owned(step)?;
         match failed {
             Some(error) => Err(error.into()),
             None => Ok(Frozen {
                 step,
                 part,
-                words: checkpoint::words(self.steps, &self.loss_model),
+                words: checkpoint::words(&self.state()),
             }),
         }
     }
@@ -50,7 +65,10 @@ impl Engine {
     /// Takes the state of a snapshot or a checkpoint: what this rank owns from its parts, the working copies of all from their owners. A
     /// collective: every rank calls it, before its first step.
     pub fn load(&mut self, saved: &dyn Saved) -> Result<(), TrainerError> {
-        (self.steps, self.loss_model) = saved.state()?;
+        let state = saved.state()?;
+        (self.steps, self.loss_model, self.losses_so_far) = (state.optimizer_steps, state.loss_model, state.losses);
+        self.known_hash = None;
+        self.update_slots.forget_hashes();
         let (inventory, places) = (self.model.inventory(), &self.layout.places);
         let mut failed = None;
         self.shard.fill(self.steps, &mut |piece, array, values| {
@@ -68,6 +86,9 @@ impl Engine {
         })?;
         if let Some(error) = failed {
             return Err(error);
+        }
+        if self.drift_every > 0 {
+            self.shard.note_written()?;
         }
         self.gates.close_all(&mut self.communication)
     }

@@ -1,15 +1,16 @@
-//! The slots of a step's first exchange: per lane Σ loss and token count, per rank the newest directive, per block Σ g² and
+//! The slots of a step's first exchange: per lane Σ loss and token count, per rank the newest directive and what has changed
+//! in its memory, per block Σ g² and
 //! non-finite count. Every slot has one writer; tables are gathered and read in index order, so every total has the same
 //! bits on every rank and in every world. The other exchanges are in `update_slots`.
 
 use std::ops::Range;
 
-use lockstep_proto::domain::Plan;
-
 use crate::error::TrainerError;
-use crate::sharding::layout::Layout;
+use crate::sharding::layout::{Layout, Place};
 use crate::sharding::owners::OwnerMap;
+use crate::step::drift::Change;
 use crate::step::owned::OfBlock;
+use crate::step::skipping::Finding;
 use lockstep_collective::communication::Communication;
 use lockstep_inventory::TensorSpec;
 
@@ -42,70 +43,46 @@ pub struct StepTotals {
     pub grad_norm: f64,
     /// The highest directive.
     pub directive: u64,
+    /// What has changed in the memory of each rank by itself.
+    pub changes: Vec<Option<Change>>,
     /// Count of gradient values that are not finite, by block.
     not_finite: Vec<u64>,
 }
 
-/// What becomes of a step, decided the same way on every rank before any state has changed.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
-    /// Applied, with the factor that turns gradient sums into the (clipped) mean.
-    Accepted {
-        /// Clip factor ÷ token count.
-        scale: f32,
-    },
-    /// The run stops.
-    Refused {
-        /// A sentence: what, where.
-        reason: String,
-    },
-}
-
 impl StepTotals {
-    /// Accepts, clips or refuses the step.
-    pub fn verdict(&self, layout: &Layout, inventory: &[TensorSpec], clip_norm: Option<f64>, plan: &Plan) -> Verdict {
+    /// What the numbers are.
+    pub fn finding(&self, layout: &Layout, inventory: &[TensorSpec]) -> Finding {
         let bad: u64 = self.not_finite.iter().sum();
-        if bad > 0 {
-            let spoilt = |place: &&crate::sharding::layout::Place| {
-                self.not_finite[place.blocks.clone()].iter().any(|count| *count > 0)
-            };
-            let names: Vec<&str> = layout
-                .places
-                .iter()
-                .zip(inventory)
-                .filter(|(place, _)| spoilt(place))
-                .map(|(_, spec)| spec.name.as_str())
-                .collect();
-            let more = if names.len() > 1 {
-                format!(" and {} more tensors", names.len() - 1)
-            } else {
-                String::new()
-            };
-            return Verdict::Refused {
-                reason: format!(
-                    "step {}: {bad} gradient values of {}{more} are not finite (loss {}); no parameter has changed. \
-                     Try a lower learning rate or set optimizer.clip_norm",
-                    plan.step,
-                    names.first().unwrap_or(&"no tensor"),
-                    self.loss
-                ),
-            };
+        if bad == 0 && self.loss.is_finite() {
+            return Finding::Finite { loss: self.loss };
         }
-        if !self.loss.is_finite() {
-            return Verdict::Refused {
-                reason: format!(
-                    "step {}: the loss is {}; no parameter has changed. Try a lower learning rate",
-                    plan.step, self.loss
-                ),
-            };
+        if bad == 0 {
+            return Finding::NotFinite(format!("the loss is {}", self.loss));
         }
+        let spoilt = |place: &&Place| self.not_finite[place.blocks.clone()].iter().any(|count| *count > 0);
+        let places = layout.places.iter().zip(inventory);
+        let names: Vec<&str> = places
+            .filter(|(place, _)| spoilt(place))
+            .map(|(_, spec)| spec.name.as_str())
+            .collect();
+        let more = match names.len() {
+            0 | 1 => String::new(),
+            count => format!(" and {} more tensors", count - 1),
+        };
+        let first = names.first().unwrap_or(&"no tensor");
+        Finding::NotFinite(format!(
+            "{bad} gradient values of {first}{more} are not finite (loss {})",
+            self.loss
+        ))
+    }
+
+    /// The factor that turns gradient sums into the (clipped) mean.
+    pub fn scale(&self, clip_norm: Option<f64>) -> f32 {
         let clip = match clip_norm {
             Some(limit) if self.grad_norm > limit => limit / self.grad_norm,
             _ => 1.0,
         };
-        Verdict::Accepted {
-            scale: (clip / self.tokens as f64) as f32,
-        }
+        (clip / self.tokens as f64) as f32
     }
 }
 
@@ -121,6 +98,7 @@ impl Slots {
         let owners = [
             of_lane.clone(),
             of_lane,
+            (0..ranks as u32).collect(),
             (0..ranks as u32).collect(),
             of_block.clone(),
             of_block,
@@ -153,11 +131,16 @@ impl Slots {
 
     /// Σ g² and non-finite counts of owned blocks.
     pub fn record_gradients(&mut self, blocks: &[OfBlock<(f64, u64)>]) {
-        let at = 2 * self.lanes as usize + self.ranks;
+        let at = 2 * (self.lanes as usize + self.ranks);
         for &(block, (sum, bad)) in blocks {
             self.words[at + block] = sum.to_bits();
             self.words[at + self.blocks + block] = bad;
         }
+    }
+
+    /// Something in the memory of this rank has changed by itself.
+    pub fn record_change(&mut self, rank: u32, change: Change) {
+        self.words[2 * self.lanes as usize + self.ranks + rank as usize] = change.to_word();
     }
 
     /// Exchanges the table and reads it.
@@ -174,14 +157,17 @@ impl Slots {
         let loss: f64 = words[..lanes].iter().map(|w| f64::from_bits(*w)).sum();
         let tokens: u64 = words[lanes..2 * lanes].iter().sum();
         let directives = &words[2 * lanes..][..self.ranks];
-        let squares = &words[2 * lanes + self.ranks..][..self.blocks];
+        let changes = words[2 * lanes + self.ranks..][..self.ranks].iter();
+        let blocks = &words[2 * (lanes + self.ranks)..];
+        let squares = &blocks[..self.blocks];
         let square: f64 = squares.iter().map(|w| f64::from_bits(*w)).sum();
-        let not_finite = words[2 * lanes + self.ranks + self.blocks..].to_vec();
+        let not_finite = blocks[self.blocks..].to_vec();
         Ok(StepTotals {
             loss: loss / tokens as f64,
             tokens,
             grad_norm: square.sqrt() / tokens as f64,
             directive: directives.iter().copied().max().unwrap_or(0),
+            changes: changes.map(|word| Change::of_word(*word)).collect(),
             not_finite,
         })
     }

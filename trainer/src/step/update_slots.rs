@@ -5,7 +5,8 @@
 //!
 //! Sections of the table, each with one writer a word: per polar factor the number of times it was computed and ⟨M, U⟩; one
 //! orthogonality error; per block the dual sum (where a norm is measured), ⟨g, w⟩ and ⟨m, w⟩ (where there is a model of the
-//! loss); then per block the hash of the new master and Σ update².
+//! loss); then per block the hash of the new master, that of the working copy where it is rounded and drift is watched, and Σ
+//! update².
 
 use std::ops::Range;
 
@@ -30,6 +31,7 @@ struct Sections {
     gradient_dots: Range<usize>,
     momentum_dots: Range<usize>,
     hashes: Range<usize>,
+    copies: Range<usize>,
     squares: Range<usize>,
 }
 
@@ -41,6 +43,10 @@ pub struct UpdateSlots {
     owner_of_factor: Vec<u32>,
     /// By tensor: its factors and its blocks.
     places: Vec<(Range<usize>, Range<usize>)>,
+    /// By block: whether its working copy is rounded.
+    is_rounded: Vec<bool>,
+    /// Whether the table holds the hashes of what was written last.
+    is_known: bool,
 }
 
 /// What the prepared part says.
@@ -55,8 +61,8 @@ pub struct PreparedTotals {
 }
 
 impl UpdateSlots {
-    /// The table for a layout, its owners and an optimiser.
-    pub fn new(layout: &Layout, map: &OwnerMap, optimizer: &Optimizer) -> UpdateSlots {
+    /// The table for a layout, its owners and an optimiser; `watches`: with what drift is found by.
+    pub fn new(layout: &Layout, map: &OwnerMap, optimizer: &Optimizer, watches: bool) -> UpdateSlots {
         let of_block = map.owner_of_block(layout.blocks);
         let owner_of_factor = map.owner_of_factor(layout);
         let mut owners: Vec<u32> = Vec::new();
@@ -76,9 +82,16 @@ impl UpdateSlots {
             gradient_dots: section(&of_block, model),
             momentum_dots: section(&of_block, model),
             hashes: section(&of_block, true),
+            copies: section(&of_block, watches && layout.places.iter().any(|place| place.bf16)),
             squares: section(&of_block, true),
         };
+        let mut is_rounded = vec![false; layout.blocks];
+        for place in layout.places.iter().filter(|place| place.bf16) {
+            is_rounded[place.blocks.clone()].fill(true);
+        }
         UpdateSlots {
+            is_rounded,
+            is_known: false,
             words: vec![0; owners.len()],
             owners,
             sections,
@@ -94,6 +107,7 @@ impl UpdateSlots {
     /// Empties the table for step `step`; returns the matrix whose orthogonality error that step reports: all in turn.
     pub fn begin(&mut self, step: u64) -> Probe {
         self.words.fill(0);
+        self.is_known = false;
         let factors = self.owner_of_factor.len();
         if factors == 0 {
             return None;
@@ -137,6 +151,36 @@ impl UpdateSlots {
         }
     }
 
+    /// Hashes of the working copies of owned blocks, where they are rounded.
+    pub fn record_copies(&mut self, blocks: &[OfBlock<u64>]) {
+        for &(block, hash) in blocks.iter().filter(|_| !self.sections.copies.is_empty()) {
+            self.words[self.sections.copies.start + block] = hash;
+        }
+    }
+
+    /// Whether the table holds the hashes of what was written last, of all owners.
+    pub fn are_hashes_known(&self) -> bool {
+        self.is_known
+    }
+
+    /// Something else was written.
+    pub fn forget_hashes(&mut self) {
+        self.is_known = false;
+    }
+
+    /// The hash of the master of a block, as its owner wrote it last.
+    pub fn master_hash(&self, block: usize) -> u64 {
+        self.words[self.sections.hashes.start + block]
+    }
+
+    /// The hash of the working copy of a block, as its owner wrote it last.
+    pub fn copy_hash(&self, block: usize) -> u64 {
+        match self.is_rounded[block] {
+            true => self.words[self.sections.copies.start + block],
+            false => self.master_hash(block),
+        }
+    }
+
     /// Hashes of owned blocks, when nothing was applied.
     pub fn record_hashes(&mut self, blocks: &[OfBlock<u64>]) {
         for &(block, hash) in blocks {
@@ -160,8 +204,11 @@ impl UpdateSlots {
     }
 
     fn exchange(&mut self, communication: &mut Communication, range: Range<usize>) -> Result<(), TrainerError> {
+        let has_hashes = range.end == self.words.len();
         let owners = &self.owners[range.clone()];
-        Ok(communication.exchange_slots(&mut self.words[range], owners)?)
+        communication.exchange_slots(&mut self.words[range], owners)?;
+        self.is_known = has_hashes;
+        Ok(())
     }
 
     /// Reads the prepared part, after its exchange: proves that every planned polar factor was made once and is finite, and
@@ -264,7 +311,7 @@ mod tests {
         let treatments = treatments(&keys, &inventory, None).unwrap();
         let layout = Layout::new(&inventory, &treatments, false);
         let map = OwnerMap::new(&treatments, &layout, 1);
-        let mut slots = UpdateSlots::new(&layout, &map, &Optimizer::new(&keys));
+        let mut slots = UpdateSlots::new(&layout, &map, &Optimizer::new(&keys), true);
         let probe = slots.begin(1);
         slots.record_prepared(pieces);
         let id = new_id(&[1; 32], 1).unwrap();

@@ -51,6 +51,8 @@ impl Engine {
         let applied = self.reader.read(self.shard.apply(scale, &decision.steps)?)?;
         self.update_slots.record_applied(&applied);
         clock.lap("apply_ms");
+        self.note_written()?;
+        clock.lap("drift_ms");
         self.update_slots.exchange_applied(&mut self.communication)?;
         clock.lap("slots_ms");
         Ok((decision, totals))
@@ -77,6 +79,9 @@ impl Engine {
             self.update_slots.record_prepared(&prepared);
             self.update_slots.record_applied(&applied);
         }
+        clock.lap("apply_ms");
+        self.note_written()?;
+        clock.lap("drift_ms");
         self.update_slots.exchange_all(&mut self.communication)?;
         let totals = self.update_slots.prepared(self.model.inventory(), probe)?;
         clock.lap("slots_ms");

@@ -86,6 +86,7 @@ impl Rank {
         let memory = DeviceMemory::new(compute, account);
         let engine = Engine::new(&config, model, communication, lanes, compute);
         let mut engine = engine.map_err(|error| memory.explain(error))?;
+        engine.order(member.drill.clone());
         let made = generation.resume.as_ref().map_or(0, |resume| resume.step);
         if let Some(resume) = &generation.resume {
             session.progress(resume.step, "load");
@@ -265,6 +266,7 @@ impl Rank {
             step: plan.step,
             parameter_hash: outcome.parameter_hash,
             metrics: (self.rank == 0).then_some(StepMetrics {
+                skipped: outcome.skipped,
                 loss: outcome.loss,
                 tokens: outcome.tokens,
                 grad_norm: outcome.grad_norm,

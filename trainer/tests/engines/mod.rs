@@ -1,4 +1,5 @@
 //! Eight steps of an engine of a small model, for tests that compare devices and worlds.
+#![allow(dead_code)] // Each test file uses its part.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,10 +14,10 @@ use lockstep_trainer::step::Engine;
 
 const ROWS: u32 = 2;
 const COLUMNS: u32 = 24;
-const VOCABULARY: u32 = 61;
+pub(crate) const VOCABULARY: u32 = 61;
 const STEPS: u64 = 8;
 /// An odd number, and not the same for every lane.
-const MICRO_BATCHES: u32 = 5;
+pub(crate) const MICRO_BATCHES: u32 = 5;
 
 pub(crate) fn config(precision: &str, method: &str, wire: &str) -> RunConfig {
     let text = format!(
@@ -31,7 +32,7 @@ pub(crate) fn config(precision: &str, method: &str, wire: &str) -> RunConfig {
     RunConfig::parse(&text, "device_worlds.toml", &[]).unwrap()
 }
 
-fn batch(step: u64, index: u32) -> MicroBatch {
+pub(crate) fn batch(step: u64, index: u32) -> MicroBatch {
     let count = (ROWS * COLUMNS) as usize;
     let token =
         |i: usize| (((i as u64 * 7 + step * 131 + u64::from(index) * 17) * 2_654_435_761) >> 7) % u64::from(VOCABULARY);
@@ -45,8 +46,22 @@ fn batch(step: u64, index: u32) -> MicroBatch {
     }
 }
 
-fn deal(lanes: u32, world: u32) -> Vec<Range<u32>> {
+pub(crate) fn deal(lanes: u32, world: u32) -> Vec<Range<u32>> {
     (0..world).map(|r| r * lanes / world..(r + 1) * lanes / world).collect()
+}
+
+pub(crate) fn plan(step: u64) -> Plan {
+    Plan {
+        step,
+        learning_rate: 0.002,
+        micro_batches: MICRO_BATCHES,
+        first_sample: 0,
+        samples: u64::from(MICRO_BATCHES * ROWS),
+        validate: false,
+        last: false,
+        version: 0,
+        checkpoint: false,
+    }
 }
 
 /// What every rank of a world agrees on: the hash and the numbers of each step, and the masters at the end.
@@ -65,17 +80,7 @@ pub(crate) fn one_rank(config: &RunConfig, communication: Communication, world: 
     let mut hashes = vec![engine.parameter_hash().unwrap()];
     let mut numbers = Vec::new();
     for step in 1..=STEPS {
-        let plan = Plan {
-            step,
-            learning_rate: 0.002,
-            micro_batches: MICRO_BATCHES,
-            first_sample: 0,
-            samples: u64::from(MICRO_BATCHES * ROWS),
-            validate: false,
-            last: false,
-            version: 0,
-            checkpoint: false,
-        };
+        let plan = plan(step);
         let mut indices = engine.micro_batches_of(&plan).into_iter();
         let outcome = engine
             .step(&plan, 0, &mut || Ok(batch(step, indices.next().unwrap())))

@@ -110,6 +110,7 @@ pub(super) struct Trainers {
     pub(super) died: bool,
     pub(super) drained: bool,
     pub(super) replayed: u64,
+    pub(super) drifts: u64,
 }
 
 impl Trainers {
@@ -122,6 +123,7 @@ impl Trainers {
             died: false,
             drained: false,
             replayed: 0,
+            drifts: 0,
         };
         for _ in 0..ranks {
             trainers.add();
@@ -361,7 +363,7 @@ impl Trainers {
         match trainer.state {
             State::Meeting if generation.resume.as_ref().is_some_and(is_of_checkpoint) && rng.random_ratio(1, 8) => {
                 let cause = Some("the checkpoint is damaged".to_owned());
-                self.leave(index, cause, true);
+                self.leave(index, cause, true, None);
             }
             State::Meeting => {
                 let lowest = generation.members[0].member == trainer.name;
@@ -402,10 +404,10 @@ impl Trainers {
 
     /// It leaves the collectives and says so.
     fn stop(&mut self, index: usize, cause: Option<String>) {
-        self.leave(index, cause, false);
+        self.leave(index, cause, false, None);
     }
 
-    fn leave(&mut self, index: usize, cause: Option<String>, checkpoint_is_bad: bool) {
+    fn leave(&mut self, index: usize, cause: Option<String>, checkpoint_is_bad: bool, drifted: Option<u32>) {
         let peer = self.peer(index);
         let trainer = &mut self.all[index];
         if trainer.state == State::Idle || trainer.finished {
@@ -421,6 +423,7 @@ impl Trainers {
                 cause,
                 parts,
                 checkpoint_is_bad,
+                drifted,
             });
         }
     }
@@ -622,6 +625,28 @@ impl Trainers {
         };
         self.all[index].hangs = true;
         self.stop(other, Some("a peer does nothing".to_owned()));
+        true
+    }
+
+    /// A bit changes in a trainer's memory, and all ranks of its generation find that in the same step.
+    pub(super) fn drift(&mut self, index: usize) -> bool {
+        let trainer = &self.all[index];
+        if !trainer.is_present() || trainer.state != State::Training {
+            return false;
+        }
+        let Some(generation) = trainer.generation.clone() else {
+            return false;
+        };
+        let Some(rank) = generation.place_of(&trainer.name).map(|place| place.rank) else {
+            return false;
+        };
+        for peer in self.in_collectives(generation.stamp) {
+            if let Some(other) = self.index_of(peer).filter(|other| !self.all[*other].hangs) {
+                let cause = format!("a bit has changed in the memory of rank {rank}");
+                self.leave(other, Some(cause), false, Some(rank));
+            }
+        }
+        self.drifts += 1;
         true
     }
 

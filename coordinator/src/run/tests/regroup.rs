@@ -32,6 +32,7 @@ fn stop(run: &mut Run, peer: Peer, cause: Option<&str>, parts: &[Part]) -> Decis
         cause: cause.map(str::to_owned),
         parts: parts.to_vec(),
         checkpoint_is_bad: false,
+        drifted: None,
     };
     run.step(event, NOW)
 }

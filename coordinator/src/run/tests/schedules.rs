@@ -18,7 +18,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
     let (first, began) = (first_seed(), Instant::now());
     println!("schedules from seed {first} on (LOCKSTEP_SIMULATOR_SEED changes it)");
     let (mut completed, mut stopped, mut failed, mut steps) = (0, 0, 0, 0);
-    let (mut checkpoints, mut loaded) = (0, 0);
+    let (mut checkpoints, mut loaded, mut drifts) = (0, 0, 0);
     let (mut generations, mut resumed, mut replayed, mut restarts, mut went_on) = (0, 0, 0, 0, 0);
     let schedules = std::env::var("LOCKSTEP_SIMULATOR_SCHEDULES");
     let schedules = schedules.map_or(SCHEDULES, |count| count.parse().expect("a number"));
@@ -37,6 +37,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
                 went_on += report.went_on;
                 checkpoints += report.checkpoints;
                 loaded += report.loaded;
+                drifts += report.drifts;
                 match report.end.outcome {
                     Outcome::Completed => completed += 1,
                     Outcome::Stopped => stopped += 1,
@@ -48,7 +49,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
     println!(
         "{completed} completed, {stopped} stopped, {failed} failed, {steps} steps, {replayed} of them again, \
          {generations} generations, {resumed} of them from a snapshot, {restarts} coordinators replaced, {went_on} \
-         generations went on in another term, {checkpoints} checkpoints, {loaded} loaded, {:?}",
+         generations went on in another term, {checkpoints} checkpoints, {loaded} loaded, {drifts} members whose memory changed, {:?}",
         began.elapsed()
     );
     assert!(
@@ -59,7 +60,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
                 .into_iter()
                 .all(|count| count > SCHEDULES / 2)
             && loaded > SCHEDULES / 25
-            && [resumed, restarts, went_on, checkpoints]
+            && [resumed, restarts, went_on, checkpoints, drifts]
                 .into_iter()
                 .all(|count| count > SCHEDULES / 10),
         "the schedules are not varied enough"

@@ -9,7 +9,7 @@ use crate::decision::TensorStep;
 use crate::hidden::ROW_EPSILON;
 use crate::polar::orthogonality_error_on_device;
 use crate::settings::Optimizer;
-use crate::state::{Fill, MASTER, MOMENTUM, ROW_SQUARES, Take, fill, show};
+use crate::state::{Fill, MASTER, MOMENTUM, ROW_SQUARES, fill};
 use crate::tensors::application::stepped;
 use crate::tensors::piece::GradientSum;
 use crate::tensors::results::{Applied, Prepared};
@@ -56,13 +56,10 @@ impl HiddenTensor {
         &self.master
     }
 
-    pub(super) fn show(&self, take: &mut Take<'_>) -> Result<(), OptimError> {
-        show(MASTER, &self.master, take)?;
-        show(MOMENTUM, &self.momentum, take)?;
-        match &self.row_squares {
-            Some(squares) => show(ROW_SQUARES, squares, take),
-            None => Ok(()),
-        }
+    pub(super) fn arrays(&self) -> Vec<(&'static str, &Tensor)> {
+        let mut arrays = vec![(MASTER, &self.master), (MOMENTUM, &self.momentum)];
+        arrays.extend(self.row_squares.as_ref().map(|squares| (ROW_SQUARES, squares)));
+        arrays
     }
 
     pub(super) fn fill(&mut self, steps: u64, values: &mut Fill<'_>) -> Result<(), OptimError> {

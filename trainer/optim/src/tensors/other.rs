@@ -8,7 +8,7 @@ use tch::Tensor;
 use crate::OptimError;
 use crate::decision::TensorStep;
 use crate::settings::Optimizer;
-use crate::state::{Fill, MASTER, MOMENTUM, SECOND, Take, fill, show};
+use crate::state::{Fill, MASTER, MOMENTUM, SECOND, fill};
 use crate::tensors::application::stepped;
 use crate::tensors::piece::GradientSum;
 use crate::tensors::results::{Applied, Prepared};
@@ -65,13 +65,10 @@ impl OtherTensor {
         &self.master
     }
 
-    pub(super) fn show(&self, take: &mut Take<'_>) -> Result<(), OptimError> {
-        show(MASTER, &self.master, take)?;
-        show(MOMENTUM, &self.first, take)?;
-        match &self.second {
-            Some(second) => show(SECOND, second, take),
-            None => Ok(()),
-        }
+    pub(super) fn arrays(&self) -> Vec<(&'static str, &Tensor)> {
+        let mut arrays = vec![(MASTER, &self.master), (MOMENTUM, &self.first)];
+        arrays.extend(self.second.as_ref().map(|second| (SECOND, second)));
+        arrays
     }
 
     pub(super) fn fill(&mut self, steps: u64, values: &mut Fill<'_>) -> Result<(), OptimError> {

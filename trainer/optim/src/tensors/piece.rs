@@ -7,7 +7,7 @@ use crate::OptimError;
 use crate::decision::TensorStep;
 use crate::piece::BLOCK;
 use crate::settings::Optimizer;
-use crate::state::{Fill, Take};
+use crate::state::{Fill, Take, show};
 use crate::tensors::hidden::HiddenTensor;
 use crate::tensors::other::OtherTensor;
 use crate::tensors::results::{Applied, Prepared};
@@ -58,12 +58,19 @@ impl TensorPiece {
         }
     }
 
+    /// Every array that outlives a step, by its name, where it lies.
+    pub fn arrays(&self) -> Vec<(&'static str, &Tensor)> {
+        match self {
+            TensorPiece::Hidden(matrix) => matrix.arrays(),
+            TensorPiece::Other(run) => run.arrays(),
+        }
+    }
+
     /// Shows every array that outlives a step, by its name; waits for the device.
     pub fn show(&self, take: &mut Take<'_>) -> Result<(), OptimError> {
-        match self {
-            TensorPiece::Hidden(matrix) => matrix.show(take),
-            TensorPiece::Other(run) => run.show(take),
-        }
+        self.arrays()
+            .into_iter()
+            .try_for_each(|(name, array)| show(name, array, take))
     }
 
     /// Fills every array that outlives a step, by its name, as after `steps` steps.

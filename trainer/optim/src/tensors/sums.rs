@@ -30,7 +30,8 @@ pub trait BlockArithmetic {
     /// The number of values that are not finite, int64.
     fn not_finite(&self, x: &Tensor, block: usize) -> Result<Tensor, OptimError>;
 
-    /// Σ wordᵢ·(2i+1) mod 2⁶⁴ over the bits of float32 values, i from 0 in each block; int64 with the bits of the hash.
+    /// Σ wordᵢ·(2i+1) mod 2⁶⁴ over the bits of float32 values (32-bit words) or bf16 values (16-bit words), i from 0 in each
+    /// block; int64 with the bits of the hash.
     fn hashes(&self, x: &Tensor, block: usize) -> Result<Tensor, OptimError>;
 }
 
@@ -66,11 +67,15 @@ impl BlockArithmetic for Halving {
     }
 
     fn hashes(&self, x: &Tensor, block: usize) -> Result<Tensor, OptimError> {
-        let words = flat(x)?.f_view_dtype(Kind::Int)?;
+        let (kind, mask) = match x.kind() {
+            Kind::BFloat16 => (Kind::Int16, 0xffff_i64),
+            _ => (Kind::Int, 0xffff_ffff),
+        };
+        let words = flat(x)?.f_view_dtype(kind)?;
         Blocks::of(&words, block).sums(Kind::Int64, |terms, place| {
             terms.f_copy_(&place.of(&words)?)?;
             // The bits were copied as signed numbers.
-            let _ = terms.f_bitwise_and_(0xffff_ffff_i64)?;
+            let _ = terms.f_bitwise_and_(mask)?;
             // Products stay below 2⁶³; only their sum wraps, as it is meant to.
             let _ = terms.f_mul_(&place.odd_numbers(words.device())?)?;
             Ok(())
@@ -249,7 +254,8 @@ fn halve(table: &Tensor) -> Result<Tensor, OptimError> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use lockstep_kernels::sums::{block_hash, dot, square_sum};
+    use lockstep_kernels::real::bf16;
+    use lockstep_kernels::sums::{block_hash, block_hash_of_bf16, dot, square_sum};
 
     use super::*;
 
@@ -295,6 +301,14 @@ mod tests {
                 assert!((apart[index] - expected).abs() <= 1e-12 * size, "{count}, {block}");
                 assert_eq!(hashes[index] as u64, block_hash(a), "{count}, {block}, block {index}");
             }
+            let rounded: Vec<bf16> = host_a.iter().map(|value| bf16::from_f32(*value)).collect();
+            let hashes: Vec<i64> = Vec::try_from(Halving.hashes(&a.to_kind(Kind::BFloat16), block).unwrap()).unwrap();
+            let expected: Vec<u64> = rounded.chunks(block).map(block_hash_of_bf16).collect();
+            assert_eq!(
+                hashes.iter().map(|hash| *hash as u64).collect::<Vec<_>>(),
+                expected,
+                "{count}, {block}"
+            );
         }
     }
 

@@ -163,6 +163,7 @@ pub(crate) fn metrics_of(step: u64) -> StepMetrics {
             tensor: format!("h.{step}.mlp.c_fc.weight"),
             error: 0.5 / step as f64,
         }),
+        skipped: None,
         ..StepMetrics::default()
     }
 }

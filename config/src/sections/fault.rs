@@ -1,0 +1,73 @@
+//! `[fault]`: what happens when ranks come and go, when a step's loss cannot be used, and when memory changes.
+
+/// `[fault]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FaultSection {
+    /// With fewer ranks the run waits.
+    pub min_ranks: u32,
+    /// More trainers than that wait; default: as many as there are lanes.
+    pub max_ranks: Option<u32>,
+    /// Steps between two snapshots in the memory of owners and their buddies; 0: none.
+    pub snapshot_every: u64,
+    /// Trainers that `lockstep run` starts again, in the whole run.
+    pub max_restarts: u32,
+    /// How long a rank may take to leave the collectives after it was told to, before it is fenced, in seconds.
+    pub patience_seconds: f64,
+    /// What becomes of a step whose loss or gradient is not finite.
+    pub on_not_finite: OnNotFinite,
+    /// What becomes of a step whose loss lies far above those before it.
+    pub on_spike: OnSpike,
+    /// How far above their smoothed mean, in smoothed deviations, makes a spike.
+    pub spike_sigmas: f64,
+    /// So many steps in a row may be skipped; the next one that would be stops the run.
+    pub max_skips: u32,
+    /// Steps between two comparisons of what memory holds with what was written there; 0: none.
+    pub drift_every: u64,
+}
+
+impl Default for FaultSection {
+    fn default() -> FaultSection {
+        FaultSection {
+            min_ranks: 1,
+            max_ranks: None,
+            snapshot_every: 20,
+            max_restarts: 10,
+            patience_seconds: 60.0,
+            on_not_finite: OnNotFinite::Stop,
+            on_spike: OnSpike::Off,
+            spike_sigmas: 6.0,
+            max_skips: 10,
+            drift_every: 1,
+        }
+    }
+}
+
+/// What becomes of a step whose loss or gradient is not finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnNotFinite {
+    /// The run ends.
+    Stop,
+    /// It changes nothing, and the run goes on with the next one.
+    Skip,
+}
+
+/// What becomes of a step whose loss lies far above those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnSpike {
+    /// It is a step like any other.
+    Off,
+    /// The run ends.
+    Stop,
+    /// It changes nothing, and the run goes on with the next one.
+    Skip,
+}
+
+words!(OnNotFinite {
+    Stop = "stop",
+    Skip = "skip",
+});
+words!(OnSpike {
+    Off = "off",
+    Stop = "stop",
+    Skip = "skip",
+});

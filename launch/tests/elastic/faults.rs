@@ -1,0 +1,124 @@
+//! Losses that are no numbers and bits that change by themselves, in real processes: what is skipped is skipped alike on any
+//! number of ranks, and what has changed is named, healed and part of no step.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::stage::{Running, Stage, real_trainer, said};
+use super::{SETS, calm, hashes, lines};
+
+const BAD_SAMPLE: &str = "nan@7.3";
+
+fn drilled(stage: &Stage, name: &str, ranks: u32, policy: &str) -> std::process::Output {
+    let words = format!(
+        "run run.toml {SETS} --set run.steps=12 --set run.name={name} --set fault.on_not_finite={policy} -n {ranks}"
+    );
+    stage
+        .command(&words)
+        .env("LOCKSTEP_DRILL", BAD_SAMPLE)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_with_its_last_good_step() {
+    let stage = Stage::new();
+    for ranks in [1, 2, 3] {
+        let name = format!("stopped-{ranks}");
+        let output = drilled(&stage, &name, ranks, "stop");
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        let told = said(&output);
+        assert!(
+            told.contains("step 7: ") && told.contains("fault.on_not_finite"),
+            "{told}"
+        );
+        assert_eq!(hashes(&stage, &name).len(), 6, "{told}");
+    }
+    stage.nothing_runs();
+}
+
+#[test]
+fn a_loss_that_is_no_number_is_skipped_alike_on_any_number_of_ranks() {
+    let stage = Stage::new();
+    let mut first = None;
+    for ranks in [1, 2, 3] {
+        let name = format!("skipped-{ranks}");
+        let output = drilled(&stage, &name, ranks, "skip");
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        assert!(said(&output).contains("skipped: step 7: "), "{}", said(&output));
+        let steps = lines(&stage, &name);
+        assert!(steps[6]["loss"].is_null(), "{}", steps[6]);
+        assert!(steps[6]["skipped"].as_str().unwrap().contains("NaN"), "{}", steps[6]);
+        assert!(steps[7].get("skipped").is_none(), "{}", steps[7]);
+        let made = hashes(&stage, &name);
+        assert_eq!(made[6], made[5], "nothing has changed");
+        assert_ne!(made[7], made[6]);
+        let summary: Value = serde_json::from_str(&stage.read(&format!("runs/{name}/summary.json"))).unwrap();
+        assert_eq!(summary["skipped_steps"], 1);
+        assert!(
+            *first.get_or_insert_with(|| made.clone()) == made,
+            "{ranks} ranks made other bits"
+        );
+    }
+    stage.nothing_runs();
+}
+
+/// A run of `ranks` in which the memory of rank 1 changes, in its first process only.
+fn with_a_flip(stage: &Stage, name: &str, ranks: u32, flip: &str) -> Running {
+    let marker = stage.path(&format!("{name}-has-begun"));
+    let is_first = |path: &Path| format!("[ ! -e {0} ] && : > {0}", path.display());
+    let trainer = stage.stand_in(&format!(
+        "case \"$*\" in *trainer-1*) if {}; then export LOCKSTEP_DRILL={flip}; fi;; esac\nexec {} \"$@\"",
+        is_first(&marker),
+        real_trainer().display()
+    ));
+    let words = format!("run run.toml {SETS} --set run.steps=60 --set run.name={name} -n {ranks} --json");
+    stage.start(stage.command(&words).env("LOCKSTEP_TRAINER", trainer))
+}
+
+#[test]
+fn a_changed_bit_is_named_and_healed_and_no_hash_is_another_one() {
+    let stage = Stage::new();
+    let expected = calm(&stage, 60);
+    for ranks in [2, 3] {
+        for (array, in_words) in [
+            ("working", "the working copy of "),
+            ("master", "the master of "),
+            ("momentum", "the momentum of "),
+        ] {
+            let name = format!("{array}-{ranks}");
+            let mut run = with_a_flip(&stage, &name, ranks, &format!("flip-{array}@13:any"));
+            assert_eq!(run.wait(), 0, "{}{}", run.out(), run.err());
+            let told = run.out();
+            assert!(
+                told.contains(in_words) && told.contains(" in the memory of rank 1 is not what was written there"),
+                "{told}"
+            );
+            assert!(
+                told.contains("rank 1 (pid") && told.contains("exit code 4; it is started again"),
+                "{told}"
+            );
+            assert!(hashes(&stage, &name) == expected, "{name} made other bits");
+            let worlds: Vec<u64> = lines(&stage, &name)
+                .iter()
+                .map(|line| line["ranks"].as_u64().unwrap())
+                .collect();
+            assert_eq!(worlds[11], u64::from(ranks), "{worlds:?}");
+        }
+    }
+    stage.nothing_runs();
+}
+
+#[test]
+fn where_too_few_would_be_left_the_same_ranks_go_on() {
+    let stage = Stage::new();
+    let expected = calm(&stage, 30);
+    let words = format!("run run.toml {SETS} --set run.steps=30 --set run.name=few -n 1 --json");
+    let mut run = stage.start(stage.command(&words).env("LOCKSTEP_DRILL", "flip-momentum@8:any"));
+    assert_eq!(run.wait(), 0, "{}{}", run.out(), run.err());
+    assert!(run.out().contains("the momentum of "), "{}", run.out());
+    assert!(!run.out().contains("it is started again"), "{}", run.out());
+    assert!(hashes(&stage, "few") == expected, "the run made other bits");
+    stage.nothing_runs();
+}

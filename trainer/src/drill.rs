@@ -1,0 +1,155 @@
+//! Fire drills: faults that a test or an operator orders by `LOCKSTEP_DRILL`, to see the policies of `[fault]` at work.
+//!
+//! Orders stand behind one another with commas between them:
+//!
+//! - `nan@STEP.MICRO_BATCH`: the loss of that micro-batch is NaN, on whichever rank it falls and whenever it is made, as
+//!   that of a bad sample would be
+//! - `spike@STEP.MICRO_BATCH*FACTOR`: it is FACTOR times as large
+//! - `flip-working@STEP:TENSOR`, `flip-master@…`, `flip-momentum@…`: before that step one bit of the tensor's working copy,
+//!   or of what this rank owns of it, changes; once in the life of this process. `any` is the first tensor that there is
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::TrainerError;
+use crate::step::drift::Array;
+
+/// The variable that orders drills.
+const VARIABLE: &str = "LOCKSTEP_DRILL";
+
+/// A micro-batch whose loss is another one.
+#[derive(Clone, Debug, PartialEq)]
+struct Loss {
+    step: u64,
+    micro_batch: u32,
+    factor: f64,
+}
+
+/// A bit that changes. Clones know of each other whether it has.
+#[derive(Clone, Debug)]
+struct Flip {
+    step: u64,
+    array: Array,
+    tensor: String,
+    is_done: Arc<AtomicBool>,
+}
+
+/// What is ordered.
+#[derive(Clone, Debug, Default)]
+pub struct Drill {
+    losses: Vec<Loss>,
+    flips: Vec<Flip>,
+}
+
+impl Drill {
+    /// What the environment orders.
+    ///
+    /// # Errors
+    /// As [`Drill::parse`].
+    pub fn from_environment() -> Result<Drill, TrainerError> {
+        match std::env::var(VARIABLE) {
+            Ok(orders) => {
+                tracing::warn!("a drill is ordered by {VARIABLE}: {orders}");
+                Drill::parse(&orders)
+            }
+            Err(_) => Ok(Drill::default()),
+        }
+    }
+
+    /// Reads orders.
+    ///
+    /// # Errors
+    /// One that is not understood.
+    pub fn parse(orders: &str) -> Result<Drill, TrainerError> {
+        let mut drill = Drill::default();
+        for order in orders.split(',').map(str::trim).filter(|order| !order.is_empty()) {
+            drill.add(order).ok_or_else(|| {
+                TrainerError::Refused(format!(
+                    "{VARIABLE} has the order {order:?}; known are nan@STEP.MICRO_BATCH, spike@STEP.MICRO_BATCH*FACTOR, and flip-working, flip-master and flip-momentum with @STEP:TENSOR"
+                ))
+            })?;
+        }
+        Ok(drill)
+    }
+
+    fn add(&mut self, order: &str) -> Option<()> {
+        let (kind, rest) = order.split_once('@')?;
+        let array = match kind {
+            "flip-working" => Some(Array::WorkingCopy),
+            "flip-master" => Some(Array::Master),
+            "flip-momentum" => Some(Array::Momentum),
+            _ => None,
+        };
+        if let Some(array) = array {
+            let (step, tensor) = rest.split_once(':').filter(|(_, tensor)| !tensor.is_empty())?;
+            self.flips.push(Flip {
+                step: step.parse().ok()?,
+                array,
+                tensor: tensor.to_owned(),
+                is_done: Arc::default(),
+            });
+            return Some(());
+        }
+        let (place, factor) = match kind {
+            "nan" => (rest, f64::NAN),
+            "spike" => {
+                let (place, factor) = rest.split_once('*')?;
+                (place, factor.parse().ok()?)
+            }
+            _ => return None,
+        };
+        let (step, micro_batch) = place.split_once('.')?;
+        self.losses.push(Loss {
+            step: step.parse().ok()?,
+            micro_batch: micro_batch.parse().ok()?,
+            factor,
+        });
+        Some(())
+    }
+
+    /// The array of a tensor of which a bit changes before a step, the first time that it is made.
+    pub fn flip(&self, step: u64) -> Option<(Array, String)> {
+        let due = |flip: &&Flip| flip.step == step && !flip.is_done.swap(true, Ordering::Relaxed);
+        self.flips
+            .iter()
+            .find(due)
+            .map(|flip| (flip.array, flip.tensor.clone()))
+    }
+
+    /// What the loss of a micro-batch is multiplied by.
+    pub fn factor(&self, step: u64, micro_batch: u32) -> Option<f64> {
+        let here = |loss: &&Loss| (loss.step, loss.micro_batch) == (step, micro_batch);
+        self.losses.iter().find(here).map(|loss| loss.factor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_are_read_and_what_is_none_is_refused_by_its_words() {
+        let drill = Drill::parse("nan@5.3, spike@7.0*1e3").unwrap();
+        assert!(drill.factor(5, 3).unwrap().is_nan());
+        assert_eq!(drill.factor(7, 0), Some(1e3));
+        assert_eq!(drill.factor(7, 1), None);
+        let drill = Drill::parse("flip-working@3:wte.weight,flip-momentum@4:any").unwrap();
+        assert_eq!(drill.flip(2), None);
+        assert_eq!(drill.flip(3), Some((Array::WorkingCopy, "wte.weight".to_owned())));
+        assert_eq!(drill.clone().flip(3), None, "once in the life of the process");
+        assert_eq!(drill.flip(4), Some((Array::Momentum, "any".to_owned())));
+        for order in [
+            "nan",
+            "nan@5",
+            "nan@five.3",
+            "spike@7.0",
+            "spike@7.0*much",
+            "fire@1.1",
+            "flip-master@2",
+            "flip-master@2:",
+        ] {
+            let sentence = Drill::parse(order).unwrap_err().to_string();
+            assert!(sentence.contains(&format!("{order:?}")), "{sentence}");
+        }
+    }
+}
