@@ -2,9 +2,9 @@
 //!
 //! Orders stand behind one another with commas between them:
 //!
-//! - `nan@STEP.MICRO_BATCH`: the loss of that micro-batch is NaN, on whichever rank it falls and whenever it is made, as
-//!   that of a bad sample would be
-//! - `spike@STEP.MICRO_BATCH*FACTOR`: it is FACTOR times as large
+//! - `nan@STEP.MICRO_BATCH`: the loss of that micro-batch is NaN, and a value of its gradient, on whichever rank it falls and
+//!   whenever it is made, as those of a bad sample would be
+//! - `spike@STEP.MICRO_BATCH*FACTOR`: its loss is FACTOR times as large
 //! - `flip-working@STEP:TENSOR`, `flip-master@…`, `flip-momentum@…`: before that step one bit of the tensor's working copy,
 //!   or of what this rank owns of it, changes; once in the life of this process. `any` is the first tensor that there is
 

@@ -30,6 +30,9 @@ impl Run {
         };
         if member.finished.is_some() || self.phase == Phase::Ended {
             member.is_gone = true;
+            if member.is_released() && self.phase != Phase::Ended {
+                self.members.remove(&peer);
+            }
             return;
         }
         let (rank, reported) = (member.rank, member.reported);

@@ -211,6 +211,11 @@ impl Member {
         self.rank.is_some() && !self.stopped && self.finished.is_none()
     }
 
+    /// Whether it has ended its part of a run that goes on without it.
+    fn is_released(&self) -> bool {
+        self.rank.is_none() && self.finished.is_some() && self.is_heard
+    }
+
     /// Whether it may be a rank of the next generation.
     fn is_candidate(&self) -> bool {
         self.finished.is_none() && self.leaving.is_none() && self.astray.is_none()

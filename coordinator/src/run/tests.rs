@@ -1,6 +1,7 @@
 //! What the machine promises, said one by one; the numbers are those of the module's invariants. Here: worlds,
-//! windows, reports and commits; `endings` has pauses and ends, `regroup` members that come and go, `schedules` the random schedules of the simulator.
+//! windows, reports and commits; `drift` has memory that changes, `endings` has pauses and ends, `regroup` members that come and go, `schedules` the random schedules of the simulator.
 
+mod drift;
 mod endings;
 mod regroup;
 mod schedules;

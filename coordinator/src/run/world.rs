@@ -22,7 +22,9 @@ impl Run {
                 format!("member {name} cannot join: the run is over ({})", end.reason),
             );
         }
-        if let Some(present) = self.members.values().find(|member| member.info.member == *name) {
+        // One that was released from a run that goes on may still be on its way out when another process takes its place.
+        let is_there = |member: &&Member| member.info.member == *name && !member.is_released();
+        if let Some(present) = self.members.values().find(is_there) {
             let (pid, host) = (present.info.pid, &present.info.host);
             let reason = format!(
                 "a member named {name} is already in the run (pid {pid} on {host}): give every trainer a name of its own"

@@ -13,6 +13,9 @@ const LAST_WORD_GRACE: Duration = Duration::from_secs(1);
 /// After a good end the trainers may take so long to go: their files are written, only memory is left to free.
 const END_GRACE: Duration = Duration::from_secs(10);
 
+/// The exit code of a trainer that was set apart from a run that goes on.
+const SET_APART: i32 = 4;
+
 /// How a trainer process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -25,6 +28,7 @@ pub(crate) enum Exit {
 impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Exit::Code(SET_APART) => write!(f, "ended with exit code {SET_APART}: a bit of its memory had changed"),
             Exit::Code(code) => write!(f, "ended with exit code {code}"),
             Exit::Signal(signal) => match signal_name(*signal) {
                 Some(name) => write!(f, "was killed by signal {signal} ({name})"),

@@ -10,6 +10,7 @@
 //! - [`drift`]: whether memory still holds what was written; [`copies`]: the working copies
 //! - [`skipping`]: the ruling on a step whose numbers cannot be used
 //! - [`updating`]: from accepted gradients to new parameters
+//! - `validating`: the loss over the validation set
 //! - [`update_slots`]: the slots of what was prepared and applied
 //!
 //! Data flows: lanes run into gradient buffers → the communication thread reduces complete buckets: the owner finishes the
@@ -32,6 +33,7 @@ pub mod skipping;
 pub mod slots;
 pub mod update_slots;
 mod updating;
+mod validating;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -42,19 +44,19 @@ use lockstep_checkpoint::TensorEntry;
 use lockstep_collective::communication::Communication;
 use lockstep_collective::{BufferId, LaneTree, Transport, Wire};
 use lockstep_config::Reduction;
-use lockstep_data::{MicroBatch, ValidationSet, lane_micro_batches};
+use lockstep_data::{MicroBatch, lane_micro_batches};
 use lockstep_inventory::Treatment;
 use lockstep_optim::decision::{LossModel, ModelState};
-use lockstep_proto::domain::{Plan, Validation};
+use lockstep_proto::domain::Plan;
 
 use crate::device::memory::Flat;
 use crate::device::reading::Reader;
 use crate::device::shard::Shard;
 use crate::drill::Drill;
 use crate::error::TrainerError;
-use crate::model::lane_losses::{LaneLosses, numbers};
+use crate::model::lane_losses::LaneLosses;
 use crate::model::weights::Weights;
-use crate::model::{Batch, Model, OpenGate};
+use crate::model::{Batch, Model};
 use crate::sharding::layout::Layout;
 use crate::sharding::program::{Action, LaneProgram};
 use crate::step::clock::Clock;
@@ -317,6 +319,7 @@ impl Engine {
             let mut loss = self.model.loss(&self.weights, view(&batch), &mut gate)?;
             if let Some(factor) = self.drill.factor(plan.step, index) {
                 loss = loss.f_mul_scalar(factor)?;
+                self.spoil(factor)?;
             }
             self.losses.add(lane, &loss)?;
             tokens += batch.counted;
@@ -340,42 +343,16 @@ impl Engine {
         Ok(tokens)
     }
 
-    /// Mean loss over the whole validation set, by fixed micro-batches dealt to lanes and added in their order.
-    pub fn validate(&mut self, set: &ValidationSet) -> Result<Validation, TrainerError> {
-        self.gates.with(&mut self.communication).open_all()?;
-        let (count, lanes) = (set.count(), self.slots.lanes());
-        let mut table = vec![0u64; 2 * count as usize];
-        let mut owners = vec![0u32; 2 * count as usize];
-        let (mut places, mut losses) = (Vec::new(), Vec::new());
-        for (rank, hosted) in self.rank_lanes.clone().into_iter().enumerate() {
-            for index in hosted.flat_map(|lane| lane_micro_batches(lane, lanes, count)) {
-                let at = 2 * index as usize;
-                owners[at..at + 2].fill(rank as u32);
-                if rank == self.rank as usize {
-                    let batch = set.micro_batch(index)?;
-                    losses.push(
-                        self.weights
-                            .without_recording(|| self.model.loss(&self.weights, view(&batch), &mut OpenGate))?,
-                    );
-                    table[at + 1] = batch.counted;
-                    places.push(at);
-                }
-            }
+    /// Makes a gradient value of the lane NaN where a drill's loss is: backward does not, since the head's gradient is made
+    /// with the loss.
+    fn spoil(&self, factor: f64) -> Result<(), TrainerError> {
+        match self.weights.slot(0).filter(|_| factor.is_nan()) {
+            Some(slot) => Ok(slot.add_in_place(|gradient| {
+                let _ = gradient.f_view([-1])?.f_narrow(0, 0, 1)?.f_fill_(factor)?;
+                Ok(())
+            })?),
+            None => Ok(()),
         }
-        let losses = self.reader.read(numbers(&losses, self.losses.device())?)?;
-        for (at, loss) in places.into_iter().zip(losses) {
-            table[at] = loss.to_bits();
-        }
-        self.communication.exchange_slots(&mut table, &owners)?;
-        let (mut loss, mut tokens) = (0.0, 0);
-        for pair in table.chunks_exact(2) {
-            loss += f64::from_bits(pair[0]);
-            tokens += pair[1];
-        }
-        Ok(Validation {
-            loss: loss / tokens as f64,
-            tokens,
-        })
     }
 
     /// Collects the float32 masters of all owners and hands each tensor's name, shape and values to `take`, in forward

@@ -238,10 +238,12 @@ impl Trainers {
         }
     }
 
-    /// Trainers that could be ranks.
-    pub(super) fn of_use(&self) -> usize {
-        let is_of_use = |trainer: &&Trainer| trainer.is_present() && !trainer.leaving;
-        self.all.iter().filter(is_of_use).count()
+    /// Trainers that could be ranks, without those that are set apart.
+    pub(super) fn of_use(&self, apart: &BTreeSet<usize>) -> usize {
+        let is_of_use = |trainer: &Trainer| trainer.is_present() && !trainer.leaving;
+        let all = self.all.iter().enumerate();
+        all.filter(|(index, trainer)| is_of_use(trainer) && !apart.contains(index))
+            .count()
     }
 
     /// Whether a member of this address is alive and holds the part.
