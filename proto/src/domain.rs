@@ -547,7 +547,7 @@ pub enum RunEvent {
         reason: String,
     },
     /// A step was committed.
-    Step(CommittedStep),
+    Step(Box<CommittedStep>),
     /// A committed step was validated.
     Validation {
         /// The step.

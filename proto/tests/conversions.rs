@@ -94,9 +94,9 @@ fn over_the_wire(metrics: StepMetrics) -> StepMetrics {
 
 /// A committed step after its way over the wire.
 fn watched(step: CommittedStep) -> CommittedStep {
-    let bytes = v1::WatchEvent::from((&header(), &RunEvent::Step(step))).encode_to_vec();
+    let bytes = v1::WatchEvent::from((&header(), &RunEvent::Step(Box::new(step)))).encode_to_vec();
     match RunEvent::try_from(v1::WatchEvent::decode(&bytes[..]).unwrap()).unwrap() {
-        RunEvent::Step(step) => step,
+        RunEvent::Step(step) => *step,
         other => panic!("a step became {other:?}"),
     }
 }
@@ -310,7 +310,7 @@ fn every_message_comes_back_as_it_was_sent() {
             phase: "training".into(),
             reason: "why".into(),
         },
-        RunEvent::Step(committed()),
+        RunEvent::Step(Box::new(committed())),
         RunEvent::Validation {
             step: 4,
             validation: Validation { loss: 1.5, tokens: 10 },

@@ -246,7 +246,7 @@ impl Executor {
                     self.parts.files.committed(&step)?;
                     self.parts.files.of_world(&step, (self.parts.backend)(step.ranks));
                     (self.loss, self.tokens_per_second) = (Some(step.loss), Some(step.tokens_per_second));
-                    RunEvent::Step(step)
+                    RunEvent::Step(Box::new(step))
                 }
                 Record::Validation { step, validation } => {
                     self.parts.files.validated(*step, *validation)?;

@@ -164,22 +164,7 @@ pub(crate) fn says_nothing_new(event: &RunEvent) -> bool {
 pub(crate) fn line(event: &RunEvent) -> String {
     match event {
         RunEvent::State { phase, reason } => format!("{phase}: {reason}"),
-        RunEvent::Step(CommittedStep {
-            step,
-            total_steps,
-            skipped: Some(reason),
-            ..
-        }) => format!("step {step}/{total_steps}  skipped: {reason}"),
-        RunEvent::Step(step) => format!(
-            "step {}/{}  loss {:.4}  lr {}  batch {}  {:.0} tok/s  {:.0} ms",
-            step.step,
-            step.total_steps,
-            step.loss,
-            learning_rate(step),
-            step.batch,
-            step.tokens_per_second,
-            step.step_ms
-        ),
+        RunEvent::Step(step) => step_line(step),
         RunEvent::Validation { step, validation } => {
             format!(
                 "step {step}: validation loss {:.4} over {} tokens",
@@ -188,6 +173,22 @@ pub(crate) fn line(event: &RunEvent) -> String {
         }
         RunEvent::Ended(end) => format!("ended after step {}: {}", end.last_step, end.reason),
     }
+}
+
+fn step_line(step: &CommittedStep) -> String {
+    if let Some(reason) = &step.skipped {
+        return format!("step {}/{}  skipped: {reason}", step.step, step.total_steps);
+    }
+    format!(
+        "step {}/{}  loss {:.4}  lr {}  batch {}  {:.0} tok/s  {:.0} ms",
+        step.step,
+        step.total_steps,
+        step.loss,
+        learning_rate(step),
+        step.batch,
+        step.tokens_per_second,
+        step.step_ms
+    )
 }
 
 /// The planned learning rate, and the one that was applied if it is another.
@@ -295,7 +296,7 @@ mod tests {
             "parameter_hash": "ab".repeat(32), "model_value": 2.25, "dual_norm": 3.5, "lower_bound": 1.75,
             "polar_factors": 12, "orthogonality_error": 0.125, "orthogonality_tensor": "h.1.attn.c_attn.weight[2]",
         });
-        assert_eq!(to_json(&RunEvent::Step(step())), expected);
+        assert_eq!(to_json(&RunEvent::Step(Box::new(step()))), expected);
 
         // An optimiser that has none of these says nothing about them.
         let optional = "model_value dual_norm lower_bound polar_factors orthogonality_error orthogonality_tensor";
@@ -303,18 +304,18 @@ mod tests {
             let removed = expected.as_object_mut().and_then(|keys| keys.remove(key));
             assert!(removed.is_some(), "{key}");
         }
-        assert_eq!(to_json(&RunEvent::Step(plain())), expected);
+        assert_eq!(to_json(&RunEvent::Step(Box::new(plain()))), expected);
     }
 
     #[test]
     fn the_effective_learning_rate_is_shown_where_it_is_another_than_the_planned_one() {
-        let planned = line(&RunEvent::Step(step()));
+        let planned = line(&RunEvent::Step(Box::new(step())));
         assert!(planned.contains("  lr 1.000e-3  batch"), "{planned}");
         let truncated = CommittedStep {
             effective_learning_rate: 2.5e-4,
             ..step()
         };
-        let line = line(&RunEvent::Step(truncated.clone()));
+        let line = line(&RunEvent::Step(Box::new(truncated.clone())));
         assert!(line.contains("  lr 1.000e-3 (effective 2.500e-4)  batch"), "{line}");
 
         let mut bar = Bar {
@@ -324,13 +325,13 @@ mod tests {
             effective_learning_rate: None,
             tokens_per_second: 0.0,
         };
-        bar.event(&RunEvent::Step(truncated));
+        bar.event(&RunEvent::Step(Box::new(truncated)));
         assert!(
             bar.bar.message().contains("effective lr 2.500e-4"),
             "{}",
             bar.bar.message()
         );
-        bar.event(&RunEvent::Step(step()));
+        bar.event(&RunEvent::Step(Box::new(step())));
         assert!(!bar.bar.message().contains("effective"), "{}", bar.bar.message());
     }
 
@@ -341,7 +342,10 @@ mod tests {
             tokens: 99,
         };
         for (event, parts) in [
-            (RunEvent::Step(step()), ["step 7/10", "loss 2.5000", "640 tok/s"]),
+            (
+                RunEvent::Step(Box::new(step())),
+                ["step 7/10", "loss 2.5000", "640 tok/s"],
+            ),
             (
                 RunEvent::Validation { step: 7, validation },
                 ["step 7", "validation loss 1.6250", "99 tokens"],

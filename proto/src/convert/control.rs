@@ -97,7 +97,7 @@ impl TryFrom<v1::WatchEvent> for RunEvent {
         header("WatchEvent", event.header)?;
         Ok(match required("WatchEvent", "body", event.body)? {
             Body::State(v1::StateChange { phase, reason }) => RunEvent::State { phase, reason },
-            Body::Step(step) => RunEvent::Step(step_in(step)?),
+            Body::Step(step) => RunEvent::Step(Box::new(step_in(step)?)),
             Body::Validation(v1::StepValidation { step, loss, tokens }) => RunEvent::Validation {
                 step,
                 validation: Validation { loss, tokens },
