@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::files::{FileError, RunFiles, World};
-use crate::ledger::{Ledger, LedgerError, RunRow};
+use crate::ledger::{FactsRow, Ledger, LedgerError, Recorder, RunRow};
 use crate::plan::Planner;
 use crate::run::{Event, Refusal, Run, RunFacts, Worlds};
 use crate::service::{Executor, ExecutorParts, Letter, Mailbox, mailbox, serve};
@@ -127,7 +127,7 @@ impl Coordinator {
             config_hash: facts.config_hash.clone(),
             data_hash,
         };
-        let ledger = Ledger::open(&run_dir, row)?;
+        let mut ledger = Ledger::open(&run_dir, row)?;
         if ledger.last_generation()? > 0 {
             return Err(StartError::Begun { folder: run_dir });
         }
@@ -138,6 +138,11 @@ impl Coordinator {
         };
         let files = RunFiles::create(&run_dir, &ledger.run().config_toml, world)?;
         facts.term = ledger.term();
+        let records_events = config.coordinator.record_events;
+        if records_events {
+            ledger.record_facts(&FactsRow::of(&facts))?;
+        }
+        let recorder = Recorder::new(records_events.then_some(facts.term));
         let run = Run::new(facts).map_err(StartError::World)?;
 
         let (mailbox, letters) = mailbox();
@@ -148,6 +153,7 @@ impl Coordinator {
         let backend = Box::new(move |ranks| config.backend_name(ranks));
         let parts = ExecutorParts {
             run,
+            recorder,
             ledger,
             files,
             letters,

@@ -43,13 +43,14 @@ use lockstep_proto::domain::{
     Directive as Urgent, Generation, JoinInfo, MemberStatus, Outcome, Part, Plan, Progress, Ready, RunEnd, Stamp,
     StepMetrics, Validation,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::plan::Planner;
 pub use crate::run::decision::{Commit, Decision, Directive, Event, Peer, Record, Refusal};
 pub use crate::run::window::LONGEST_WINDOW;
 
 /// How many ranks a run may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worlds {
     /// Members that make the first world complete.
     pub first: u32,
