@@ -7,10 +7,13 @@
 //! written again with another content. The events that led to the records are rows too (`events`). Others read a
 //! ledger, also a live one, with a [`Reader`].
 
+mod audit;
 mod events;
 mod lock;
 mod reader;
+mod replay;
 mod rows;
+mod show;
 #[cfg(test)]
 mod tests;
 
@@ -20,12 +23,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use lockstep_proto::domain::{Generation, Part, Plan, RunEnd, Validation};
 use redb::{ConcurrencyMode, Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle};
 
+pub use crate::ledger::audit::{Audit, Proof, audit};
 pub use crate::ledger::events::{EVENTS_VERSION, FactsRow, Heard};
 pub(crate) use crate::ledger::events::{Recorder, event_of_member};
 use crate::ledger::lock::Lock;
 pub use crate::ledger::reader::{Reader, TableSize};
+pub use crate::ledger::replay::{Difference, Replay, Unreplayed, replay};
 pub use crate::ledger::rows::{DecisionRow, LEDGER_VERSION, RunRow, TermRow};
 use crate::ledger::rows::{decode, encode};
+pub use crate::ledger::show::{Committed, Contents, Keyed, Size, rows_of, show};
 use crate::run::{Commit, Record};
 
 type Rows = TableDefinition<'static, u64, &'static [u8]>;
@@ -44,6 +50,22 @@ const DECISIONS: Rows = TableDefinition::new("decisions");
 const ENDS: Rows = TableDefinition::new("ends");
 const FACTS: Rows = TableDefinition::new("facts");
 const EVENTS: Rows = TableDefinition::new("events");
+
+/// Every table.
+const TABLES: [Rows; 12] = [
+    RUN,
+    TERMS,
+    GENERATIONS,
+    PLANS,
+    URGENT,
+    COMMITTED,
+    VALIDATIONS,
+    SNAPSHOTS,
+    DECISIONS,
+    ENDS,
+    FACTS,
+    EVENTS,
+];
 
 /// Memory that the store may use to cache pages; its own default is 1 GiB.
 const CACHE: usize = 8 << 20;
@@ -126,7 +148,7 @@ pub struct Ledger {
     term: u64,
     next_decision: u64,
     next_event: u64,
-    _lock: Lock,
+    _lock: Option<Lock>,
 }
 
 impl Ledger {
@@ -158,33 +180,14 @@ impl Ledger {
             term: 0,
             next_decision: 0,
             next_event: 1,
-            _lock: lock,
+            _lock: Some(lock),
         };
         ledger.claim(folder)?;
         Ok(ledger)
     }
 
     fn claim(&mut self, folder: &Path) -> Result<(), LedgerError> {
-        let failed = |error: redb::Error| store("write", &self.file, error);
-        let began = self.database.begin_write().map_err(|error| failed(error.into()))?;
-        // Makes every table, so that readers find them.
-        for table in [
-            RUN,
-            TERMS,
-            GENERATIONS,
-            PLANS,
-            URGENT,
-            COMMITTED,
-            VALIDATIONS,
-            SNAPSHOTS,
-            DECISIONS,
-            ENDS,
-            FACTS,
-            EVENTS,
-        ] {
-            began.open_table(table).map_err(|error| failed(error.into()))?;
-        }
-        began.commit().map_err(|error| failed(error.into()))?;
+        self.make_tables()?;
         match self.last::<RunRow>(RUN, "run")? {
             Some((_, there)) => {
                 let different = |what, theirs: &str, ours: &str| LedgerError::OtherRun {
@@ -214,6 +217,16 @@ impl Ledger {
             began: unix_seconds(),
         };
         self.write(&[self.row(TERMS, self.term, &row)?])
+    }
+
+    /// Makes every table, so that readers find them.
+    fn make_tables(&self) -> Result<(), LedgerError> {
+        let failed = |error: redb::Error| store("write", &self.file, error);
+        let began = self.database.begin_write().map_err(|error| failed(error.into()))?;
+        for table in TABLES {
+            began.open_table(table).map_err(|error| failed(error.into()))?;
+        }
+        began.commit().map_err(|error| failed(error.into()))
     }
 
     /// The run of this folder.

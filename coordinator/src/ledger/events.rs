@@ -63,6 +63,63 @@ enum What {
 }
 
 impl Heard {
+    /// What kind of event it is, in one word.
+    pub fn name(&self) -> &'static str {
+        match &self.event {
+            Event::Join { .. } => "join",
+            Event::CommId { .. } => "communicator-id",
+            Event::Ready { .. } => "ready",
+            Event::Progress { .. } => "progress",
+            Event::Report { .. } => "report",
+            Event::Holds { .. } => "holds",
+            Event::Stopped { .. } => "stopped",
+            Event::Leaving { .. } => "leaving",
+            Event::Finished { .. } => "finished",
+            Event::MemberLost { .. } => "lost",
+            Event::Tick => "tick",
+            Event::Pause => "pause",
+            Event::Resume => "resume",
+            Event::Stop => "stop",
+            Event::Abandon => "abandon",
+        }
+    }
+
+    /// What happened, in a few words.
+    pub fn sentence(&self) -> String {
+        match &self.event {
+            Event::Join { peer, info } => format!("{} joined on stream {peer}", info.member),
+            Event::CommId { peer, .. } => format!("a communicator id came on stream {peer}"),
+            Event::Ready { peer, .. } => format!("the rank on stream {peer} was ready"),
+            Event::Progress { peer, progress } => {
+                format!(
+                    "the rank on stream {peer} was in {} of step {}",
+                    progress.phase, progress.step
+                )
+            }
+            Event::Report { peer, report } => {
+                format!("rank {} reported step {} on stream {peer}", report.rank, report.step)
+            }
+            Event::Holds { peer, part, .. } => {
+                format!(
+                    "stream {peer} said that it holds part {} of step {}",
+                    part.part, part.step
+                )
+            }
+            Event::Stopped { peer, cause, .. } => match cause {
+                Some(cause) => format!("the rank on stream {peer} left the collectives: {cause}"),
+                None => format!("the rank on stream {peer} left the collectives"),
+            },
+            Event::Leaving { peer, reason } => format!("the member on stream {peer} must leave: {reason}"),
+            Event::Finished { peer, step, .. } => format!("the member on stream {peer} ended after step {step}"),
+            Event::MemberLost { peer } => format!("stream {peer} closed"),
+            Event::Tick => "time went by".to_owned(),
+            Event::Pause => "an operator asked for a pause".to_owned(),
+            Event::Resume => "an operator resumed the run".to_owned(),
+            Event::Stop => "an operator stopped the run".to_owned(),
+            Event::Abandon => "an operator abandoned the run".to_owned(),
+        }
+    }
+
     /// The bytes of its row.
     pub(crate) fn to_row(&self) -> Vec<u8> {
         let (peer, what) = parts(&self.event);

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use redb::backends::InMemoryBackend;
 use redb::{
-    ConcurrencyMode, Database, DatabaseError, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, ReadableTable,
-    ReadableTableMetadata, StorageBackend, TableDefinition, TableHandle,
+    ConcurrencyMode, Database, DatabaseError, ReadOnlyDatabase, ReadOnlyTable, ReadTransaction, ReadableDatabase,
+    ReadableTable, ReadableTableMetadata, StorageBackend, TableDefinition, TableHandle,
 };
+use serde::Serialize;
 
 use crate::ledger::{CACHE, LedgerError, lock, store};
 
@@ -38,7 +39,7 @@ enum Store {
 }
 
 /// How large a table is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TableSize {
     /// Its name.
     pub name: String,
@@ -138,12 +139,7 @@ impl Reader {
     /// When the store fails.
     pub(crate) fn each(&self, table: &str, mut show: impl FnMut(u64, &[u8])) -> Result<(), LedgerError> {
         let failed = |error: redb::Error| store("read", &self.file, error);
-        let definition = TableDefinition::<u64, &[u8]>::new(table);
-        let open = match self.read.open_table(definition) {
-            Ok(open) => open,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
-            Err(error) => return Err(failed(error.into())),
-        };
+        let Some(open) = self.opened(table)? else { return Ok(()) };
         for row in open.iter().map_err(|error| failed(error.into()))? {
             let (key, value) = row.map_err(|error| failed(error.into()))?;
             show(key.value(), value.value());
@@ -151,20 +147,40 @@ impl Reader {
         Ok(())
     }
 
+    /// The first and the last key of a table, if it has rows.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(crate) fn ends_of(&self, table: &str) -> Result<Option<(u64, u64)>, LedgerError> {
+        let failed = |error: redb::Error| store("read", &self.file, error);
+        let Some(open) = self.opened(table)? else {
+            return Ok(None);
+        };
+        let first = open.first().map_err(|error| failed(error.into()))?;
+        let last = open.last().map_err(|error| failed(error.into()))?;
+        Ok(first
+            .zip(last)
+            .map(|((first, _), (last, _))| (first.value(), last.value())))
+    }
+
     /// The bytes of one row.
     ///
     /// # Errors
     /// When the store fails.
     pub(crate) fn row(&self, table: &str, key: u64) -> Result<Option<Vec<u8>>, LedgerError> {
-        let failed = |error: redb::Error| store("read", &self.file, error);
-        let definition = TableDefinition::<u64, &[u8]>::new(table);
-        let open = match self.read.open_table(definition) {
-            Ok(open) => open,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-            Err(error) => return Err(failed(error.into())),
+        let Some(open) = self.opened(table)? else {
+            return Ok(None);
         };
-        let row = open.get(key).map_err(|error| failed(error.into()))?;
+        let row = open.get(key).map_err(|error| store("read", &self.file, error))?;
         Ok(row.map(|value| value.value().to_vec()))
+    }
+
+    fn opened(&self, table: &str) -> Result<Option<ReadOnlyTable<u64, &'static [u8]>>, LedgerError> {
+        match self.read.open_table(TableDefinition::<u64, &[u8]>::new(table)) {
+            Ok(open) => Ok(Some(open)),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(store("read", &self.file, error)),
+        }
     }
 }
 
