@@ -12,7 +12,7 @@ use safetensors::{SafeTensors, serialize_to_file};
 
 use crate::error::TrainerError;
 
-const WEIGHTS: &str = "model.safetensors";
+pub(crate) const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.toml";
 const TOKENIZER: &str = "tokenizer.json";
 const FORMAT: &str = "lockstep-weights";

@@ -63,6 +63,12 @@ fn a_run_goes_on_after_stops_and_a_killed_launcher_on_four_one_three_and_eight_r
         Some(stopped_at),
         "a stopped run has a checkpoint of its last step"
     );
+    let output = stage.lockstep(&format!("inspect runs/{name}/checkpoints"));
+    let told = said(&output);
+    assert!(
+        output.status.success() && told.contains(&format!("after step {stopped_at}")) && told.contains("momentum"),
+        "{told}"
+    );
     run_until(&stage, name, (1, "--resume"), 26, Signal::INT);
     let stopped_again = lines(&stage, name).len();
     assert!(stopped_again < STEPS as usize);
@@ -70,6 +76,10 @@ fn a_run_goes_on_after_stops_and_a_killed_launcher_on_four_one_three_and_eight_r
     let output = stage.lockstep(&words(name, 8, "--resume"));
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert!(hashes(&stage, name) == expected, "resumes made other bits");
+    for proof in ["audit", "replay"] {
+        let output = stage.lockstep(&format!("ledger {proof} runs/{name}"));
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    }
     let ranks: Vec<u64> = lines(&stage, name)
         .iter()
         .map(|line| line["ranks"].as_u64().unwrap())
@@ -104,6 +114,22 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
         told.contains(&format!("checkpoint step-{step}/")) && told.contains("is damaged"),
         "{told}"
     );
+    stage.nothing_runs();
+}
+
+#[test]
+fn a_checkpoint_that_an_operator_asks_for_is_written_after_the_step_that_the_answer_names() {
+    let stage = Stage::new();
+    let sets = format!("run run.toml {SETS} --set run.steps=200 --set run.name=asked --set checkpoint.every=0 -n 2");
+    let mut run = stage.start(&mut stage.command(&sets));
+    reach(&stage, &mut run, "asked", 5);
+    let output = stage.lockstep("checkpoint asked");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let told = said(&output);
+    let step: u64 = told.trim().rsplit(' ').next().unwrap().parse().unwrap();
+    assert_eq!(run.wait(), 0, "{}{}", run.out(), run.err());
+    let steps: Vec<u64> = manifests(&stage, "asked").iter().map(|path| step_of(path)).collect();
+    assert_eq!(steps, [step], "{told}");
     stage.nothing_runs();
 }
 
