@@ -13,6 +13,8 @@ mod lock;
 mod reader;
 mod replay;
 mod rows;
+#[cfg(test)]
+mod shadow;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,8 @@ pub use crate::ledger::reader::{Reader, TableSize};
 pub use crate::ledger::replay::{Difference, Replay, Unreplayed, replay};
 pub use crate::ledger::rows::{DecisionRow, LEDGER_VERSION, RunRow, TermRow};
 use crate::ledger::rows::{decode, encode};
+#[cfg(test)]
+pub(crate) use crate::ledger::shadow::Shadow;
 pub use crate::ledger::show::{Committed, Contents, Keyed, Size, rows_of, show};
 use crate::run::{Commit, Record};
 

@@ -22,6 +22,7 @@
 //! 11. A generation resumes from a snapshot of which its members, or those that are leaving, hold every part, and never from
 //!     a step that is not committed.
 //! 12. A snapshot stands only when every part of it is held twice, or once where there is one rank.
+//! 13. The events that the ledger keeps lead to the same records again.
 
 mod commands;
 mod decision;

@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng};
 
 use super::tests::{facts, info};
 use super::{Directive, Event, Phase, Run, Worlds};
+use crate::ledger::Shadow;
 
 mod checker;
 mod trainers;
@@ -120,6 +121,7 @@ pub(super) struct Report {
 struct Simulation {
     rng: StdRng,
     run: Run,
+    shadow: Shadow,
     checker: Checker,
     trainers: Trainers,
     now: Duration,
@@ -195,6 +197,7 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
     run.fault = fault;
     let snapshot_every = rng.random_range(0..=6);
     let simulation = Simulation {
+        shadow: Shadow::of(&run),
         run,
         checker,
         trainers: Trainers::new(ranks, snapshot_every),
@@ -287,7 +290,10 @@ impl Simulation {
         } else {
             None
         };
-        let decision = self.run.step(event, self.now);
+        let decision = self
+            .shadow
+            .decide(&mut self.run, event, self.now)
+            .map_err(|difference| Violation::new(13, difference))?;
         self.checker.after(&decision, &self.run, &self.trainers)?;
         if let Some(trainer) = joins.and_then(|peer| self.trainers.all.get_mut(peer)) {
             trainer.refused |= decision.refusal.is_some();
