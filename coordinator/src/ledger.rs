@@ -14,6 +14,8 @@ mod reader;
 mod replay;
 mod rows;
 mod secret;
+#[cfg(test)]
+mod shadow;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -32,6 +34,8 @@ pub use crate::ledger::reader::{Reader, TableSize};
 pub use crate::ledger::replay::{Difference, Replay, Unreplayed, replay};
 use crate::ledger::rows::{CheckpointRow, FarewellRow, WishRow, decode, encode};
 pub use crate::ledger::rows::{DecisionRow, LEDGER_VERSION, RunRow, TermRow};
+#[cfg(test)]
+pub(crate) use crate::ledger::shadow::Shadow;
 pub use crate::ledger::show::{Committed, Contents, Keyed, Size, rows_of, show};
 use crate::run::{Begun, Commit, Record, Recorded, Wish};
 

@@ -25,6 +25,7 @@
 //! 12. A snapshot stands only when every part of it is held twice, or once where there is one rank.
 //! 13. A checkpoint is committed only when every rank of one generation has written its part of a committed step, and loaded
 //!     only when it was committed and not refused since.
+//! 14. The events that the ledger keeps lead to the same records again.
 
 mod checkpoints;
 mod commands;

@@ -47,7 +47,7 @@ fn rise(tables: &Tables) -> Proof {
         term = term.max(stamp.term);
     }
     let (terms, generations) = (tables.terms.len(), tables.generations.len());
-    proof.with(format!("{terms} terms, {generations} generations"))
+    proof.with(format!("terms 1 to {terms}, generations 1 to {generations}"))
 }
 
 fn worlds(tables: &Tables, config: Option<&RunConfig>) -> Proof {
