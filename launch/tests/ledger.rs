@@ -7,7 +7,7 @@ mod stage;
 mod trainers;
 
 use lockstep_config::RunConfig;
-use lockstep_coordinator::{Coordinator, CoordinatorOptions, Running};
+use lockstep_coordinator::{BegunRun, Coordinator, CoordinatorOptions, Running};
 use lockstep_proto::domain::Outcome;
 use redb::{Database, ReadableTable, TableDefinition};
 use serde_json::Value;
@@ -16,9 +16,11 @@ use stage::{Stage, said};
 use trainers::{Behaviour, train};
 
 fn start(stage: &Stage) -> (Running, String) {
-    let config = RunConfig::read(&stage.path("run.toml"), &[]).unwrap();
+    let config = RunConfig::read(stage.path("run.toml"), &[]).unwrap();
     let hash = config.hash();
     let options = CoordinatorOptions {
+        begun: BegunRun::LeftAlone,
+        vocabulary: 257,
         config,
         run_dir: stage.path("runs/first"),
         ranks: 2,

@@ -46,8 +46,8 @@ struct EventRow {
 /// Exactly one of these is in a row; those without a content are `true`.
 #[derive(Clone, PartialEq, prost::Oneof)]
 enum What {
-    #[prost(message, tag = "4")]
-    Said(v1::MemberMessage),
+    #[prost(message, boxed, tag = "4")]
+    Said(Box<v1::MemberMessage>),
     #[prost(bool, tag = "5")]
     Lost(bool),
     #[prost(bool, tag = "6")]
@@ -200,7 +200,7 @@ fn parts(event: &Event) -> (Peer, What) {
             run_id: String::new(),
             stamp,
         };
-        (*peer, What::Said((&FromMember { header, body }).into()))
+        (*peer, What::Said(Box::new((&FromMember { header, body }).into())))
     };
     let none = Stamp::default();
     match event {
@@ -274,7 +274,7 @@ fn parts(event: &Event) -> (Peer, What) {
 
 fn event(peer: Peer, what: What) -> Result<Event, String> {
     let message = match what {
-        What::Said(message) => FromMember::try_from(message).map_err(|error| error.to_string())?,
+        What::Said(message) => FromMember::try_from(*message).map_err(|error| error.to_string())?,
         What::Lost(_) => return Ok(Event::MemberLost { peer }),
         What::Tick(_) => return Ok(Event::Tick),
         What::Pause(_) => return Ok(Event::Pause),
