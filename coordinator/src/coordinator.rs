@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lockstep_config::{CollectiveBackend, RunConfig};
+use lockstep_inventory::TreatmentError;
 use lockstep_proto::domain::{Outcome, RunEnd, RunEvent};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -17,7 +18,7 @@ use crate::files::{FileError, RunFiles, World};
 use crate::ledger::{Ledger, LedgerError, RunRow};
 use crate::plan::Planner;
 use crate::run::{Event, Refusal, Run, RunFacts, Worlds};
-use crate::service::{Executor, ExecutorParts, Letter, Mailbox, mailbox, serve};
+use crate::service::{CheckpointOptions, Committer, Executor, ExecutorParts, Letter, Mailbox, mailbox, serve, tensors};
 
 /// Events that a slow watcher may fall behind by before it misses some.
 const EVENTS: usize = 4096;
@@ -33,14 +34,27 @@ pub struct CoordinatorOptions {
     pub config: RunConfig,
     /// Its folder, made if it is not there.
     pub run_dir: PathBuf,
-    /// Whether a run that has begun in that folder goes on, in the next term; else it is left alone.
-    pub goes_on: bool,
+    /// What happens to a run that has begun in that folder.
+    pub begun: BegunRun,
+    /// Size of the vocabulary of the data.
+    pub vocabulary: u32,
     /// Trainers that make the first world complete.
     pub ranks: u32,
     /// Samples of one epoch.
     pub training_samples: u64,
     /// Hash of the data manifest, as trainers will report it.
     pub data_hash: String,
+}
+
+/// What a coordinator does with a run that has begun in its folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BegunRun {
+    /// Leaves it alone, and does not start.
+    LeftAlone,
+    /// Goes on with it, by new trainers: those of the terms before have ended.
+    Resumed,
+    /// Takes it over in the next term, with its trainers where they still train.
+    TakenOver,
 }
 
 /// Why a coordinator cannot start. Nothing is left behind but, where the folder is its own, an empty ledger.
@@ -71,6 +85,9 @@ pub enum StartError {
         /// How it ended.
         end: RunEnd,
     },
+    /// A rule of the optimiser cannot be followed.
+    #[error(transparent)]
+    Treatment(#[from] TreatmentError),
     /// The ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -106,7 +123,8 @@ impl Coordinator {
         let CoordinatorOptions {
             config,
             run_dir,
-            goes_on,
+            begun,
+            vocabulary,
             ranks,
             training_samples,
             data_hash,
@@ -114,6 +132,7 @@ impl Coordinator {
         let backend = config.backend_name(ranks).to_owned();
         let worlds = worlds(&config, ranks);
         let planner = Planner::new(&config, training_samples);
+        let tensors = tensors(&config, vocabulary)?;
         let total_steps = planner.total_steps();
         let mut facts = RunFacts {
             config_hash: config.hash(),
@@ -146,10 +165,11 @@ impl Coordinator {
             data_hash,
         };
         let ledger = Ledger::open(&run_dir, row)?;
-        let recorded = ledger.recorded()?;
+        let mut recorded = ledger.recorded()?;
+        recorded.is_ended |= begun == BegunRun::Resumed;
         facts.last_generation = recorded.generations.last().map_or(0, |last| last.stamp.generation);
         let has_begun = !recorded.generations.is_empty();
-        if has_begun && !goes_on {
+        if has_begun && begun == BegunRun::LeftAlone {
             return Err(StartError::Begun { folder: run_dir });
         }
         if let Some(end) = ledger.last_end()?
@@ -180,6 +200,17 @@ impl Coordinator {
         let (mailbox, letters) = mailbox();
         let (events, _) = broadcast::channel(EVENTS);
         let (row, term) = (ledger.run().clone(), ledger.term());
+        let store = config.checkpoint.store.clone();
+        let committer = Committer::start(
+            CheckpointOptions {
+                store: store.unwrap_or_else(|| run_dir.join("checkpoints").display().to_string()),
+                run: row.clone(),
+                tensors,
+                retention: CheckpointOptions::retention(&config),
+            },
+            mailbox.clone(),
+        )
+        .map_err(StartError::Thread)?;
         let run_id = row.run_id.clone();
         let name = config.run.name.clone();
         let backend = Box::new(move |ranks| config.backend_name(ranks));
@@ -192,6 +223,7 @@ impl Coordinator {
             name,
             backend,
             total_steps,
+            committer,
             last,
             newest_validation,
         };

@@ -14,12 +14,12 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use lockstep_proto::domain::{Directive as Urgent, Generation, Part, Plan, RunEnd, Validation};
+use lockstep_proto::domain::{Checkpoint, Directive as Urgent, Generation, Part, Plan, RunEnd, Validation};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::ledger::lock::Lock;
+use crate::ledger::rows::{CheckpointRow, FarewellRow, WishRow, decode, encode};
 pub use crate::ledger::rows::{DecisionRow, LEDGER_VERSION, RunRow, TermRow};
-use crate::ledger::rows::{FarewellRow, WishRow, decode, encode};
 use crate::run::{Begun, Commit, Record, Recorded, Wish};
 
 type Rows = TableDefinition<'static, u64, &'static [u8]>;
@@ -35,6 +35,7 @@ const URGENT: Rows = TableDefinition::new("directives");
 const COMMITTED: Rows = TableDefinition::new("committed");
 const VALIDATIONS: Rows = TableDefinition::new("validations");
 const SNAPSHOTS: Rows = TableDefinition::new("snapshots");
+const CHECKPOINTS: Rows = TableDefinition::new("checkpoints");
 const DECISIONS: Rows = TableDefinition::new("decisions");
 const ENDS: Rows = TableDefinition::new("ends");
 
@@ -110,6 +111,7 @@ pub struct Ledger {
     secret: [u8; 32],
     next_decision: u64,
     next_wish: u64,
+    next_checkpoint: u64,
     _lock: Lock,
 }
 
@@ -141,6 +143,7 @@ impl Ledger {
             secret: secret::of(folder)?,
             next_decision: 0,
             next_wish: 0,
+            next_checkpoint: 0,
             _lock: lock,
         };
         ledger.claim(folder)?;
@@ -163,6 +166,7 @@ impl Ledger {
             COMMITTED,
             VALIDATIONS,
             SNAPSHOTS,
+            CHECKPOINTS,
             DECISIONS,
             ENDS,
         ] {
@@ -195,6 +199,9 @@ impl Ledger {
         self.next_wish = self
             .last::<WishRow>(WISHES, "wishes")?
             .map_or(0, |(number, _)| number + 1);
+        self.next_checkpoint = self
+            .last::<CheckpointRow>(CHECKPOINTS, "checkpoints")?
+            .map_or(0, |(number, _)| number + 1);
         let row = TermRow {
             pid: std::process::id(),
             began: unix_seconds(),
@@ -224,6 +231,7 @@ impl Ledger {
     pub fn append(&mut self, records: &[Record]) -> Result<(), LedgerError> {
         let mut rows = Vec::with_capacity(records.len());
         let (mut next_decision, mut next_wish) = (self.next_decision, self.next_wish);
+        let mut next_checkpoint = self.next_checkpoint;
         for record in records {
             match record {
                 Record::Generation(generation) => {
@@ -260,6 +268,22 @@ impl Ledger {
                 Record::Committed(commit) => rows.push(self.row(COMMITTED, commit.plan.step, commit.as_ref())?),
                 Record::Validation { step, validation } => rows.push(self.row(VALIDATIONS, *step, validation)?),
                 Record::Snapshot { step, parts } => rows.push(self.row(SNAPSHOTS, *step, parts)?),
+                Record::Checkpoint(checkpoint) => {
+                    let row = CheckpointRow {
+                        checkpoint: *checkpoint,
+                        refused: None,
+                    };
+                    rows.push(self.row(CHECKPOINTS, next_checkpoint, &row)?);
+                    next_checkpoint += 1;
+                }
+                Record::CheckpointRefused { checkpoint, reason } => {
+                    let row = CheckpointRow {
+                        checkpoint: *checkpoint,
+                        refused: Some(reason.clone()),
+                    };
+                    rows.push(self.row(CHECKPOINTS, next_checkpoint, &row)?);
+                    next_checkpoint += 1;
+                }
                 Record::Decision { reason } => {
                     let row = DecisionRow {
                         term: self.term,
@@ -274,6 +298,7 @@ impl Ledger {
         }
         self.write(&rows)?;
         (self.next_decision, self.next_wish) = (next_decision, next_wish);
+        self.next_checkpoint = next_checkpoint;
         Ok(())
     }
 
@@ -324,6 +349,7 @@ impl Ledger {
                 .map_or_else(Urgent::default, |(_, urgent)| urgent),
             wish: wish.map_or(Wish::Train, |row| row.wish),
             snapshots: self.snapshots()?,
+            checkpoints: self.checkpoints()?,
             newest_validation: self
                 .last::<Validation>(VALIDATIONS, "validations")?
                 .map_or(0, |(step, _)| step),
@@ -378,6 +404,21 @@ impl Ledger {
     /// When the store fails or a row is of another version.
     pub fn snapshots(&self) -> Result<Vec<Vec<Part>>, LedgerError> {
         self.all(SNAPSHOTS, "snapshots")
+    }
+
+    /// Every checkpoint that was committed and not refused since, in the order of their commits.
+    ///
+    /// # Errors
+    /// When the store fails or a row is of another version.
+    pub fn checkpoints(&self) -> Result<Vec<Checkpoint>, LedgerError> {
+        let mut good: Vec<Checkpoint> = Vec::new();
+        for row in self.all::<CheckpointRow>(CHECKPOINTS, "checkpoints")? {
+            match row.refused {
+                None => good.push(row.checkpoint),
+                Some(_) => good.retain(|known| *known != row.checkpoint),
+            }
+        }
+        Ok(good)
     }
 
     /// Every decision with its reason, in order.

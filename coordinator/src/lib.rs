@@ -15,4 +15,4 @@ pub mod run;
 mod coordinator;
 mod service;
 
-pub use coordinator::{ControlHandle, Coordinator, CoordinatorOptions, Events, Running, StartError};
+pub use coordinator::{BegunRun, ControlHandle, Coordinator, CoordinatorOptions, Events, Running, StartError};

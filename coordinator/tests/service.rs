@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use lockstep_config::RunConfig;
-use lockstep_coordinator::{Coordinator, CoordinatorOptions, Running, StartError};
+use lockstep_coordinator::{BegunRun, Coordinator, CoordinatorOptions, Running, StartError};
 use lockstep_proto::domain::{
     FromMember, Header, JoinInfo, MemberBody, MemberStatus, Outcome, RunEvent, RunStatus, Stamp,
 };
@@ -41,7 +41,8 @@ fn options(folder: &TempDir) -> CoordinatorOptions {
     CoordinatorOptions {
         config: RunConfig::parse(text, "test", &[]).unwrap(),
         run_dir: folder.path().join("run"),
-        goes_on: false,
+        begun: BegunRun::LeftAlone,
+        vocabulary: 257,
         ranks: 2,
         training_samples: 10,
         data_hash: "data".to_owned(),

@@ -33,6 +33,8 @@ pub enum Command {
     Resume(Target),
     /// Stop a live run at the end of a step and write its final files
     Stop(Target),
+    /// Have a live run write a checkpoint as soon as it can
+    Checkpoint(Target),
     /// Prepare data
     Data {
         /// What to do with data.

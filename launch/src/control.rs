@@ -26,6 +26,7 @@ pub(crate) enum Order {
     Pause,
     Resume,
     Stop,
+    Checkpoint,
 }
 
 /// `lockstep status`.
@@ -64,6 +65,7 @@ pub(crate) async fn give(
         Order::Pause => client.pause(v1::PauseRequest { header: header() }).await,
         Order::Resume => client.resume(v1::ResumeRequest { header: header() }).await,
         Order::Stop => client.stop(v1::StopRequest { header: header() }).await,
+        Order::Checkpoint => client.checkpoint(v1::CheckpointRequest { header: header() }).await,
     }
 }
 

@@ -28,6 +28,7 @@ pub fn execute(command: cli::Command) -> Result<(), Ending> {
         cli::Command::Pause(target) => control::command(&target, control::Order::Pause),
         cli::Command::Resume(target) => control::command(&target, control::Order::Resume),
         cli::Command::Stop(target) => control::command(&target, control::Order::Stop),
+        cli::Command::Checkpoint(target) => control::command(&target, control::Order::Checkpoint),
         cli::Command::Data {
             command: cli::DataCommand::Prepare(arguments),
         } => data::prepare(arguments),

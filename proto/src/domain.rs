@@ -46,6 +46,9 @@ pub struct Plan {
     pub last: bool,
     /// Version of the schedule that made this plan; rises with every live change.
     pub version: u64,
+    /// Whether a checkpoint is written after the step.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub checkpoint: bool,
 }
 
 /// Where a member stands in a generation.
@@ -88,6 +91,9 @@ pub struct Resume {
     pub generation: u64,
     /// Where each part can be fetched, by part.
     pub parts: Vec<PartPlace>,
+    /// The checkpoint in whose place the parts are; then there are none.
+    #[serde(default)]
+    pub checkpoint: Option<Checkpoint>,
     /// The secret of that generation, which opens them. Never written to disk.
     #[serde(skip)]
     pub secret: [u8; 32],
@@ -100,6 +106,7 @@ impl std::fmt::Debug for Resume {
             .field("step", &self.step)
             .field("generation", &self.generation)
             .field("parts", &self.parts)
+            .field("checkpoint", &self.checkpoint)
             .finish_non_exhaustive()
     }
 }
@@ -311,6 +318,15 @@ pub enum MemberBody {
         cause: Option<String>,
         /// Every part that it holds.
         parts: Vec<Part>,
+        /// Whether the checkpoint that it was to load is damaged or not there.
+        checkpoint_is_bad: bool,
+    },
+    /// What this rank owned after a step lies in the store of checkpoints, or why it does not.
+    Wrote {
+        /// The step.
+        step: u64,
+        /// The part, or one sentence.
+        written: Result<Box<Written>, String>,
     },
     /// The member's part is over.
     Finished {
@@ -322,6 +338,45 @@ pub enum MemberBody {
     /// Speaks to a coordinator again, after its stream broke. The generation of the header is the one that it was last
     /// part of.
     Return(Return),
+}
+
+/// One rank's part of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// Values of the whole run, named, as 64-bit words; the same on every rank.
+    pub words: Vec<(String, u64)>,
+    /// BLAKE3 of the part's file, which is also its name.
+    pub hash: [u8; 32],
+    /// Length of the file in bytes.
+    pub bytes: u64,
+    /// Its blocks, run by run, in the order of the file.
+    pub runs: Vec<BlockRun>,
+}
+
+/// Neighbouring blocks of an array in a part of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockRun {
+    /// The tensor's name.
+    pub tensor: String,
+    /// The array's name.
+    pub array: String,
+    /// Its elements in the flat array.
+    pub elements: Range<u64>,
+    /// Where its bytes begin in the file.
+    pub offset: u64,
+    /// BLAKE3 of each block's bytes.
+    pub hashes: Vec<[u8; 32]>,
+}
+
+/// Which checkpoint. Its file lies in the run's store under these three numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The term that committed it.
+    pub term: u64,
+    /// The generation that wrote it.
+    pub generation: u64,
+    /// The step whose parameters it holds.
+    pub step: u64,
 }
 
 /// What a member says when it speaks to a coordinator again.

@@ -148,11 +148,32 @@ fn members() -> Vec<MemberBody> {
             step: 12,
             cause: Some("rank 1 is gone".into()),
             parts: vec![part(), Part { part: 2, ..part() }],
+            checkpoint_is_bad: true,
         },
         MemberBody::Stopped {
             step: 0,
             cause: None,
             parts: Vec::new(),
+            checkpoint_is_bad: false,
+        },
+        MemberBody::Wrote {
+            step: 12,
+            written: Err("the disk is full".into()),
+        },
+        MemberBody::Wrote {
+            step: 12,
+            written: Ok(Box::new(Written {
+                words: vec![("momo.loss".into(), 1.5f64.to_bits())],
+                hash: [3; 32],
+                bytes: 4096,
+                runs: vec![BlockRun {
+                    tensor: "h.0".into(),
+                    array: "master".into(),
+                    elements: 65_536..70_000,
+                    offset: 512,
+                    hashes: vec![[1; 32], [2; 32]],
+                }],
+            })),
         },
         MemberBody::Return(Return {
             info: info(),
@@ -205,6 +226,7 @@ fn coordinator() -> Vec<CoordinatorBody> {
         validate: true,
         last: false,
         version: 1,
+        checkpoint: false,
     };
     vec![
         CoordinatorBody::Welcome {
@@ -221,6 +243,11 @@ fn coordinator() -> Vec<CoordinatorBody> {
                     hash: [6; 32],
                     addresses: vec!["h:4".into(), "i:5".into()],
                 }],
+                checkpoint: Some(Checkpoint {
+                    term: 2,
+                    generation: 3,
+                    step: 12,
+                }),
                 secret: [4; 32],
             }),
             replay_through: 14,

@@ -27,6 +27,9 @@ pub enum TrainerError {
     /// A part of a snapshot cannot be had.
     #[error(transparent)]
     Parts(#[from] lockstep_parts::PartsError),
+    /// A checkpoint cannot be written or loaded.
+    #[error(transparent)]
+    Checkpoint(#[from] lockstep_checkpoint::CheckpointError),
     /// The data cannot be read.
     #[error(transparent)]
     Data(#[from] lockstep_data::DataError),

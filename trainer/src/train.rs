@@ -26,7 +26,7 @@ use lockstep_session::{Session, SessionError, SessionOptions};
 use crate::device::opening::{Opened, open};
 use crate::error::TrainerError;
 use crate::fingerprint::fingerprint;
-use crate::snapshot::keeping;
+use crate::snapshot::checkpoint::Place;
 use crate::started::local_rank;
 
 mod generation;
@@ -146,15 +146,16 @@ fn run(
                 // Another rank was lost before it had reported the last steps.
                 Err(SessionError::Aborted { reason }) if member.keeper.is_some() => {
                     tracing::warn!("the last steps are made again: {reason}");
-                    session.stopped(*made, None, member.parts());
+                    session.stopped(*made, None, member.parts(), false);
                 }
                 Err(error) => return Err(error.into()),
             },
-            Ok(End::Regroup) => session.stopped(*made, None, member.parts()),
+            Ok(End::Regroup) => session.stopped(*made, None, member.parts(), false),
             Err(error) if member.outlives(&error) => {
                 let cause = (!session.abort_signal().is_set()).then(|| error.to_string());
                 tracing::warn!("this generation is over: {error}");
-                session.stopped(*made, cause, member.parts());
+                let is_bad = matches!(&error, TrainerError::Checkpoint(error) if error.refuses());
+                session.stopped(*made, cause, member.parts(), is_bad);
             }
             Err(error) => return Err(error),
         }
@@ -180,6 +181,8 @@ struct Member {
     opened: Opened,
     /// The address at which other hosts reach this one.
     advertise: IpAddr,
+    /// Where checkpoints lie.
+    checkpoints: Place,
     /// Parts of snapshots; none where the world is never formed anew.
     keeper: Option<Arc<Keeper>>,
 }
@@ -203,7 +206,8 @@ impl Member {
         Ok(Member {
             validation: Arc::new(ValidationSet::new(validated, config.batch.micro_batch, sequence)),
             order: Order::new(config.run.seed, dataset.train().training_samples(sequence)),
-            keeper: is_elastic.then(|| keeping::open(advertise)).transpose()?,
+            keeper: is_elastic.then(|| Keeper::open(advertise).map(Arc::new)).transpose()?,
+            checkpoints: Place::new(store_of(&config, options)),
             options: options.clone(),
             mpi,
             config,
@@ -239,7 +243,7 @@ impl Member {
         let of_generation = match error {
             TrainerError::Collective(error) => !matches!(error, CollectiveError::Misuse { .. }),
             TrainerError::Session(SessionError::Aborted { .. } | SessionError::Deadline { .. }) => true,
-            TrainerError::Parts(_) => true,
+            TrainerError::Parts(_) | TrainerError::Checkpoint(_) => true,
             _ => false,
         };
         self.keeper.is_some() && of_generation
@@ -258,6 +262,9 @@ impl Member {
         *made = rank.made();
         match end? {
             End::Over(outcome) => {
+                if outcome == Outcome::Stopped {
+                    rank.write_last_checkpoint()?;
+                }
                 rank.write_final(&self.options)?;
                 Ok(End::Over(outcome))
             }
@@ -267,6 +274,18 @@ impl Member {
             }
         }
     }
+}
+
+/// The run's folder.
+fn run_folder(config: &RunConfig, options: &TrainOptions) -> PathBuf {
+    let folder = options.run_dir.clone();
+    folder.unwrap_or_else(|| PathBuf::from("runs").join(&config.run.name))
+}
+
+/// Where a run's checkpoints lie.
+fn store_of(config: &RunConfig, options: &TrainOptions) -> String {
+    let folder = || run_folder(config, options).join("checkpoints").display().to_string();
+    config.checkpoint.store.clone().unwrap_or_else(folder)
 }
 
 fn host_name() -> String {

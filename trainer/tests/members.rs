@@ -200,6 +200,7 @@ fn plan(step: u64) -> Plan {
         validate: false,
         last: false,
         version: 0,
+        checkpoint: false,
     }
 }
 

@@ -62,6 +62,7 @@ fn plan(step: u64, micro_batches: u32) -> Plan {
         validate: false,
         last: false,
         version: 0,
+        checkpoint: false,
     }
 }
 

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use lockstep_config::RunConfig;
-use lockstep_coordinator::{ControlHandle, Coordinator, CoordinatorOptions, Running, StartError};
+use lockstep_coordinator::{BegunRun, ControlHandle, Coordinator, CoordinatorOptions, Running, StartError};
 use lockstep_data::Dataset;
 use lockstep_proto::domain::Outcome;
 use tokio::runtime::Runtime;
@@ -82,7 +82,8 @@ fn start(arguments: Arguments) -> anyhow::Result<Running> {
         data_hash: data.manifest_hash(),
         config,
         run_dir: arguments.run_dir.clone(),
-        goes_on: true,
+        begun: BegunRun::TakenOver,
+        vocabulary: data.vocab(),
         ranks: arguments.ranks,
     });
     running.with_context(|| format!("no run in {}", arguments.run_dir.display()))

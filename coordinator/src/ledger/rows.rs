@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lockstep_proto::domain::Outcome;
+use lockstep_proto::domain::{Checkpoint, Outcome};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,13 @@ pub struct DecisionRow {
 pub(super) struct WishRow {
     pub(super) term: u64,
     pub(super) wish: Wish,
+}
+
+/// A checkpoint that was committed, or that turned out to be of no use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct CheckpointRow {
+    pub(super) checkpoint: Checkpoint,
+    pub(super) refused: Option<String>,
 }
 
 /// How the member of a rank ended its part.

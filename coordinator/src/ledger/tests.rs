@@ -25,6 +25,7 @@ fn plan(step: u64) -> Plan {
         validate: false,
         last: false,
         version: 1,
+        checkpoint: false,
     }
 }
 

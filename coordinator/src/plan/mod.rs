@@ -22,6 +22,7 @@ pub struct Planner {
     batches: Batches,
     learning_rate: LearningRate,
     validate_every: u64,
+    checkpoint_every: u64,
     sequence_length: u64,
     training_samples: u64,
     total_steps: u64,
@@ -50,6 +51,7 @@ impl Planner {
             learning_rate: LearningRate::new(config.learning_rate.schedule, total_steps),
             batches,
             validate_every: config.validation.every,
+            checkpoint_every: config.checkpoint.every,
             sequence_length,
             training_samples,
             total_steps,
@@ -83,6 +85,7 @@ impl Planner {
             validate: last || (self.validate_every > 0 && step.is_multiple_of(self.validate_every)),
             last,
             version: FIRST_VERSION,
+            checkpoint: !last && self.checkpoint_every > 0 && step.is_multiple_of(self.checkpoint_every),
         }
     }
 

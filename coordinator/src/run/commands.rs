@@ -182,7 +182,7 @@ impl Run {
         }
     }
 
-    fn over(&self, wish: &str) -> Refusal {
+    pub(super) fn over(&self, wish: &str) -> Refusal {
         Refusal::new(
             "RUN_OVER",
             "run",

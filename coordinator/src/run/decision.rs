@@ -1,8 +1,8 @@
 //! What goes into the machine and what comes out of it.
 
 use lockstep_proto::domain::{
-    CommittedStep, CoordinatorBody, Directive as Urgent, Generation, JoinInfo, Outcome, Part, Plan, Progress, Ready,
-    Return, RunEnd, Stamp, StepMetrics, StepReport, Validation,
+    Checkpoint, CommittedStep, CoordinatorBody, Directive as Urgent, Generation, JoinInfo, Outcome, Part, Plan,
+    Progress, Ready, Return, RunEnd, Stamp, StepMetrics, StepReport, Validation, Written,
 };
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +79,26 @@ pub enum Event {
         cause: Option<String>,
         /// Every part that it holds.
         parts: Vec<Part>,
+        /// Whether the checkpoint that it was to load is damaged or not there.
+        checkpoint_is_bad: bool,
+    },
+    /// A rank's part of a checkpoint lies in the store, or does not.
+    Wrote {
+        /// The stream.
+        peer: Peer,
+        /// Its generation.
+        stamp: Stamp,
+        /// The step.
+        step: u64,
+        /// The part, or why there is none.
+        written: Result<Box<Written>, String>,
+    },
+    /// A manifest was committed, or could not be.
+    Commissioned {
+        /// Which.
+        checkpoint: Checkpoint,
+        /// Why not.
+        result: Result<(), String>,
     },
     /// A member is asked to go away by its host.
     Leaving {
@@ -109,6 +129,8 @@ pub enum Event {
     Pause,
     /// An operator's command.
     Resume,
+    /// An operator's command: write a checkpoint as soon as can be.
+    Checkpoint,
     /// An operator's command.
     Stop,
     /// An operator's command: end now, in the middle of a step.
@@ -147,6 +169,8 @@ pub enum Directive {
         /// Why.
         reason: String,
     },
+    /// Commit the manifest of a checkpoint, and say what became of it.
+    Commit(Box<Commission>),
     /// The run is over.
     End(RunEnd),
 }
@@ -189,6 +213,15 @@ pub enum Record {
         /// Its parts.
         parts: Vec<Part>,
     },
+    /// A checkpoint is committed.
+    Checkpoint(Checkpoint),
+    /// A checkpoint could not be loaded, and is not used again.
+    CheckpointRefused {
+        /// Which.
+        checkpoint: Checkpoint,
+        /// Why.
+        reason: String,
+    },
     /// A decision that people may ask about later.
     Decision {
         /// One sentence.
@@ -196,6 +229,21 @@ pub enum Record {
     },
     /// The end.
     End(RunEnd),
+}
+
+/// The manifest of a checkpoint that is to be committed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Commission {
+    /// Which.
+    pub checkpoint: Checkpoint,
+    /// Samples consumed.
+    pub cursor: u64,
+    /// Version of the schedule.
+    pub schedule_version: u64,
+    /// Hash of the parameters.
+    pub parameter_hash: [u8; 32],
+    /// The parts, by rank.
+    pub parts: Vec<Written>,
 }
 
 /// How a member ended its part, and the last step whose parameters it held.

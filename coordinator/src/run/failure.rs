@@ -108,6 +108,12 @@ impl Run {
         }
     }
 
+    /// Whether no rank is left that does anything.
+    pub(super) fn all_said_farewell(&self) -> bool {
+        let mut ranks = self.members.values().filter(|member| member.rank.is_some());
+        ranks.all(|member| member.finished.is_some())
+    }
+
     /// Ends the run when everybody has said farewell.
     pub(super) fn end_if_all_finished(&mut self, directives: &mut Vec<Directive>) {
         // Before all are back, the farewells that are there say nothing of the others.
@@ -121,7 +127,8 @@ impl Run {
             };
             farewells.push((*peer, outcome.clone(), *step));
         }
-        if farewells.is_empty() {
+        // The last checkpoint is part of the run.
+        if farewells.is_empty() || !self.committing.is_empty() {
             return;
         }
         if self.phase == Phase::Failing {

@@ -38,7 +38,20 @@ impl Run {
                 stamp,
                 cause,
                 parts,
-            } => self.stopped(peer, stamp, cause, parts, &mut directives),
+                checkpoint_is_bad,
+            } => {
+                if let (true, Some(cause), Some(_)) = (checkpoint_is_bad, &cause, self.present(peer, stamp)) {
+                    self.refuse_checkpoint(cause, &mut directives);
+                }
+                self.stopped(peer, stamp, cause, parts, &mut directives)
+            }
+            Event::Wrote {
+                peer,
+                stamp,
+                step,
+                written,
+            } => self.wrote(peer, stamp, step, written, &mut directives),
+            Event::Commissioned { checkpoint, result } => self.commissioned(checkpoint, result, &mut directives),
             Event::Leaving { peer, reason } => self.leaving(peer, &reason, &mut directives),
             Event::Finished {
                 peer,
@@ -58,6 +71,7 @@ impl Run {
             }
             Event::Pause => self.pause(&mut directives),
             Event::Resume => self.resume(&mut directives),
+            Event::Checkpoint => self.ask_for_checkpoint(&mut directives),
             Event::Stop => self.stop("an operator", &mut directives),
             Event::Abandon => self.abandon(&mut directives),
         };
@@ -99,6 +113,13 @@ impl Run {
             }
             Phase::Training => format!("training {total} steps on {ranks} ranks"),
             Phase::Paused => "paused by an operator: the ranks wait at the end of a step for resume or stop".to_owned(),
+            Phase::Finishing | Phase::Stopping if !self.committing.is_empty() && self.all_said_farewell() => {
+                let steps: Vec<String> = self.committing.iter().map(u64::to_string).collect();
+                format!(
+                    "waiting for the checkpoint of step {} to be committed",
+                    steps.join(" and ")
+                )
+            }
             Phase::Stopping => "stopping: the ranks end the running step, which is the last one".to_owned(),
             Phase::Finishing => format!("all {total} steps are made: waiting for the ranks to write their files"),
             Phase::Failing => self
@@ -362,6 +383,7 @@ impl Run {
             directives,
         );
         self.hear_farewells(false, directives);
+        self.commission(directives);
         let all_made = self.committed == self.facts.planner.total_steps();
         if all_made && matches!(self.phase, Phase::Training | Phase::Paused | Phase::Stopping) {
             self.phase = Phase::Finishing;

@@ -23,7 +23,10 @@
 //! 11. A generation resumes from a snapshot of which its members, or those that are leaving, hold every part, and never from
 //!     a step that is not committed.
 //! 12. A snapshot stands only when every part of it is held twice, or once where there is one rank.
+//! 13. A checkpoint is committed only when every rank of one generation has written its part of a committed step, and loaded
+//!     only when it was committed and not refused since.
 
+mod checkpoints;
 mod commands;
 mod decision;
 mod failure;
@@ -43,12 +46,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use lockstep_proto::domain::{
-    Directive as Urgent, Generation, JoinInfo, MemberStatus, Part, Plan, Progress, Ready, RunEnd, Stamp, StepMetrics,
-    Validation,
+    Checkpoint, Directive as Urgent, Generation, JoinInfo, MemberStatus, Part, Plan, Progress, Ready, RunEnd, Stamp,
+    StepMetrics, Validation, Written,
 };
 
 use crate::plan::Planner;
-pub use crate::run::decision::{Begun, Commit, Decision, Directive, Event, Farewell, Peer, Record, Refusal, Wish};
+pub use crate::run::decision::{
+    Begun, Commission, Commit, Decision, Directive, Event, Farewell, Peer, Record, Refusal, Wish,
+};
 pub use crate::run::returning::Recorded;
 use crate::run::returning::Returning;
 pub use crate::run::window::LONGEST_WINDOW;
@@ -269,6 +274,12 @@ pub struct Run {
     initial: Option<[u8; 32]>,
     /// The newest snapshot that stands.
     snapshot: u64,
+    /// Parts of checkpoints that are written, by step and rank.
+    writing: BTreeMap<u64, BTreeMap<u32, Written>>,
+    /// Steps whose manifests are being committed.
+    committing: BTreeSet<u64>,
+    /// The checkpoints that can be loaded.
+    checkpoints: Vec<Checkpoint>,
     now: Duration,
     newest_validation: u64,
     samples: u64,
@@ -322,6 +333,9 @@ impl Run {
             past: Vec::new(),
             initial: None,
             snapshot: 0,
+            writing: BTreeMap::new(),
+            committing: BTreeSet::new(),
+            checkpoints: Vec::new(),
             now: Duration::ZERO,
             newest_validation: 0,
             samples: 0,

@@ -8,7 +8,8 @@
 use std::time::Duration;
 
 use lockstep_proto::domain::{
-    CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, JoinInfo, Outcome, Part, Plan, Return, Standing,
+    Checkpoint, CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, JoinInfo, Outcome, Part, Plan, Return,
+    Standing,
 };
 
 use crate::run::machine::Answer;
@@ -40,6 +41,8 @@ pub struct Recorded {
     pub wish: Wish,
     /// Every snapshot that stood, by step.
     pub snapshots: Vec<Vec<Part>>,
+    /// The checkpoints that can be loaded.
+    pub checkpoints: Vec<Checkpoint>,
     /// The newest step that was validated; 0: none.
     pub newest_validation: u64,
     /// Who ended in which generation, by rank.
@@ -68,6 +71,8 @@ impl Recorded {
             Record::Committed(commit) => self.committed.push((**commit).clone()),
             Record::Validation { step, .. } => self.newest_validation = *step,
             Record::Snapshot { parts, .. } => self.snapshots.push(parts.clone()),
+            Record::Checkpoint(checkpoint) => self.checkpoints.push(*checkpoint),
+            Record::CheckpointRefused { checkpoint, .. } => self.checkpoints.retain(|known| known != checkpoint),
             Record::Decision { .. } => {}
             Record::End(_) => (self.is_ended, self.wish) = (true, Wish::Train),
         }
@@ -98,6 +103,7 @@ impl Run {
         run.urgent = recorded.urgent;
         run.wish = recorded.wish;
         run.newest_validation = recorded.newest_validation;
+        run.checkpoints = recorded.checkpoints;
         run.fixed = recorded
             .begun
             .last()
@@ -358,6 +364,8 @@ impl Run {
 
     /// Time has gone by: those who are not back will not be waited for any longer.
     pub(super) fn give_up_the_absent(&mut self, directives: &mut Vec<Directive>) {
+        // All of them may have ended in an earlier term; then nobody comes back.
+        self.look_who_is_back(directives);
         let Some(returning) = self
             .returning
             .as_ref()

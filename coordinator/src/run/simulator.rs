@@ -3,9 +3,10 @@
 //! stops, deaths, members that come late and that must leave, wrong hashes, coordinators that are killed and replaced. `Checker` looks at every decision and reports
 //! the first broken invariant by number. With `LOCKSTEP_SIMULATOR_TRACE` set every event and decision is printed.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use lockstep_proto::domain::{CoordinatorBody, Outcome, RunEnd, Stamp, StepMetrics, StepReport};
+use lockstep_proto::domain::{Checkpoint, CoordinatorBody, Outcome, RunEnd, Stamp, StepMetrics, StepReport};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -42,6 +43,8 @@ pub(super) enum Fault {
     GoOnBeforeAllAreBack,
     /// Breaks invariant 1: what was said of an older generation counts.
     BelieveOlderGenerations,
+    /// Breaks invariant 13.
+    CommissionBeforeAllAreWritten,
     /// Breaks invariant 10: a rank goes away whose reports are still needed.
     HearFarewellsEarly,
 }
@@ -88,6 +91,7 @@ impl Fault {
             | Fault::ResumeFromWhatNobodyHolds
             | Fault::GoOnBeforeAllAreBack
             | Fault::BelieveOlderGenerations
+            | Fault::CommissionBeforeAllAreWritten
             | Fault::HearFarewellsEarly => {}
         }
     }
@@ -127,6 +131,10 @@ pub(super) struct Report {
     pub(super) replayed: u64,
     /// Coordinators that took the run over.
     pub(super) restarts: u64,
+    /// Checkpoints that were committed.
+    pub(super) checkpoints: u64,
+    /// Generations that resumed from a checkpoint.
+    pub(super) loaded: u64,
     /// Generations that went on in another term.
     pub(super) went_on: u64,
 }
@@ -137,6 +145,8 @@ struct Simulation {
     checker: Checker,
     /// What is durable.
     ledger: Recorded,
+    /// Manifests that are being committed.
+    commissions: VecDeque<Checkpoint>,
     restarts: u64,
     /// Whether a coordinator was lost while a world that cannot be formed anew was being formed.
     lost_early: bool,
@@ -223,6 +233,7 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
         run,
         checker,
         ledger: Recorded::default(),
+        commissions: VecDeque::new(),
         restarts: 0,
         lost_early: false,
         trainers: Trainers::new(ranks, term, snapshot_every),
@@ -272,6 +283,8 @@ impl Simulation {
             resumed: self.checker.resumed,
             replayed: self.trainers.replayed,
             restarts: self.restarts,
+            checkpoints: self.checker.checkpoints,
+            loaded: self.checker.loaded,
             went_on: self.checker.went_on,
         })
     }
@@ -285,6 +298,7 @@ impl Simulation {
             }
             1 => self.command(),
             2 if self.rng.random_ratio(1, 10) => self.stranger(trainer),
+            2 => self.commission(),
             3..=8 => self.deliver_to_coordinator(trainer),
             9..=14 => {
                 self.trainers.deliver(trainer);
@@ -332,10 +346,23 @@ impl Simulation {
                 Directive::Send { to, stamp, body } => self.trainers.send(to, stamp, body),
                 Directive::Fence { peer, .. } => self.trainers.fence(peer),
                 Directive::Persist(record) => self.ledger.note(&record),
+                Directive::Commit(commission) => self.commissions.push_back(commission.checkpoint),
                 Directive::End(_) => {}
             }
         }
         Ok(())
+    }
+
+    /// The store takes the oldest manifest that it was given, or does not.
+    fn commission(&mut self) -> Result<(), Violation> {
+        let Some(checkpoint) = self.commissions.pop_front() else {
+            return Ok(());
+        };
+        let result = match self.rng.random_ratio(1, 6) {
+            true => Err("the store does not answer".to_owned()),
+            false => Ok(()),
+        };
+        self.decide(Event::Commissioned { checkpoint, result })
     }
 
     /// The coordinator is killed, and started again on what is durable.
@@ -359,6 +386,7 @@ impl Simulation {
         self.run = run;
         self.restarts += 1;
         self.now = Duration::ZERO;
+        self.commissions.clear();
         self.trainers.lose_streams(term, &mut self.rng);
         Ok(())
     }
@@ -394,6 +422,7 @@ impl Simulation {
                 stamp,
                 cause: None,
                 parts: Vec::new(),
+                checkpoint_is_bad: false,
             });
         }
         let report = StepReport {

@@ -110,6 +110,7 @@ impl Run {
                     step,
                     generation,
                     parts: parts.map(place).collect(),
+                    checkpoint: None,
                     secret: secret(&self.facts.secret, generation),
                 })
             })

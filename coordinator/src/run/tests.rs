@@ -35,6 +35,8 @@ pub(super) fn facts(ranks: u32, lanes: u32, steps: u64) -> RunFacts {
         method = "muon"
         [validation]
         every = 3
+        [checkpoint]
+        every = 4
     "#;
     let mut config = RunConfig::parse(text, "test", &[]).unwrap();
     config.run.length = Length::Steps(steps);

@@ -51,9 +51,15 @@ impl Run {
             return;
         }
         let through = (self.committed + window).min(self.facts.planner.total_steps());
+        self.issue(through, false, directives);
+    }
+
+    /// Issues the plans up to step `through`; with `checkpoint` one is written after that step.
+    pub(super) fn issue(&mut self, through: u64, checkpoint: bool, directives: &mut Vec<Directive>) {
         let mut plans: Vec<Plan> = Vec::new();
         for step in self.issued_through + 1..=through {
-            let plan = self.facts.planner.plan(step, self.cursor);
+            let mut plan = self.facts.planner.plan(step, self.cursor);
+            plan.checkpoint |= checkpoint && step == through && !plan.last;
             self.cursor = self.cursor.saturating_add(plan.samples);
             plans.push(plan);
         }

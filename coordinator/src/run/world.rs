@@ -177,7 +177,7 @@ impl Run {
             stamp,
             members: places,
             lanes,
-            resume: self.newest_whole_snapshot(),
+            resume: self.what_to_resume(),
             replay_through: self.committed,
             secret,
         };
@@ -188,6 +188,7 @@ impl Run {
         self.regroup = None;
         self.begins_anew = false;
         self.reports.clear();
+        self.writing.clear();
         self.phase = Phase::WaitingForCommId;
         directives.push(Directive::Persist(Record::Generation(generation.clone())));
         self.broadcast(CoordinatorBody::Generation(generation), directives);

@@ -95,6 +95,10 @@ impl Control for ControlService {
         self.command(request.into_inner().header, Event::Stop).await
     }
 
+    async fn checkpoint(&self, request: Request<v1::CheckpointRequest>) -> Result<Response<v1::CommandReply>, Status> {
+        self.command(request.into_inner().header, Event::Checkpoint).await
+    }
+
     async fn members(&self, request: Request<v1::MembersRequest>) -> Result<Response<v1::MembersReply>, Status> {
         self.check(request.into_inner().header)?;
         let members = self.ask(Letter::Members).await?;

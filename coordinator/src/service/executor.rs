@@ -16,6 +16,7 @@ use tonic::Status;
 use crate::files::RunFiles;
 use crate::ledger::Ledger;
 use crate::run::{Decision, Directive, Event, Peer, Phase, Record, Refusal, Run};
+use crate::service::checkpoints::Committer;
 use crate::service::mailbox::{Letter, Letters, Outgoing, Reply};
 use crate::service::status::refused;
 
@@ -39,6 +40,8 @@ pub(crate) struct ExecutorParts {
     /// The backend of a world of so many ranks.
     pub(crate) backend: Box<dyn Fn(u32) -> &'static str + Send>,
     pub(crate) total_steps: u64,
+    /// Commits checkpoints.
+    pub(crate) committer: Committer,
     /// The step that was committed last, in an earlier term.
     pub(crate) last: Option<CommittedStep>,
     /// The newest validation loss of an earlier term.
@@ -214,6 +217,7 @@ impl Executor {
                         let _told = outgoing.try_send(Err(refused(&refusal)));
                     }
                 }
+                Directive::Commit(commission) => self.parts.committer.commit(*commission),
                 Directive::End(ended) => end = Some(ended),
                 Directive::Persist(_) => {}
             }
@@ -381,9 +385,16 @@ fn sender_of(event: &Event) -> Option<Peer> {
         | Event::Report { peer, .. }
         | Event::Holds { peer, .. }
         | Event::Stopped { peer, .. }
+        | Event::Wrote { peer, .. }
         | Event::Leaving { peer, .. }
         | Event::Finished { peer, .. }
         | Event::MemberLost { peer } => Some(*peer),
-        Event::Tick | Event::Pause | Event::Resume | Event::Stop | Event::Abandon => None,
+        Event::Commissioned { .. }
+        | Event::Tick
+        | Event::Pause
+        | Event::Resume
+        | Event::Checkpoint
+        | Event::Stop
+        | Event::Abandon => None,
     }
 }

@@ -5,6 +5,7 @@
 //! only then sends. `status` turns refusals into rich errors. The services run on another thread (`server`), so
 //! that a slow disk never delays a keepalive.
 
+mod checkpoints;
 mod control;
 mod executor;
 mod mailbox;
@@ -12,6 +13,7 @@ mod server;
 mod status;
 mod training;
 
+pub(crate) use checkpoints::{CheckpointOptions, Committer, tensors};
 pub(crate) use executor::{Executor, ExecutorParts};
 pub(crate) use mailbox::{Letter, Mailbox, mailbox};
 pub(crate) use server::serve;

@@ -100,11 +100,23 @@ fn understand(message: v1::MemberMessage, peer: Peer, run_id: &str, term: u64) -
         MemberBody::Progress(progress) => Event::Progress { peer, progress },
         MemberBody::Report(report) => Event::Report { peer, report },
         MemberBody::Holds(part) => Event::Holds { peer, stamp, part },
-        MemberBody::Stopped { step: _, cause, parts } => Event::Stopped {
+        MemberBody::Stopped {
+            step: _,
+            cause,
+            parts,
+            checkpoint_is_bad,
+        } => Event::Stopped {
+            checkpoint_is_bad,
             peer,
             stamp,
             cause,
             parts,
+        },
+        MemberBody::Wrote { step, written } => Event::Wrote {
+            peer,
+            stamp,
+            step,
+            written,
         },
         MemberBody::Leaving(reason) => Event::Leaving { peer, reason },
         MemberBody::Return(returned) => Event::Return {

@@ -19,6 +19,8 @@ pub(crate) struct Checked {
     pub(crate) data_hash: String,
     /// Training samples of one epoch.
     pub(crate) training_samples: u64,
+    /// Size of the vocabulary of the data.
+    pub(crate) vocabulary: u32,
     /// Trainer processes.
     pub(crate) ranks: u32,
 }
@@ -62,6 +64,7 @@ pub(crate) fn check(mut config: RunConfig, ranks: Ranks) -> Result<Checked, Endi
         data_hash: data.manifest_hash(),
         config,
         training_samples,
+        vocabulary: data.vocab(),
         ranks,
     })
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use lockstep_config::RunConfig;
-use lockstep_coordinator::{Coordinator, CoordinatorOptions, Events, Running, StartError};
+use lockstep_coordinator::{BegunRun, Coordinator, CoordinatorOptions, Events, Running, StartError};
 use lockstep_proto::domain::RunEvent;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -59,7 +59,8 @@ impl Serving {
         let coordinator = Coordinator::start(CoordinatorOptions {
             config: checked.config.clone(),
             run_dir: folder.to_owned(),
-            goes_on: resume,
+            begun: if resume { BegunRun::Resumed } else { BegunRun::LeftAlone },
+            vocabulary: checked.vocabulary,
             ranks: checked.ranks,
             training_samples: checked.training_samples,
             data_hash: checked.data_hash.clone(),

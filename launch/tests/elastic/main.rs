@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod coordinator;
+mod resume;
 #[path = "../stage/mod.rs"]
 mod stage;
 

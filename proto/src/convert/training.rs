@@ -2,8 +2,9 @@
 
 use super::{ConvertError, bytes_32, header, phases_in, phases_out, required};
 use crate::domain::{
-    CoordinatorBody, Directive, DirectiveKind, FromCoordinator, FromMember, Generation, Header, JoinInfo, MemberBody,
-    Part, PartPlace, Plan, Progress, Ready, Resume, Return, Standing, StepMetrics, StepReport, Validation,
+    BlockRun, Checkpoint, CoordinatorBody, Directive, DirectiveKind, FromCoordinator, FromMember, Generation, Header,
+    JoinInfo, MemberBody, Part, PartPlace, Plan, Progress, Ready, Resume, Return, Standing, StepMetrics, StepReport,
+    Validation, Written,
 };
 use crate::v1;
 
@@ -24,11 +25,18 @@ impl From<&FromMember> for v1::MemberMessage {
             MemberBody::Holds(part) => Body::Holds(v1::Holds {
                 part: Some(part_out(part)),
             }),
-            MemberBody::Stopped { step, cause, parts } => Body::Stopped(v1::Stopped {
+            MemberBody::Stopped {
+                step,
+                cause,
+                parts,
+                checkpoint_is_bad,
+            } => Body::Stopped(v1::Stopped {
+                checkpoint_is_bad: *checkpoint_is_bad,
                 step: *step,
                 cause: cause.clone().unwrap_or_default(),
                 parts: parts.iter().map(part_out).collect(),
             }),
+            MemberBody::Wrote { step, written } => Body::Wrote(written_out(*step, written)),
             MemberBody::Finished { outcome, step } => Body::Finished(v1::Finished {
                 outcome: Some(outcome.into()),
                 step: *step,
@@ -71,6 +79,11 @@ impl TryFrom<v1::MemberMessage> for FromMember {
                 step: stopped.step,
                 cause: Some(stopped.cause).filter(|cause| !cause.is_empty()),
                 parts: stopped.parts.into_iter().map(part_in).collect::<Result<_, _>>()?,
+                checkpoint_is_bad: stopped.checkpoint_is_bad,
+            },
+            Body::Wrote(wrote) => MemberBody::Wrote {
+                step: wrote.step,
+                written: written_in(wrote)?,
             },
             Body::Finished(finished) => MemberBody::Finished {
                 outcome: required("Finished", "outcome", finished.outcome)?.try_into()?,
@@ -96,6 +109,66 @@ impl TryFrom<v1::MemberMessage> for FromMember {
         };
         Ok(FromMember { header, body })
     }
+}
+
+fn written_out(step: u64, written: &Result<Box<Written>, String>) -> v1::Wrote {
+    let written = match written {
+        Ok(written) => written,
+        Err(failure) => {
+            return v1::Wrote {
+                step,
+                failure: failure.clone(),
+                ..v1::Wrote::default()
+            };
+        }
+    };
+    let run = |run: &BlockRun| v1::BlockRun {
+        tensor: run.tensor.clone(),
+        array: run.array.clone(),
+        start: run.elements.start,
+        end: run.elements.end,
+        offset: run.offset,
+        hashes: run.hashes.as_flattened().to_vec(),
+    };
+    let word = |(name, bits): &(String, u64)| v1::Word {
+        name: name.clone(),
+        bits: *bits,
+    };
+    v1::Wrote {
+        step,
+        failure: String::new(),
+        words: written.words.iter().map(word).collect(),
+        hash: written.hash.to_vec(),
+        bytes: written.bytes,
+        runs: written.runs.iter().map(run).collect(),
+    }
+}
+
+fn written_in(wrote: v1::Wrote) -> Result<Result<Box<Written>, String>, ConvertError> {
+    if !wrote.failure.is_empty() {
+        return Ok(Err(wrote.failure));
+    }
+    let run = |run: v1::BlockRun| {
+        let (hashes, rest) = run.hashes.as_chunks::<32>();
+        // Reports a length that is not a multiple of a hash's.
+        let hashes = match rest {
+            [] => hashes.to_vec(),
+            rest => vec![bytes_32("BlockRun", "hashes", rest)?],
+        };
+        Ok(BlockRun {
+            tensor: run.tensor,
+            array: run.array,
+            elements: run.start..run.end,
+            offset: run.offset,
+            hashes,
+        })
+    };
+    Ok(Ok(Box::new(Written {
+        words: wrote.words.into_iter().map(|word| (word.name, word.bits)).collect(),
+        hash: bytes_32("Wrote", "hash", &wrote.hash)?,
+        bytes: wrote.bytes,
+        runs: wrote.runs.into_iter().map(run).collect::<Result<_, _>>()?,
+    })))
 }
 
 fn join_out(info: &JoinInfo) -> v1::Join {
@@ -305,6 +378,7 @@ fn plan_out(plan: &Plan) -> v1::Plan {
         validate: plan.validate,
         last: plan.last,
         version: plan.version,
+        checkpoint: plan.checkpoint,
     }
 }
 
@@ -318,6 +392,7 @@ fn plan_in(plan: v1::Plan) -> Plan {
         validate: plan.validate,
         last: plan.last,
         version: plan.version,
+        checkpoint: plan.checkpoint,
     }
 }
 
@@ -348,6 +423,11 @@ fn resume_out(resume: &Resume) -> v1::Resume {
         step: resume.step,
         generation: resume.generation,
         parts: resume.parts.iter().map(place).collect(),
+        checkpoint: resume.checkpoint.map(|checkpoint| v1::Checkpoint {
+            term: checkpoint.term,
+            generation: checkpoint.generation,
+            step: checkpoint.step,
+        }),
         secret: resume.secret.to_vec(),
     }
 }
@@ -363,6 +443,11 @@ fn resume_in(resume: v1::Resume) -> Result<Resume, ConvertError> {
         step: resume.step,
         generation: resume.generation,
         parts: resume.parts.into_iter().map(place).collect::<Result<_, _>>()?,
+        checkpoint: resume.checkpoint.map(|checkpoint| Checkpoint {
+            term: checkpoint.term,
+            generation: checkpoint.generation,
+            step: checkpoint.step,
+        }),
         secret: bytes_32("Resume", "secret", &resume.secret)?,
     })
 }

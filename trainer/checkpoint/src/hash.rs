@@ -19,6 +19,11 @@ impl ContentHash {
         let hash = blake3::Hash::from_hex(text).ok()?;
         (hash.to_hex().as_str() == text).then_some(ContentHash(hash))
     }
+
+    /// Its bytes.
+    pub fn to_bytes(self) -> [u8; 32] {
+        *self.0.as_bytes()
+    }
 }
 
 impl From<blake3::Hash> for ContentHash {

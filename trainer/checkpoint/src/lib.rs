@@ -33,5 +33,5 @@ pub use part::{BlockEntry, Part, PartEntry, Sealed};
 pub use read::Reader;
 pub use retention::{GRACE, Retention, Swept, to_delete};
 pub use store::{Limits, Store};
-pub use tensors::{ArrayEntry, BLOCK, TensorEntry, TensorKind};
+pub use tensors::{ArrayEntry, BLOCK, TensorEntry, TensorKind, of_model};
 pub use verify::{Depth, Newest, Refused};

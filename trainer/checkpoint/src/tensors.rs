@@ -3,10 +3,32 @@
 
 use std::ops::Range;
 
+use lockstep_config::Method;
+use lockstep_inventory::{TensorSpec, Treatment, state};
 use serde::{Deserialize, Serialize};
 
 /// Elements of a block of an other tensor: the unit of ownership, of hashing and of reading.
 pub const BLOCK: usize = 65_536;
+
+/// Every tensor of a model with what a checkpoint holds of it, in the order of the inventory.
+pub fn of_model(inventory: &[TensorSpec], treatments: &[Treatment], method: Method) -> Vec<TensorEntry> {
+    let described = |(spec, treatment): (&TensorSpec, &Treatment)| TensorEntry {
+        name: spec.name.clone(),
+        shape: spec.shape.iter().map(|side| *side as usize).collect(),
+        kind: match treatment.is_hidden() {
+            true => TensorKind::Hidden,
+            false => TensorKind::Other,
+        },
+        arrays: state::arrays(spec, treatment, method)
+            .into_iter()
+            .map(|(name, shape)| ArrayEntry {
+                name: name.to_owned(),
+                shape,
+            })
+            .collect(),
+    };
+    inventory.iter().zip(treatments).map(described).collect()
+}
 
 /// How a tensor is cut into blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,12 +3,14 @@
 //!
 //! - [`tensors`]: the named tensors of a model, what they are, how they start
 //! - [`gpt2`]: the tensors of the GPT-2 family
+//! - [`state`]: what of each tensor outlives a step
 //! - [`treatment`]: a config's rules laid over an inventory: hidden matrix (whole or in parts) or other tensor, learning
 //!   rate scale, weight decay, each with its reason
 //!
 //! Data flows: config → [`gpt2::Shape`] → inventory → treatments → (in the trainer) layout, owners, optimiser state.
 
 pub mod gpt2;
+pub mod state;
 pub mod tensors;
 pub mod treatment;
 

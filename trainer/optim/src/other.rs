@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use lockstep_config::{Method, OtherNorm, Steepest};
+use lockstep_inventory::state::has_second_moment;
 use lockstep_kernels::real::Real;
 use lockstep_kernels::sums::{block_hash, dot};
 use lockstep_kernels::update::{
@@ -26,15 +27,6 @@ pub struct OtherRun {
     block: usize,
     /// Steps prepared so far.
     steps: i32,
-}
-
-/// Whether the method has a second moment for other tensors.
-pub fn has_second_moment(method: Method) -> bool {
-    match method {
-        Method::Steepest(Steepest { other, .. }) => other != OtherNorm::Sign,
-        Method::Muon | Method::NorMuon | Method::AdamW | Method::MomoAdam => true,
-        Method::Sgd | Method::Momo => false,
-    }
 }
 
 /// Runs an expression with the direction of a block.

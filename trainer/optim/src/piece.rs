@@ -1,13 +1,14 @@
 //! What an owner holds of one tensor: a hidden tensor whole, or neighbouring blocks of another one.
 
 use lockstep_config::{Method, OptimizerSection};
+use lockstep_inventory::state::has_second_moment;
 use lockstep_inventory::{Treatment, Use};
 use lockstep_kernels::real::Real;
 
 use crate::OptimError;
 use crate::decision::TensorStep;
 use crate::hidden::HiddenMatrix;
-use crate::other::{OtherRun, has_second_moment};
+use crate::other::OtherRun;
 use crate::results::{Applied, Prepared};
 use crate::settings::Optimizer;
 use crate::state::{Fill, Take};

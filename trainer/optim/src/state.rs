@@ -3,18 +3,10 @@
 //! A piece has a float32 master, a momentum, and what its method keeps besides. An array of the same length as the master
 //! belongs to the same elements; `row_squares` (NorMuon) has one value a row and belongs to the tensor as a whole.
 
+pub use lockstep_inventory::state::{MASTER, MOMENTUM, ROW_SQUARES, SECOND};
 use tch::{Device, Kind, Tensor};
 
 use crate::OptimError;
-
-/// The float32 master.
-pub const MASTER: &str = "master";
-/// The first moment, or the momentum.
-pub const MOMENTUM: &str = "momentum";
-/// The second moment.
-pub const SECOND: &str = "second";
-/// NorMuon's running mean square of each row of the factors.
-pub const ROW_SQUARES: &str = "row_squares";
 
 /// Takes an array, by its name.
 pub type Take<'a> = dyn FnMut(&'static str, &[f32]) + 'a;

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_proto::domain::{
     Directive, FromMember, Generation, Header, JoinInfo, MemberBody, Outcome, Part, Plan, Progress, Ready, Stamp,
-    StepReport,
+    StepReport, Written,
 };
 
 pub use crate::abort::AbortSignal;
@@ -117,10 +117,16 @@ impl Session {
 
     /// Says that this rank has left the collectives of its generation, holds the parameters of `step` and the parts of
     /// snapshots `parts`, and waits for the next generation. `cause`: why, where it was not told to.
-    pub fn stopped(&self, step: u64, cause: Option<String>, parts: Vec<Part>) {
+    /// `checkpoint_is_bad`: the checkpoint that it was to load is damaged or not there.
+    pub fn stopped(&self, step: u64, cause: Option<String>, parts: Vec<Part>, checkpoint_is_bad: bool) {
         let farewell = FromMember {
             header: self.header.clone(),
-            body: MemberBody::Stopped { step, cause, parts },
+            body: MemberBody::Stopped {
+                step,
+                cause,
+                parts,
+                checkpoint_is_bad,
+            },
         };
         self.inbox.leave(self.header.stamp, farewell);
     }
@@ -248,6 +254,14 @@ impl Voice {
         self.inbox.say(FromMember {
             header: self.header.clone(),
             body: MemberBody::Holds(part),
+        });
+    }
+
+    /// Says what became of this rank's part of the checkpoint of a step.
+    pub fn wrote(&self, step: u64, written: Result<Box<Written>, String>) {
+        self.inbox.say(FromMember {
+            header: self.header.clone(),
+            body: MemberBody::Wrote { step, written },
         });
     }
 

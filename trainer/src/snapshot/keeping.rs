@@ -3,7 +3,6 @@
 //! The buddy of rank r is rank r + 1 (the last one's is rank 0). Each rank knows when its ward freezes, since it freezes
 //! after the same steps, so nobody has to be told: it asks, and the ward's keeper answers when it has the part.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
@@ -39,11 +38,6 @@ pub struct Keeping {
     keeper: Arc<Keeper>,
     frozen: Option<SyncSender<Frozen>>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// A keeper for this process, at the address by which others reach it.
-pub fn open(address: IpAddr) -> Result<Arc<Keeper>, TrainerError> {
-    Ok(Arc::new(Keeper::open(address)?))
 }
 
 impl Keeping {

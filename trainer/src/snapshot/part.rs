@@ -12,6 +12,7 @@ use lockstep_optim::decision::ModelState;
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainerError;
+use crate::snapshot::Saved;
 
 const MAGIC: &[u8; 8] = b"LSPART01";
 
@@ -189,18 +190,15 @@ impl Whole {
         }
         Ok(Whole { parts: read, index })
     }
+}
 
-    /// Steps that the optimiser had made, and the model of the loss.
-    pub fn state(&self) -> (u64, ModelState) {
+impl Saved for Whole {
+    fn state(&self) -> Result<(u64, ModelState), TrainerError> {
         let header = &self.parts[0].header;
-        (header.optimizer_steps, model_of(header.loss_model))
+        Ok((header.optimizer_steps, model_of(header.loss_model)))
     }
 
-    /// Fills `values` with the elements of an array from `start` on.
-    ///
-    /// # Errors
-    /// Some element is in no part.
-    pub fn fill(&self, tensor: &str, array: &str, start: usize, values: &mut [f32]) -> Result<(), TrainerError> {
+    fn fill(&self, tensor: &str, array: &str, start: usize, values: &mut [f32]) -> Result<(), TrainerError> {
         let key = (tensor.to_owned(), array.to_owned());
         let (mut at, end) = (start, start + values.len());
         for (part, number) in self.index.get(&key).into_iter().flatten() {
@@ -255,7 +253,7 @@ mod tests {
         let first = part(8, &[("w", "master", 4, &[5.0, 6.0]), ("b", "master", 0, &[9.0])]);
         let second = part(8, &[("w", "master", 0, &[1.0, 2.0, f32::MIN_POSITIVE / 2.0, -0.0])]);
         let whole = Whole::read(8, vec![first, second]).unwrap();
-        assert_eq!(whole.state(), (7, model()));
+        assert_eq!(whole.state().unwrap(), (7, model()));
         let mut values = [0.0; 4];
         whole.fill("w", "master", 2, &mut values).unwrap();
         let expected = [f32::MIN_POSITIVE / 2.0, -0.0, 5.0, 6.0];

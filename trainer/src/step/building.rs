@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use lockstep_autograd::on_gradient_ready;
+use lockstep_checkpoint::of_model;
 use lockstep_collective::communication::{Communication, Program};
 use lockstep_collective::{BufferId, Wire};
 use lockstep_config::{Precision, Reduction, RunConfig};
@@ -139,6 +140,7 @@ impl Engine {
             gates: Gates::new(model.layers()),
             losses: LaneLosses::new(lanes, compute.device())?,
             reader: Reader::new(compute, communication.aborter().clone()),
+            checkpoint_tensors: of_model(model.inventory(), &treatments, config.optimizer.method),
             model,
             layout,
             rank,

@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use lockstep_autograd::run_backward;
+use lockstep_checkpoint::TensorEntry;
 use lockstep_collective::communication::{Communication, Shares};
 use lockstep_collective::{BufferId, LaneTree, Transport, Wire};
 use lockstep_config::Reduction;
@@ -111,6 +112,8 @@ pub struct Engine {
     treatments: Vec<Treatment>,
     /// The model of the loss, equal on every rank.
     loss_model: ModelState,
+    /// What a checkpoint holds of each tensor.
+    checkpoint_tensors: Vec<TensorEntry>,
     missing_named: Vec<usize>,
 }
 

@@ -1,7 +1,11 @@
 //! What this rank owns, frozen after a step, and loaded again, in the same world or another one.
 
+use lockstep_checkpoint::Part;
+
 use crate::error::TrainerError;
-use crate::snapshot::part::{Builder, Whole};
+use crate::snapshot::Saved;
+use crate::snapshot::checkpoint::{self, Frozen};
+use crate::snapshot::part::Builder;
 use crate::step::Engine;
 
 impl Engine {
@@ -21,10 +25,32 @@ impl Engine {
         builder.finish()
     }
 
-    /// Takes the state of a snapshot: what this rank owns from its parts, the working copies of all from their owners. A
+    /// The same for a checkpoint. Copies it; on a device that waits for the device.
+    pub fn freeze_for_store(&self, step: u64) -> Result<Frozen, TrainerError> {
+        let (places, mut part, mut failed) = (&self.layout.places, Part::new(), None);
+        self.shard.show(&mut |piece, array, values| {
+            let first = piece.elements.start - places[piece.tensor].gradient.start;
+            let start = start_of(first, values.len(), piece);
+            let elements = start..start + values.len();
+            let tensor = &self.checkpoint_tensors[piece.tensor];
+            if let Err(error) = part.add(tensor, array, elements, values.to_vec()) {
+                failed.get_or_insert(error);
+            }
+        })?;
+        match failed {
+            Some(error) => Err(error.into()),
+            None => Ok(Frozen {
+                step,
+                part,
+                words: checkpoint::words(self.steps, &self.loss_model),
+            }),
+        }
+    }
+
+    /// Takes the state of a snapshot or a checkpoint: what this rank owns from its parts, the working copies of all from their owners. A
     /// collective: every rank calls it, before its first step.
-    pub fn load(&mut self, snapshot: &Whole) -> Result<(), TrainerError> {
-        (self.steps, self.loss_model) = snapshot.state();
+    pub fn load(&mut self, saved: &dyn Saved) -> Result<(), TrainerError> {
+        (self.steps, self.loss_model) = saved.state()?;
         let (inventory, places) = (self.model.inventory(), &self.layout.places);
         let mut failed = None;
         self.shard.fill(self.steps, &mut |piece, array, values| {
@@ -33,7 +59,10 @@ impl Engine {
                 values.len(),
                 piece,
             );
-            if let Err(error) = snapshot.fill(&inventory[piece.tensor].name, array, start, values) {
+            if failed.is_some() {
+                return;
+            }
+            if let Err(error) = saved.fill(&inventory[piece.tensor].name, array, start, values) {
                 failed.get_or_insert(error);
             }
         })?;

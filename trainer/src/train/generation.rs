@@ -1,6 +1,5 @@
 //! One member in one generation: communicator → loaded → ready → plans and steps → reports.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use lockstep_collective::Aborter;
@@ -16,11 +15,12 @@ use crate::device::statistics::DeviceMemory;
 use crate::error::TrainerError;
 use crate::memory_account::MemoryAccount;
 use crate::model::choice::from_config;
+use crate::snapshot::checkpoint::Writing;
 use crate::snapshot::keeping::{self, Keeping};
 use crate::started::local_rank;
 use crate::step::{Engine, StepOutcome};
 use crate::train::meeting::{Place, meet};
-use crate::train::{End, Member, TrainOptions};
+use crate::train::{End, Member, TrainOptions, run_folder};
 use crate::weights_file::Writer;
 
 /// Micro-batches that the loader prepares ahead.
@@ -39,6 +39,10 @@ pub(super) struct Rank {
     loader: Loader,
     /// Carries its snapshots, where there are any.
     keeping: Option<Keeping>,
+    /// Writes its parts of checkpoints, until the last one.
+    writing: Option<Writing>,
+    /// The newest step of which its part was handed over.
+    written: u64,
     /// The step whose parameters it holds.
     made: u64,
     /// The newest directive that all ranks have agreed on in this generation.
@@ -83,9 +87,13 @@ impl Rank {
         let engine = Engine::new(&config, model, communication, lanes, compute);
         let mut engine = engine.map_err(|error| memory.explain(error))?;
         let made = generation.resume.as_ref().map_or(0, |resume| resume.step);
-        if let (Some(resume), Some(keeper)) = (&generation.resume, &member.keeper) {
+        if let Some(resume) = &generation.resume {
             session.progress(resume.step, "load");
-            engine.load(&keeping::fetch(keeper, resume, &signal)?)?;
+            match (resume.checkpoint, &member.keeper) {
+                (Some(checkpoint), _) => engine.load(&member.checkpoints.load(checkpoint)?)?,
+                (None, Some(keeper)) => engine.load(&keeping::fetch(keeper, resume, &signal)?)?,
+                (None, None) => {}
+            }
         }
         let transports = engine.transports();
         session.ready(Ready {
@@ -93,6 +101,7 @@ impl Rank {
             transports,
         })?;
         let keeper = member.keeper.as_ref();
+        let writing = Writing::start(&member.checkpoints, session.voice())?;
         let keeping = keeper.map(|keeper| Keeping::start(keeper, generation, rank, session.voice(), signal));
         let sequence = config.data.sequence_length;
         let rank = Rank {
@@ -101,6 +110,8 @@ impl Rank {
             validation: Arc::clone(&member.validation),
             generation: generation.clone(),
             keeping: keeping.transpose()?,
+            writing: Some(writing),
+            written: 0,
             config,
             rank,
             engine,
@@ -140,6 +151,28 @@ impl Rank {
         Ok(())
     }
 
+    /// Freezes what this rank owns, and lets it be written while the next steps go on.
+    fn checkpoint(&mut self) -> Result<(), TrainerError> {
+        let Some(writing) = &self.writing else { return Ok(()) };
+        match writing.hand_over(self.engine.freeze_for_store(self.made)?) {
+            true => self.written = self.made,
+            false => tracing::warn!(
+                "no checkpoint of step {}: two older ones are still being written",
+                self.made
+            ),
+        }
+        Ok(())
+    }
+
+    /// The run has been stopped after a step: it can go on from there.
+    pub(super) fn write_last_checkpoint(&mut self) -> Result<(), TrainerError> {
+        let Some(writing) = self.writing.take().filter(|_| self.written < self.made) else {
+            return Ok(());
+        };
+        writing.finish(self.engine.freeze_for_store(self.made)?);
+        Ok(())
+    }
+
     /// Steps until a plan says that it is the last one, or all ranks have agreed to stop or to regroup.
     pub(super) fn steps(&mut self, session: &Session) -> Result<End, TrainerError> {
         loop {
@@ -174,6 +207,9 @@ impl Rank {
             session.report(self.report(&plan, outcome, validation))?;
             if plan.last {
                 return Ok(End::Over(Outcome::Completed));
+            }
+            if plan.checkpoint {
+                self.checkpoint()?;
             }
             if plan.step.checked_rem(self.config.fault.snapshot_every) == Some(0) {
                 self.snapshot()?;
@@ -253,10 +289,7 @@ impl Rank {
     /// The float32 masters of all owners go to rank 0, which writes them with tokenizer and config.
     pub(super) fn write_final(&mut self, options: &TrainOptions) -> Result<(), TrainerError> {
         self.engine.settle()?;
-        let folder = options
-            .run_dir
-            .clone()
-            .unwrap_or_else(|| PathBuf::from("runs").join(&self.config.run.name));
+        let folder = run_folder(&self.config, options);
         let mut writer = Writer::new(folder.join("final"), self.made);
         let writes = self.rank == 0;
         self.engine.gather_masters(|name, shape, values| {

@@ -74,6 +74,7 @@ pub(crate) fn one_rank(config: &RunConfig, communication: Communication, world: 
             validate: false,
             last: false,
             version: 0,
+            checkpoint: false,
         };
         let mut indices = engine.micro_batches_of(&plan).into_iter();
         let outcome = engine

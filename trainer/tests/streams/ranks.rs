@@ -145,6 +145,7 @@ fn one_rank(play: &Play, communication: Communication, compute: &Compute) -> Lef
             validate: false,
             last: false,
             version: 0,
+            checkpoint: false,
         };
         let mut indices = engine.micro_batches_of(&plan).into_iter();
         let outcome = engine.step(&plan, 0, &mut || Ok(batch(step, indices.next().unwrap())));

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockstep_proto::domain::{CoordinatorBody, Directive as Urgent, Generation, Outcome, Part, Plan, Stamp, Standing};
+use lockstep_proto::domain::{
+    Checkpoint, CoordinatorBody, Directive as Urgent, Generation, Outcome, Part, Plan, Stamp, Standing,
+};
 
 use super::trainers::{EPOCH, Trainers};
 use crate::run::{Decision, Directive, Event, LONGEST_WINDOW, Peer, Phase, Record, Run, RunFacts};
@@ -53,6 +55,12 @@ pub(super) struct Checker {
     waited: bool,
     /// What members said when they came back in this term: their generation, and whether they are ready in it.
     came_back: BTreeMap<String, (u64, bool)>,
+    /// Who said that it wrote its part of a checkpoint, in this generation, by step.
+    wrote: BTreeMap<u64, BTreeSet<Peer>>,
+    commissioned: BTreeSet<Checkpoint>,
+    loadable: BTreeSet<Checkpoint>,
+    pub(super) checkpoints: u64,
+    pub(super) loaded: u64,
     pub(super) went_on: u64,
     pub(super) generations: u64,
     pub(super) resumed: u64,
@@ -96,6 +104,11 @@ impl Checker {
             hashes: BTreeMap::new(),
             waited: false,
             came_back: BTreeMap::new(),
+            wrote: BTreeMap::new(),
+            commissioned: BTreeSet::new(),
+            loadable: BTreeSet::new(),
+            checkpoints: 0,
+            loaded: 0,
             went_on: 0,
             generations: 0,
             resumed: 0,
@@ -150,6 +163,14 @@ impl Checker {
             Event::Holds { peer, part, .. } => {
                 self.held.entry(*part).or_default().insert(who(*peer));
             }
+            Event::Wrote {
+                peer,
+                stamp,
+                step,
+                written: Ok(_),
+            } if Some(*stamp) == self.durable_generation.as_ref().map(|g| g.stamp) => {
+                self.wrote.entry(*step).or_default().insert(who(*peer));
+            }
             Event::Return {
                 peer,
                 generation,
@@ -174,6 +195,17 @@ impl Checker {
                     ensure(self.is_elastic, 8, || format!("peer {peer} is fenced in a fixed world"))?;
                 }
                 Directive::Send { to, stamp, body } => self.sent(*to, *stamp, body)?,
+                Directive::Commit(commission) => {
+                    let step = commission.checkpoint.step;
+                    ensure(step <= self.committed, 13, || {
+                        format!("step {step} is checkpointed, and {} is committed", self.committed)
+                    })?;
+                    let wrote = self.wrote.get(&step);
+                    ensure(wrote.is_some_and(|wrote| wrote.is_superset(&self.ranks)), 13, || {
+                        format!("the checkpoint of step {step} has the parts of {wrote:?} only")
+                    })?;
+                    self.commissioned.insert(commission.checkpoint);
+                }
                 Directive::End(end) => {
                     ensure(!self.ended, 8, || format!("a second end: {}", end.reason))?;
                     self.ended = true;
@@ -236,6 +268,7 @@ impl Checker {
             })?;
         }
         self.said.clear();
+        self.wrote.clear();
         let of_names = |name: &str| run.members.iter().find(|(_, member)| member.info.member == name);
         self.ranks = generation
             .members
@@ -253,6 +286,13 @@ impl Checker {
         ensure(resume.step <= self.committed, 11, || {
             format!("step {} is resumed and {} is committed", resume.step, self.committed)
         })?;
+        if let Some(checkpoint) = resume.checkpoint {
+            self.loaded += 1;
+            let is_good = self.loadable.contains(&checkpoint) && checkpoint.step == resume.step;
+            return ensure(is_good, 13, || {
+                format!("{checkpoint:?} is to be loaded, and good are {:?}", self.loadable)
+            });
+        }
         for (part, place) in (0..).zip(&resume.parts) {
             let part = Part {
                 step: resume.step,
@@ -371,6 +411,18 @@ impl Checker {
                 })?;
             }
             Record::Wish(_) => {}
+            Record::Checkpoint(checkpoint) => {
+                ensure(self.commissioned.contains(checkpoint), 13, || {
+                    format!("{checkpoint:?} was never commissioned")
+                })?;
+                self.checkpoints += 1;
+                self.loadable.insert(*checkpoint);
+            }
+            Record::CheckpointRefused { checkpoint, .. } => {
+                ensure(self.loadable.remove(checkpoint), 13, || {
+                    format!("{checkpoint:?} is refused twice")
+                })?;
+            }
             Record::Decision { reason } => ensure(!reason.is_empty(), 8, || "no reason".to_owned())?,
             Record::End(end) => {
                 let last = end.last_step;

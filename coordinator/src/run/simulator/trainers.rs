@@ -4,8 +4,8 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use lockstep_proto::domain::{
-    CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, Outcome, Part, Plan, Ready, Return, Stamp,
-    Standing, StepMetrics, StepReport, Validation,
+    CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, Outcome, Part, Plan, Ready, Resume, Return, Stamp,
+    Standing, StepMetrics, StepReport, Validation, Written,
 };
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -76,6 +76,7 @@ impl Trainer {
             | Event::Ready { stamp, .. }
             | Event::Holds { stamp, .. }
             | Event::Stopped { stamp, .. }
+            | Event::Wrote { stamp, .. }
             | Event::Finished { stamp, .. }
             | Event::Report {
                 report: StepReport { stamp, .. },
@@ -358,6 +359,10 @@ impl Trainers {
         };
         let stamp = generation.stamp;
         match trainer.state {
+            State::Meeting if generation.resume.as_ref().is_some_and(is_of_checkpoint) && rng.random_ratio(1, 8) => {
+                let cause = Some("the checkpoint is damaged".to_owned());
+                self.leave(index, cause, true);
+            }
             State::Meeting => {
                 let lowest = generation.members[0].member == trainer.name;
                 if lowest && trainer.comm_id.is_none() {
@@ -397,6 +402,10 @@ impl Trainers {
 
     /// It leaves the collectives and says so.
     fn stop(&mut self, index: usize, cause: Option<String>) {
+        self.leave(index, cause, false);
+    }
+
+    fn leave(&mut self, index: usize, cause: Option<String>, checkpoint_is_bad: bool) {
         let peer = self.peer(index);
         let trainer = &mut self.all[index];
         if trainer.state == State::Idle || trainer.finished {
@@ -411,6 +420,7 @@ impl Trainers {
                 stamp,
                 cause,
                 parts,
+                checkpoint_is_bad,
             });
         }
     }
@@ -451,7 +461,7 @@ impl Trainers {
             return;
         }
         self.replayed += u64::from(step <= generation.replay_through);
-        let mut last = false;
+        let (mut last, mut checkpoint) = (false, false);
         for (rank, index) in ranks.iter().enumerate() {
             let peer = self.peer(*index);
             let trainer = &mut self.all[*index];
@@ -477,6 +487,7 @@ impl Trainers {
             trainer.at = step;
             trainer.say(Event::Report { peer, report });
             last |= plan.last;
+            checkpoint |= plan.checkpoint;
         }
         if last {
             for index in ranks {
@@ -487,8 +498,33 @@ impl Trainers {
         if self.snapshot_every > 0 && step.is_multiple_of(self.snapshot_every) {
             self.take_snapshot(&ranks, &generation, step);
         }
+        if checkpoint {
+            self.write_checkpoint(&ranks, &generation, step);
+        }
         if step >= generation.replay_through {
             self.act_on_directive(&ranks, &generation);
+        }
+    }
+
+    /// Each owner writes its part into the store. Now and then rank 0 cannot.
+    fn write_checkpoint(&mut self, ranks: &[usize], generation: &Generation, step: u64) {
+        for (rank, index) in ranks.iter().enumerate() {
+            let peer = self.peer(*index);
+            let written = match rank == 0 && step % 5 == 4 {
+                true => Err("the disk is full".to_owned()),
+                false => Ok(Box::new(Written {
+                    words: Vec::new(),
+                    hash: [rank as u8; 32],
+                    bytes: step,
+                    runs: Vec::new(),
+                })),
+            };
+            self.all[*index].say(Event::Wrote {
+                peer,
+                stamp: generation.stamp,
+                step,
+                written,
+            });
         }
     }
 
@@ -604,6 +640,10 @@ impl Trainers {
         self.drained = true;
         true
     }
+}
+
+fn is_of_checkpoint(resume: &Resume) -> bool {
+    resume.checkpoint.is_some()
 }
 
 /// What a rank that makes no mistake holds after a step.

@@ -31,6 +31,7 @@ fn stop(run: &mut Run, peer: Peer, cause: Option<&str>, parts: &[Part]) -> Decis
         stamp: run.stamp(),
         cause: cause.map(str::to_owned),
         parts: parts.to_vec(),
+        checkpoint_is_bad: false,
     };
     run.step(event, NOW)
 }

@@ -18,6 +18,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
     let (first, began) = (first_seed(), Instant::now());
     println!("schedules from seed {first} on (LOCKSTEP_SIMULATOR_SEED changes it)");
     let (mut completed, mut stopped, mut failed, mut steps) = (0, 0, 0, 0);
+    let (mut checkpoints, mut loaded) = (0, 0);
     let (mut generations, mut resumed, mut replayed, mut restarts, mut went_on) = (0, 0, 0, 0, 0);
     let schedules = std::env::var("LOCKSTEP_SIMULATOR_SCHEDULES");
     let schedules = schedules.map_or(SCHEDULES, |count| count.parse().expect("a number"));
@@ -34,6 +35,8 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
                 replayed += report.replayed;
                 restarts += report.restarts;
                 went_on += report.went_on;
+                checkpoints += report.checkpoints;
+                loaded += report.loaded;
                 match report.end.outcome {
                     Outcome::Completed => completed += 1,
                     Outcome::Stopped => stopped += 1,
@@ -45,17 +48,17 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
     println!(
         "{completed} completed, {stopped} stopped, {failed} failed, {steps} steps, {replayed} of them again, \
          {generations} generations, {resumed} of them from a snapshot, {restarts} coordinators replaced, {went_on} \
-         generations went on in another term, {:?}",
+         generations went on in another term, {checkpoints} checkpoints, {loaded} loaded, {:?}",
         began.elapsed()
     );
     assert!(
         [completed, stopped, failed]
             .into_iter()
             .all(|ended| ended > SCHEDULES / 10)
-            && [steps, generations, replayed]
-                .into_iter()
-                .all(|count| count > SCHEDULES / 2)
-            && [resumed, restarts, went_on]
+            && replayed > SCHEDULES / 4
+            && [steps, generations].into_iter().all(|count| count > SCHEDULES / 2)
+            && loaded > SCHEDULES / 25
+            && [resumed, restarts, went_on, checkpoints]
                 .into_iter()
                 .all(|count| count > SCHEDULES / 10),
         "the schedules are not varied enough"
@@ -76,6 +79,7 @@ fn the_simulator_finds_deliberate_faults() {
         (Fault::GoOnBeforeAllAreBack, 1),
         (Fault::BelieveOlderGenerations, 1),
         (Fault::HearFarewellsEarly, 10),
+        (Fault::CommissionBeforeAllAreWritten, 13),
     ];
     for (fault, invariant) in faults {
         let first = first_seed();

@@ -1,12 +1,12 @@
 //! A run of neighbouring blocks of one other tensor at its owner, as [`crate::other`]: moments → application.
 
 use lockstep_config::{Method, OtherNorm, Steepest};
+use lockstep_inventory::state::has_second_moment;
 use lockstep_kernels::update::{Stride, rest};
 use tch::Tensor;
 
 use crate::OptimError;
 use crate::decision::TensorStep;
-use crate::other::has_second_moment;
 use crate::settings::Optimizer;
 use crate::state::{Fill, MASTER, MOMENTUM, SECOND, Take, fill, show};
 use crate::tensors::application::stepped;

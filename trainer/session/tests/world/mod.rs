@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lockstep_config::RunConfig;
-use lockstep_coordinator::{Coordinator, CoordinatorOptions, Running};
+use lockstep_coordinator::{BegunRun, Coordinator, CoordinatorOptions, Running};
 use lockstep_proto::domain::*;
 use lockstep_session::{Session, SessionError, SessionOptions};
 use tempfile::TempDir;
@@ -57,7 +57,8 @@ pub(crate) fn coordinator_of(config: RunConfig, folder: &TempDir, ranks: u32) ->
     let options = CoordinatorOptions {
         config,
         run_dir: folder.path().join("run"),
-        goes_on: false,
+        begun: BegunRun::LeftAlone,
+        vocabulary: 257,
         ranks,
         training_samples: 100,
         data_hash: "data".to_owned(),

@@ -1,0 +1,187 @@
+//! Checkpoints as the machine knows them: which parts are written, which checkpoint may be committed, which can be loaded.
+//!
+//! Way of data: each rank says that its part lies in the store → when every part of a committed step is there, the service is
+//! told to commit the manifest → it says what became of it → from then on a generation can resume from it.
+
+use lockstep_proto::domain::{Checkpoint, Resume, Stamp, Written};
+
+use crate::run::machine::Answer;
+use crate::run::{Commission, Directive, Peer, Phase, Record, Refusal, Run};
+
+impl Run {
+    /// A rank's part of the checkpoint of a step is written, or is not.
+    pub(super) fn wrote(
+        &mut self,
+        peer: Peer,
+        stamp: Stamp,
+        step: u64,
+        written: Result<Box<Written>, String>,
+        directives: &mut Vec<Directive>,
+    ) -> Answer {
+        let Some((rank, _)) = self.present(peer, stamp) else {
+            return Ok(None);
+        };
+        let is_known = self.checkpoints.iter().any(|checkpoint| checkpoint.step == step);
+        if self.phase == Phase::Ended || is_known || self.committing.contains(&step) || step > self.issued_through {
+            return Ok(None);
+        }
+        match written {
+            Ok(written) => {
+                self.writing.entry(step).or_default().insert(rank, *written);
+                self.commission(directives);
+            }
+            Err(failure) => {
+                self.writing.remove(&step);
+                self.give_up(
+                    step,
+                    &format!("rank {rank} could not write its part: {failure}"),
+                    directives,
+                );
+            }
+        }
+        Ok(None)
+    }
+
+    /// Has every checkpoint committed of which all parts are written and whose step is committed.
+    pub(super) fn commission(&mut self, directives: &mut Vec<Directive>) {
+        let (ranks, committed) = (self.parts_of_checkpoint(), self.committed);
+        let is_whole = |(step, parts): (&u64, &std::collections::BTreeMap<u32, Written>)| {
+            (*step <= committed && *step > 0 && parts.len() >= ranks).then_some(*step)
+        };
+        let whole: Vec<u64> = self.writing.iter().filter_map(is_whole).collect();
+        for step in whole {
+            // Parts of older steps that are not whole by now never will be, but for a rank that is late with its own.
+            let Some(parts) = self.writing.remove(&step) else {
+                continue;
+            };
+            let parts: Vec<Written> = parts.into_values().collect();
+            if let Some(other) = parts.iter().position(|part| part.words != parts[0].words) {
+                let what = format!("ranks 0 and {other} wrote other values of the run into it");
+                self.give_up(step, &what, directives);
+                continue;
+            }
+            let (Some(past), Some(parameter_hash)) = (self.past.get(step as usize - 1), self.hash_of(step)) else {
+                continue;
+            };
+            let stamp = self.stamp();
+            self.committing.insert(step);
+            directives.push(Directive::Commit(Box::new(Commission {
+                checkpoint: Checkpoint {
+                    term: stamp.term,
+                    generation: stamp.generation,
+                    step,
+                },
+                cursor: past.plan.first_sample.saturating_add(past.plan.samples),
+                schedule_version: past.plan.version,
+                parameter_hash,
+                parts,
+            })));
+        }
+    }
+
+    /// Parts that make a checkpoint whole.
+    fn parts_of_checkpoint(&self) -> usize {
+        #[cfg(test)]
+        if self.fault == Some(super::simulator::Fault::CommissionBeforeAllAreWritten) {
+            return 1;
+        }
+        self.ranks() as usize
+    }
+
+    /// What became of a manifest that was to be committed.
+    pub(super) fn commissioned(
+        &mut self,
+        checkpoint: Checkpoint,
+        result: Result<(), String>,
+        directives: &mut Vec<Directive>,
+    ) -> Answer {
+        if !self.committing.remove(&checkpoint.step) || self.phase == Phase::Ended {
+            return Ok(None);
+        }
+        match result {
+            Ok(()) => {
+                self.checkpoints.push(checkpoint);
+                directives.push(Directive::Persist(Record::Checkpoint(checkpoint)));
+            }
+            Err(failure) => self.give_up(checkpoint.step, &failure, directives),
+        }
+        self.end_if_all_finished(directives);
+        Ok(None)
+    }
+
+    fn give_up(&self, step: u64, why: &str, directives: &mut Vec<Directive>) {
+        let reason = format!("there will be no checkpoint of step {step}: {why}. The one before stands");
+        directives.push(Directive::Persist(Record::Decision { reason }));
+    }
+
+    /// A rank could not load the checkpoint that its generation began with: it is damaged, or not there. The one before is
+    /// taken.
+    pub(super) fn refuse_checkpoint(&mut self, cause: &str, directives: &mut Vec<Directive>) {
+        let resume = self
+            .generation
+            .as_ref()
+            .and_then(|generation| generation.resume.as_ref());
+        let Some(checkpoint) = resume.and_then(|resume| resume.checkpoint) else {
+            return;
+        };
+        if !self.checkpoints.contains(&checkpoint) {
+            return; // another rank said so already
+        }
+        self.checkpoints.retain(|known| *known != checkpoint);
+        // Each one is refused once, so this ends.
+        self.fruitless = 0;
+        directives.push(Directive::Persist(Record::CheckpointRefused {
+            checkpoint,
+            reason: cause.to_owned(),
+        }));
+        let reason = format!(
+            "the checkpoint of step {} cannot be loaded and will not be used again: {cause}",
+            checkpoint.step
+        );
+        directives.push(Directive::Persist(Record::Decision { reason }));
+    }
+
+    /// What a generation that is formed now begins with: the newest snapshot that members hold, else the newest checkpoint.
+    pub(super) fn what_to_resume(&self) -> Option<Resume> {
+        let snapshot = self.newest_whole_snapshot();
+        let total = self.facts.planner.total_steps();
+        // Newest by step: without rewinds no two branches have the same one.
+        let newest = self.checkpoints.iter().filter(|checkpoint| checkpoint.step < total);
+        let Some(checkpoint) = newest.max_by_key(|checkpoint| checkpoint.step) else {
+            return snapshot;
+        };
+        if snapshot
+            .as_ref()
+            .is_some_and(|snapshot| snapshot.step >= checkpoint.step)
+        {
+            return snapshot;
+        }
+        Some(Resume {
+            step: checkpoint.step,
+            generation: checkpoint.generation,
+            parts: Vec::new(),
+            checkpoint: Some(*checkpoint),
+            secret: [0; 32],
+        })
+    }
+
+    /// An operator wants a checkpoint: of the first step that is not issued yet.
+    pub(super) fn ask_for_checkpoint(&mut self, directives: &mut Vec<Directive>) -> Answer {
+        match self.phase {
+            Phase::Ended => Err(self.over("write a checkpoint")),
+            Phase::Training if self.issued_through < self.facts.planner.total_steps() => {
+                let step = self.issued_through + 1;
+                self.issue(step, true, directives);
+                Ok(Some(format!("a checkpoint will be written after step {step}")))
+            }
+            Phase::Training | Phase::Finishing => Ok(Some(
+                "every step is issued: the run ends with its final weights, and no checkpoint is needed".to_owned(),
+            )),
+            Phase::Stopping => Ok(Some("a checkpoint is written when the run has stopped".to_owned())),
+            _ => {
+                let reason = format!("no checkpoint now, since no steps are made: {}", self.reason());
+                Err(Refusal::new("NOT_TRAINING", "checkpoint", reason))
+            }
+        }
+    }
+}
