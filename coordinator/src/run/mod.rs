@@ -49,6 +49,7 @@ use lockstep_proto::domain::{
     Checkpoint, Directive as Urgent, Generation, JoinInfo, MemberStatus, Part, Plan, Progress, Ready, RunEnd, Stamp,
     StepMetrics, Validation, Written,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::plan::Planner;
 pub use crate::run::decision::{
@@ -59,7 +60,7 @@ use crate::run::returning::Returning;
 pub use crate::run::window::LONGEST_WINDOW;
 
 /// How many ranks a run may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worlds {
     /// Members that make the first world complete.
     pub first: u32,
@@ -105,6 +106,8 @@ pub struct RunFacts {
     pub last_generation: u64,
     /// How long the ranks of an earlier term are waited for.
     pub return_patience: Duration,
+    /// Whether nobody of an earlier term trains any more.
+    pub is_resumed: bool,
     /// Time that a plan window reaches ahead.
     pub window: Duration,
     /// What the secrets of the generations are derived from: the same in every term.

@@ -47,6 +47,7 @@ pub(super) fn facts(ranks: u32, lanes: u32, steps: u64) -> RunFacts {
         worlds: Worlds::fixed(ranks),
         term: 1,
         last_generation: 0,
+        is_resumed: false,
         return_patience: Duration::from_secs(60),
         window: Duration::from_secs(5),
         secret: [3; 32],
