@@ -27,6 +27,12 @@ pub(crate) enum Kind {
     KillCoordinator,
     /// The coordinator and a trainer are killed at once; the coordinator is started again.
     KillBoth,
+    /// Every trainer is killed at once; only checkpoints are left.
+    KillAll,
+    /// The newest checkpoint is damaged, and then every trainer is killed.
+    DamageCheckpoint,
+    /// The disk of the checkpoints is full for some time.
+    FullDisk,
     /// The network drops every packet between two hosts, for longer than anybody waits.
     Cut,
     /// The network between two hosts is slow for three seconds.
@@ -48,6 +54,7 @@ impl Kind {
         match self {
             Kind::Kill => 4,
             Kind::KillInRecovery | Kind::KillWhileJoining | Kind::Term | Kind::Join | Kind::KillCoordinator => 2,
+            Kind::KillAll | Kind::DamageCheckpoint | Kind::FullDisk => 1,
             Kind::KillTwo | Kind::Stop | Kind::FreezeShort | Kind::KillBoth | Kind::Cut | Kind::Slow => 1,
         }
     }
@@ -57,6 +64,7 @@ impl Kind {
     pub(super) fn least_trainers(self) -> u32 {
         match self {
             Kind::Join | Kind::KillCoordinator | Kind::FreezeShort => 1,
+            Kind::KillAll | Kind::DamageCheckpoint | Kind::FullDisk => 1,
             Kind::KillTwo | Kind::KillInRecovery => 3,
             _ => 2,
         }
@@ -65,6 +73,11 @@ impl Kind {
     /// Whether the trainer that it brings must find room.
     pub(super) fn brings_one(self) -> bool {
         matches!(self, Kind::Join | Kind::KillWhileJoining)
+    }
+
+    /// Whether it needs a small disk, which only root can make.
+    pub(crate) fn needs_disk(self) -> bool {
+        self == Kind::FullDisk
     }
 
     /// Whether it needs two hosts, which only root can make.

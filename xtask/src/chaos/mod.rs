@@ -3,7 +3,7 @@
 //! and nothing may be left behind.
 //!
 //! Way of data: a seed becomes a list of faults ([`schedule`], pure) of some kinds ([`kind`]) → a coordinator and trainers
-//! are started ([`world`], [`process`], on two hosts of our own where a fault needs them: [`network`]) → each fault is played
+//! are started ([`world`], [`process`], on two hosts and a disk of our own where a fault needs them: [`network`], [`store`]) → each fault is played
 //! and the run comes out of it ([`play`]), as its committed steps show ([`steps`]) → the run is stopped and compared
 //! ([`verdict`]) → a table ([`report`]).
 
@@ -14,6 +14,7 @@ mod process;
 mod report;
 mod schedule;
 mod steps;
+mod store;
 mod verdict;
 mod world;
 
@@ -26,6 +27,7 @@ use clap::Args;
 pub(crate) use crate::chaos::kind::Kind;
 use crate::chaos::network::Hosts;
 use crate::chaos::report::Played;
+use crate::chaos::store::Store;
 use crate::chaos::world::{Place, World};
 use crate::failure::{Failure, on_path};
 use crate::process::Interrupts;
@@ -113,16 +115,19 @@ pub(crate) fn chaos(workspace: &Workspace, options: &Options) -> Result<(), Fail
 /// The kinds that are asked for, or all that can be had here.
 fn kinds(only: &[Kind]) -> Result<Vec<Kind>, Failure> {
     let wanted = if only.is_empty() { Kind::all() } else { only };
-    if !wanted.iter().any(|kind| kind.needs_hosts()) {
+    let needs_root = |kind: &Kind| kind.needs_hosts() || kind.needs_disk();
+    if !wanted.iter().any(needs_root) {
         return Ok(wanted.to_vec());
     }
     match network::obstacle() {
         None => Ok(wanted.to_vec()),
         Some(obstacle) if only.is_empty() => {
-            println!("without faults of the network: {obstacle}");
-            Ok(wanted.iter().filter(|kind| !kind.needs_hosts()).copied().collect())
+            println!("without faults of network and disk: {obstacle}");
+            Ok(wanted.iter().filter(|kind| !needs_root(kind)).copied().collect())
         }
-        Some(obstacle) => Err(Failure::input(format!("no faults of the network here: {obstacle}"))),
+        Some(obstacle) => Err(Failure::input(format!(
+            "no faults of network and disk here: {obstacle}"
+        ))),
     }
 }
 
@@ -185,7 +190,8 @@ fn disturbed(place: &Place, seed: u64, options: &Options, kinds: &[Kind]) -> Res
         true => Some(Hosts::new()?),
         false => None,
     };
-    let mut world = World::begin(place, hosts)?;
+    let store = Store::new(&place.folder, faults.iter().any(|fault| fault.kind.needs_disk()))?;
+    let mut world = World::begin(place, hosts, store)?;
     let mut outcomes = Vec::new();
     for (number, fault) in (1..).zip(&faults) {
         let outcome = play::play(fault, &mut world).map_err(|failure| {
@@ -197,6 +203,10 @@ fn disturbed(place: &Place, seed: u64, options: &Options, kinds: &[Kind]) -> Res
     }
     let (steps, oddities) = world.stop()?;
     let seconds = began.elapsed().as_secs_f64();
+    let generations = verdict::audited(place)?;
+    for outcome in &mut outcomes {
+        outcome.count_replayed(&generations);
+    }
     verdict::judge(place, &steps)?;
     if !oddities.is_empty() {
         return Err(Failure::work(oddities.join("\n  ")));

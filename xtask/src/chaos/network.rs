@@ -46,7 +46,7 @@ fn succeeds(program: &str, words: &str) -> Result<(), String> {
     }
 }
 
-fn set(program: &str, words: &str) -> Result<(), Failure> {
+pub(super) fn set(program: &str, words: &str) -> Result<(), Failure> {
     succeeds(program, words).map_err(Failure::work)
 }
 

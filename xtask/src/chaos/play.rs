@@ -17,6 +17,9 @@ use crate::failure::Failure;
 pub(super) const DEADLINE: Duration = Duration::from_secs(4);
 pub(super) const GIVES_UP: Duration = Duration::from_secs(4);
 
+/// Steps between two checkpoints.
+pub(super) const CHECKPOINT_EVERY: u64 = 50;
+
 /// So long after a fault steps may still be told that were made before it: a coordinator gathers them for 50 ms.
 const ECHO: Duration = Duration::from_millis(150);
 const FREEZE: Duration = Duration::from_millis(200);
@@ -45,15 +48,16 @@ pub(super) fn play(fault: &Fault, world: &mut World) -> Result<Outcome, Failure>
         Kind::Join => join(world),
         Kind::KillCoordinator => kill_coordinator(world, &mut dice),
         Kind::KillBoth => kill_both(world, &mut dice),
+        Kind::KillAll => kill_all(world),
+        Kind::DamageCheckpoint => damage_checkpoint(world, &mut dice),
+        Kind::FullDisk => full_disk(world),
         Kind::Cut => cut(world),
         Kind::Slow => slow(world),
     }?
     .as_secs_f64();
     let now = world.steps.newest().map_or(0, |step| step.generation);
-    let first = world.steps.all().find(|step| step.generation == now);
-    let committed = first.map_or(0, |step| step.step - 1);
     let log = world.coordinator.log_since(said);
-    Ok(Outcome::new(fault.kind, seconds, now - generation, committed, &log))
+    Ok(Outcome::new(fault.kind, seconds, (generation, now), &log))
 }
 
 /// Brings the world to as many trainers as the fault needs.
@@ -205,6 +209,34 @@ fn kill_both(world: &mut World, dice: &mut Dice) -> Result<Duration, Failure> {
     std::thread::sleep(dice.within(DOWN));
     world.start_coordinator_again()?;
     until_others_train(world, began)
+}
+
+fn kill_all(world: &mut World) -> Result<Duration, Failure> {
+    let began = Instant::now();
+    let lived = world.living();
+    while world.kill_one(0).is_some() {}
+    for _ in 0..lived {
+        world.start_trainer()?;
+    }
+    until_others_train(world, began)
+}
+
+fn damage_checkpoint(world: &mut World, dice: &mut Dice) -> Result<Duration, Failure> {
+    world.until("there is a checkpoint", |world| world.store().has_one())?;
+    world.store().damage_newest(dice)?;
+    kill_all(world)
+}
+
+fn full_disk(world: &mut World) -> Result<Duration, Failure> {
+    world.store().fill()?;
+    let began = Instant::now();
+    let last = world.steps.count();
+    let time = until_a_new_step(world, began)?;
+    world.until("two checkpoints are due", |world| {
+        Ok(world.steps.count() > last + 2 * CHECKPOINT_EVERY)
+    })?;
+    world.store().free()?;
+    Ok(time)
 }
 
 fn cut(world: &mut World) -> Result<Duration, Failure> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::chaos::kind::Kind;
 use crate::failure::{Failure, on_path};
@@ -17,10 +17,37 @@ pub(super) struct Outcome {
     recovery_seconds: f64,
     /// Committed steps that were made again.
     replayed: u64,
-    /// Generations that it took.
-    generations: u64,
+    /// The generation before it, and the newest after it.
+    generations: (u64, u64),
     /// What the coordinator said of it first.
     reason: String,
+}
+
+/// A generation, as `lockstep ledger show --json` has it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Generation {
+    stamp: Stamp,
+    resume: Option<Resume>,
+    /// The newest step that was committed when it was formed.
+    replay_through: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Stamp {
+    generation: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Resume {
+    step: u64,
+}
+
+impl Generation {
+    /// Committed steps that it was to make again.
+    fn replayed(&self) -> u64 {
+        let from = self.resume.as_ref().map_or(0, |resume| resume.step);
+        self.replay_through.saturating_sub(from)
+    }
 }
 
 /// What one seed gave.
@@ -34,38 +61,36 @@ pub(super) struct Played {
 }
 
 impl Outcome {
-    /// `log` is what the coordinator said meanwhile, and `committed` the steps there were when the last generation began.
-    pub(super) fn new(kind: Kind, recovery_seconds: f64, generations: u64, committed: u64, log: &str) -> Outcome {
+    /// `generations` came after the first of these and up to the second; `log` is what the coordinator said meanwhile.
+    pub(super) fn new(kind: Kind, recovery_seconds: f64, generations: (u64, u64), log: &str) -> Outcome {
         Outcome {
             kind,
             recovery_seconds,
-            replayed: loaded(log).map_or(0, |step| committed.saturating_sub(step)),
+            replayed: 0,
             generations,
             reason: reason(log).unwrap_or_default().to_owned(),
         }
     }
 
+    /// Adds up what its generations made again.
+    pub(super) fn count_replayed(&mut self, generations: &[Generation]) {
+        let (after, last) = self.generations;
+        self.replayed = generations
+            .iter()
+            .filter(|generation| generation.stamp.generation > after && generation.stamp.generation <= last)
+            .map(Generation::replayed)
+            .sum();
+    }
+
     /// As a line for people.
     pub(super) fn line(&self, number: usize, step: u64) -> String {
         format!(
-            "{number:>4}  {:<19} {:>7.2} s  {:>5} again  step {step:>6}  {}",
+            "{number:>4}  {:<19} {:>7.2} s  step {step:>6}  {}",
             self.kind.name(),
             self.recovery_seconds,
-            self.replayed,
             self.reason
         )
     }
-}
-
-/// The step that the newest generation of this log has loaded, if it has formed one.
-pub(super) fn loaded(log: &str) -> Option<u64> {
-    log.lines().rev().find_map(|line| {
-        let (_, what) = line.split_once("waiting for the ranks to connect and ")?;
-        let Some((_, number)) = what.split_once("load step ") else {
-            return Some(0);
-        };
-        number.split(':').next()?.parse().ok()
-    })
 }
 
 /// The first sentence that says why something ended.
@@ -124,17 +149,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_says_what_was_loaded_and_why() {
+    fn a_log_says_why() {
         let log = "INFO regrouping: waiting for rank 0 to leave the collectives, because rank 1 was lost\n\
-                   INFO waiting-for-ready: waiting for the ranks to connect and load step 35: 0 of 2 are ready\n\
                    INFO training: training 100 steps on 2 ranks\n";
-        assert_eq!(loaded(log), Some(35));
         assert_eq!(reason(log), Some("rank 1 was lost"));
-        assert_eq!(
-            loaded("waiting for the ranks to connect and initialise: 0 of 2 are ready"),
-            Some(0)
-        );
-        assert_eq!((loaded("training"), reason("training")), (None, None));
+        assert_eq!(reason("INFO training"), None);
+    }
+
+    #[test]
+    fn a_fault_counts_what_its_generations_made_again_and_no_others() {
+        let text = r#"[{"stamp":{"term":1,"generation":1},"resume":null,"replay_through":0},
+                       {"stamp":{"term":1,"generation":2},"resume":{"step":10},"replay_through":15},
+                       {"stamp":{"term":2,"generation":3},"resume":null,"replay_through":17},
+                       {"stamp":{"term":2,"generation":4},"resume":{"step":20},"replay_through":21}]"#;
+        let generations: Vec<Generation> = serde_json::from_str(text).unwrap();
+        let mut outcome = Outcome::new(Kind::Kill, 1.0, (1, 3), "");
+        outcome.count_replayed(&generations);
+        assert_eq!(outcome.replayed, 5 + 17);
     }
 
     #[test]

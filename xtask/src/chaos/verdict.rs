@@ -1,15 +1,17 @@
 //! Whether a disturbed run is the run that it would have been: the same steps, the same bytes, and nothing left behind.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+
+use serde::Deserialize;
 
 use crate::chaos::network;
-use crate::chaos::play::{DEADLINE, GIVES_UP};
-use crate::chaos::process::living_in;
+use crate::chaos::play::{CHECKPOINT_EVERY, DEADLINE, GIVES_UP};
+use crate::chaos::process::{Process, living_in};
+use crate::chaos::report::Generation;
 use crate::chaos::steps::{Steps, no_gap_and_no_repeat};
-use crate::chaos::world::{Place, RUN};
+use crate::chaos::store::{self, STORE};
+use crate::chaos::world::{LOOK, Place, RUN};
 use crate::failure::{Failure, on_path};
 
 /// What the run trains: small, so that steps take milliseconds. Nothing in it depends on the number of steps, so a run of any
@@ -44,7 +46,8 @@ snapshot_every = 10
 /// Writes config and data into the place.
 pub(super) fn prepare(place: &Place) -> Result<(), Failure> {
     let config = format!(
-        "{CONFIG}patience_seconds = {:.1}\n[collective]\ndeadline_seconds = {:.1}\n",
+        "{CONFIG}patience_seconds = {:.1}\n[collective]\ndeadline_seconds = {:.1}\n\
+         [checkpoint]\nevery = {CHECKPOINT_EVERY}\nstore = \"{STORE}\"\n",
         GIVES_UP.as_secs_f64(),
         DEADLINE.as_secs_f64()
     );
@@ -55,41 +58,55 @@ pub(super) fn prepare(place: &Place) -> Result<(), Failure> {
         let path = place.folder.join(name);
         fs::write(&path, content).map_err(on_path("write", &path))?;
     }
-    lockstep(place, "data prepare --tokenizer byte --out data text.txt")
+    lockstep(place, "data prepare --tokenizer byte --out data text.txt").map(drop)
 }
 
-/// Runs `lockstep` in the place to a good end.
-fn lockstep(place: &Place, words: &str) -> Result<(), Failure> {
-    let output = Command::new(place.programs.join("lockstep"))
-        .args(words.split_whitespace())
-        .current_dir(&place.folder)
-        .env_remove("LOCKSTEP_TRAINER")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| Failure::work(format!("lockstep cannot be started: {error}")))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(Failure::work(format!(
-            "lockstep {words} ended with {}: {}{}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        ))),
+/// Runs `lockstep` in the place to a good end; what it said.
+fn lockstep(place: &Place, words: &str) -> Result<String, Failure> {
+    let program = place.programs.join("lockstep").display().to_string();
+    let words: Vec<String> = std::iter::once(program)
+        .chain(words.split_whitespace().map(str::to_owned))
+        .collect();
+    let mut process = Process::start("lockstep", &place.folder, &words)?;
+    let said = process.log_end();
+    loop {
+        if place.interrupts.raised() {
+            return Err(Failure::work("interrupted"));
+        }
+        match process.ended()? {
+            Some(status) if status.success() => return Ok(process.log_since(said)),
+            Some(status) => {
+                let (words, said) = (words[1..].join(" "), process.last_words());
+                return Err(Failure::work(format!("`lockstep {words}` ended with {status}: {said}")));
+            }
+            None => std::thread::sleep(LOOK),
+        }
     }
 }
 
-/// Makes the same run undisturbed and compares; audits the ledger.
+/// The generations of the run, from its ledger, which is audited before.
+pub(super) fn audited(place: &Place) -> Result<Vec<Generation>, Failure> {
+    #[derive(Deserialize)]
+    struct Ledger {
+        generations: Vec<Generation>,
+    }
+    lockstep(place, &format!("ledger audit {RUN}"))?;
+    lockstep(place, &format!("ledger replay {RUN}"))?;
+    let text = lockstep(place, &format!("ledger show --json {RUN}"))?;
+    let ledger: Ledger = serde_json::from_str(&text)
+        .map_err(|error| Failure::work(format!("`lockstep ledger show --json` cannot be understood: {error}")))?;
+    Ok(ledger.generations)
+}
+
+/// Makes the same run undisturbed and compares.
 pub(super) fn judge(place: &Place, disturbed: &Steps) -> Result<(), Failure> {
     no_gap_and_no_repeat(disturbed.all())?;
-    if lockstep(place, "ledger --help").is_ok() {
-        lockstep(place, &format!("ledger audit {RUN}"))?;
-    } else {
-        println!("the ledger is not audited: this build has no `lockstep ledger audit`");
-    }
     let count = disturbed.count();
     lockstep(
         place,
-        &format!("run run.toml -n 1 --set run.name=calm --set run.steps={count}"),
+        &format!(
+            "run run.toml -n 1 --set run.name=calm --set run.steps={count} --set checkpoint.every=0 --set checkpoint.store=calm"
+        ),
     )?;
     let mut calm = Steps::new(&place.folder.join("runs/calm"));
     calm.look()?;
@@ -107,29 +124,33 @@ pub(super) fn judge(place: &Place, disturbed: &Steps) -> Result<(), Failure> {
             )));
         }
     }
-    let (calm, disturbed) = (
-        files(&place.folder.join("runs/calm/final"))?,
-        files(&place.folder.join(RUN).join("final"))?,
-    );
-    let other: Vec<&String> = calm
-        .keys()
-        .filter(|name| disturbed.get(*name) != calm.get(*name))
-        .collect();
-    match calm.len() == disturbed.len() && other.is_empty() && !calm.is_empty() {
+    let weights = |run: &str| Weights::read(&place.folder.join(run).join("final/model.safetensors"));
+    match weights("runs/calm")? == weights(RUN)? {
         true => Ok(()),
-        false => Err(Failure::work(format!("the final files are others: {other:?}"))),
+        false => Err(Failure::work("the final parameters are others")),
     }
 }
 
-/// The files of a folder, whole.
-fn files(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>, Failure> {
-    let mut files = BTreeMap::new();
-    for entry in fs::read_dir(folder).map_err(on_path("read", folder))? {
-        let path = entry.map_err(on_path("read", folder))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        files.insert(name, fs::read(&path).map_err(on_path("read", &path))?);
+/// A safetensors file: what its header says of tensors and of itself, in no order, and the tensors.
+#[derive(PartialEq)]
+struct Weights {
+    header: serde_json::Value,
+    tensors: Vec<u8>,
+}
+
+impl Weights {
+    fn read(path: &Path) -> Result<Weights, Failure> {
+        let bytes = fs::read(path).map_err(on_path("read", path))?;
+        Weights::parse(&bytes).ok_or_else(|| Failure::work(format!("{} is no safetensors file", path.display())))
     }
-    Ok(files)
+
+    fn parse(bytes: &[u8]) -> Option<Weights> {
+        let (length, rest) = bytes.split_first_chunk::<8>()?;
+        let (header, tensors) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+        let header = serde_json::from_slice(header).ok()?;
+        let tensors = tensors.to_vec();
+        (!tensors.is_empty()).then_some(Weights { header, tensors })
+    }
 }
 
 /// What a run has left on the machine, as a sentence.
@@ -143,10 +164,29 @@ pub(super) fn left_behind(folder: &Path) -> Option<String> {
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| name.contains("lockstep"))
         .collect();
-    match processes.is_empty() && namespaces.is_empty() && memory.is_empty() {
+    let disks = store::left_disks(folder);
+    match processes.is_empty() && namespaces.is_empty() && memory.is_empty() && disks.is_empty() {
         true => None,
         false => Some(format!(
-            "left behind: processes {processes:?}, namespaces {namespaces:?}, shared memory {memory:?}"
+            "left behind: processes {processes:?}, namespaces {namespaces:?}, shared memory {memory:?}, disks {disks:?}"
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(header: &str, tensors: &[u8]) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), tensors].concat()
+    }
+
+    #[test]
+    fn weights_are_the_same_whatever_the_order_of_their_header_and_others_where_a_byte_is() {
+        let one = Weights::parse(&file(r#"{"a":1,"b":2}"#, &[1, 2])).unwrap();
+        assert!(one == Weights::parse(&file(r#"{"b":2,"a":1}"#, &[1, 2])).unwrap());
+        assert!(one != Weights::parse(&file(r#"{"b":2,"a":1}"#, &[1, 3])).unwrap());
+        assert!(one != Weights::parse(&file(r#"{"b":3,"a":1}"#, &[1, 2])).unwrap());
+        assert!(Weights::parse(&file("{}", &[])).is_none() && Weights::parse(&[9; 9]).is_none());
     }
 }

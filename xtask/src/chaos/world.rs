@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use crate::chaos::network::Hosts;
 use crate::chaos::process::Process;
 use crate::chaos::steps::{Step, Steps};
+use crate::chaos::store::Store;
 use crate::failure::{Failure, on_path};
 use crate::process::Interrupts;
 
@@ -21,7 +22,7 @@ pub(super) const RUN: &str = "runs/chaos";
 /// How long a run may take to come out of anything, and a process to end.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// How often the world is looked at.
-const LOOK: Duration = Duration::from_millis(5);
+pub(super) const LOOK: Duration = Duration::from_millis(5);
 const COORDINATOR: &str = "coordinator";
 
 /// Where a run takes place.
@@ -57,8 +58,9 @@ pub(super) struct World<'a> {
     address: SocketAddr,
     pub(super) coordinator: Process,
     trainers: Vec<Trainer>,
-    /// After the processes, as it is dropped after them.
+    /// After the processes, as they are dropped after them.
     hosts: Option<Hosts>,
+    store: Store,
     /// Trainers that were ever started.
     started: u32,
     pub(super) steps: Steps,
@@ -68,7 +70,7 @@ pub(super) struct World<'a> {
 
 impl<'a> World<'a> {
     /// Starts a run and waits for its first step. With `hosts`, trainers are on either of them in turn.
-    pub(super) fn begin(place: &'a Place<'a>, mut hosts: Option<Hosts>) -> Result<World<'a>, Failure> {
+    pub(super) fn begin(place: &'a Place<'a>, mut hosts: Option<Hosts>, store: Store) -> Result<World<'a>, Failure> {
         // Nobody else takes it in the moment in which it is free: ports of closed listeners are not given out at once.
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let address = free.map_err(|error| Failure::work(format!("no port is free: {error}")))?;
@@ -80,6 +82,7 @@ impl<'a> World<'a> {
         let mut world = World {
             place,
             hosts,
+            store,
             address,
             coordinator,
             trainers: Vec::new(),
@@ -292,6 +295,10 @@ impl<'a> World<'a> {
             std::thread::sleep(LOOK);
         }
         Ok(())
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
     }
 
     pub(super) fn hosts(&self) -> Option<&Hosts> {

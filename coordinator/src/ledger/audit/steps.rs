@@ -1,6 +1,6 @@
 //! What was trained: committed steps, their samples, their plans.
 
-use lockstep_proto::domain::Plan;
+use lockstep_proto::domain::{DirectiveKind, Plan};
 
 use super::{Proof, Tables, without_gaps};
 use crate::plan::Planner;
@@ -186,8 +186,11 @@ fn validated(tables: &Tables) -> Proof {
             None => proof.broken(format!(
                 "row {step} of the table validations is of a step that is not committed"
             )),
-            Some(committed) => proof.holds(committed.plan.validate, || {
-                format!("row {step} of the table validations is of a step whose plan has no validation")
+            // The ranks validate where they stop, too, which no plan knows.
+            Some(committed) => proof.holds(committed.plan.validate || stops_after(tables, *step), || {
+                format!(
+                    "row {step} of the table validations is of a step whose plan has no validation, and no run stopped there"
+                )
             }),
         }
         proof.holds(validation.loss.is_finite(), || {
@@ -195,4 +198,10 @@ fn validated(tables: &Tables) -> Proof {
         });
     }
     proof.with(format!("{} validations", tables.validations.len()))
+}
+
+/// Whether the run was stopped after this step, or was to stop when its coordinator was killed after it.
+fn stops_after(tables: &Tables, step: u64) -> bool {
+    let is_stopping = || tables.urgent.values().any(|urgent| urgent.kind == DirectiveKind::Stop);
+    tables.ends.values().any(|end| end.last_step == step) || step == tables.last_committed() && is_stopping()
 }
