@@ -1,6 +1,6 @@
 //! What was trained: committed steps, their samples, their plans.
 
-use lockstep_proto::domain::Plan;
+use lockstep_proto::domain::{DirectiveKind, Plan};
 
 use super::{Proof, Tables, without_gaps};
 use crate::plan::Planner;
@@ -181,15 +181,16 @@ fn totals(tables: &Tables) -> Proof {
 
 fn validated(tables: &Tables) -> Proof {
     let mut proof = Proof::of("validations are of committed steps that were to be validated");
-    let is_last = |step: u64| tables.ends.values().any(|end| end.last_step == step);
     for (step, validation) in &tables.validations {
         match tables.committed.get(step) {
             None => proof.broken(format!(
                 "row {step} of the table validations is of a step that is not committed"
             )),
-            // A run that is stopped is validated after its last step, whatever was planned.
-            Some(committed) => proof.holds(committed.plan.validate || is_last(*step), || {
-                format!("row {step} of the table validations is of a step whose plan has no validation")
+            // The ranks validate where they stop, too, which no plan knows.
+            Some(committed) => proof.holds(committed.plan.validate || stops_after(tables, *step), || {
+                format!(
+                    "row {step} of the table validations is of a step whose plan has no validation, and no run stopped there"
+                )
             }),
         }
         proof.holds(validation.loss.is_finite(), || {
@@ -197,4 +198,10 @@ fn validated(tables: &Tables) -> Proof {
         });
     }
     proof.with(format!("{} validations", tables.validations.len()))
+}
+
+/// Whether the run was stopped after this step, or was to stop when its coordinator was killed after it.
+fn stops_after(tables: &Tables, step: u64) -> bool {
+    let is_stopping = || tables.urgent.values().any(|urgent| urgent.kind == DirectiveKind::Stop);
+    tables.ends.values().any(|end| end.last_step == step) || step == tables.last_committed() && is_stopping()
 }
