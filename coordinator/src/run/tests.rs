@@ -1,7 +1,9 @@
 //! What the machine promises, said one by one; the numbers are those of the module's invariants. Here: worlds,
-//! windows, reports and commits; `endings` has pauses and ends, `regroup` members that come and go, `schedules` the random schedules of the simulator.
+//! windows, reports and commits; `endings` has pauses and ends, `recording` what the ledger keeps of events, `regroup`
+//! members that come and go, `schedules` the random schedules of the simulator.
 
 mod endings;
+mod recording;
 mod regroup;
 mod schedules;
 
