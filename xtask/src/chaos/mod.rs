@@ -203,13 +203,18 @@ fn disturbed(place: &Place, seed: u64, options: &Options, kinds: &[Kind]) -> Res
     }
     let (steps, oddities) = world.stop()?;
     let seconds = began.elapsed().as_secs_f64();
-    let generations = verdict::audited(place)?;
-    for outcome in &mut outcomes {
-        outcome.count_replayed(&generations);
+    let mut wrong = oddities;
+    match verdict::audited(place) {
+        Ok(generations) => outcomes
+            .iter_mut()
+            .for_each(|outcome| outcome.count_replayed(&generations)),
+        Err(failure) => wrong.push(failure.to_string()),
     }
-    verdict::judge(place, &steps)?;
-    if !oddities.is_empty() {
-        return Err(Failure::work(oddities.join("\n  ")));
+    if let Err(failure) = verdict::judge(place, &steps) {
+        wrong.push(failure.to_string());
+    }
+    if !wrong.is_empty() {
+        return Err(Failure::work(wrong.join("\n  ")));
     }
     println!(
         "seed {seed}: all {} steps have the hashes of a run that nothing disturbs ({seconds:.0} s, {:.0} s with that run)",

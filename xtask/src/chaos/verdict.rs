@@ -76,8 +76,10 @@ fn lockstep(place: &Place, words: &str) -> Result<String, Failure> {
         match process.ended()? {
             Some(status) if status.success() => return Ok(process.log_since(said)),
             Some(status) => {
-                let (words, said) = (words[1..].join(" "), process.last_words());
-                return Err(Failure::work(format!("`lockstep {words}` ended with {status}: {said}")));
+                let (words, said) = (words[1..].join(" "), process.log_since(said));
+                return Err(Failure::work(format!(
+                    "`lockstep {words}` ended with {status}:\n{said}"
+                )));
             }
             None => std::thread::sleep(LOOK),
         }
