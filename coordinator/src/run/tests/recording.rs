@@ -34,6 +34,7 @@ fn progress_and_idle_ticks_are_not_kept_and_everything_else_is() {
     };
     let finished = Event::Finished {
         peer: 0,
+        stamp: run.stamp(),
         outcome: failed,
         step: 0,
     };
