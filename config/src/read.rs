@@ -386,6 +386,7 @@ fn coordinator(mut fields: Fields<'_>) -> Result<CoordinatorSection, ConfigError
             "a number of seconds above 0 and at most 3600",
             |x| x > 0.0 && x <= 3600.0,
         )?,
+        record_events: fields.boolean("record_events", true)?,
     };
     fields.done()?;
     Ok(section)

@@ -306,6 +306,8 @@ pub struct CoordinatorSection {
     pub bind: SocketAddr,
     /// Seconds of plans that trainers hold ahead of need.
     pub plan_window_seconds: f64,
+    /// Whether the ledger keeps every event that decided something, so that `lockstep ledger replay` can check them.
+    pub record_events: bool,
 }
 
 impl RunConfig {

@@ -43,6 +43,7 @@ impl RunConfig {
         text.section("coordinator");
         text.key("bind", self.coordinator.bind.to_string());
         text.key("plan_window_seconds", self.coordinator.plan_window_seconds);
+        text.key("record_events", self.coordinator.record_events);
         text.0
     }
 

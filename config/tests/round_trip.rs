@@ -303,10 +303,14 @@ fn checkpoint() -> impl Strategy<Value = CheckpointSection> {
 }
 
 fn config() -> impl Strategy<Value = RunConfig> {
-    let coordinator = (any::<u16>(), 1e-3..=3600.0f64).prop_map(|(port, plan_window_seconds)| CoordinatorSection {
-        bind: ([127, 0, 0, 1], port).into(),
-        plan_window_seconds,
-    });
+    let coordinator =
+        (any::<u16>(), 1e-3..=3600.0f64, any::<bool>()).prop_map(|(port, plan_window_seconds, record_events)| {
+            CoordinatorSection {
+                bind: ([127, 0, 0, 1], port).into(),
+                plan_window_seconds,
+                record_events,
+            }
+        });
     (
         run().prop_flat_map(|run| {
             let fault = fault(run.lanes);
@@ -364,7 +368,7 @@ proptest! {
         let mut other = config.clone();
         other.run.name = "another".into();
         other.checkpoint = CheckpointSection { every: 7, keep_last: 2, keep_every: 14, store: Some("elsewhere".into()) };
-        other.coordinator = CoordinatorSection { bind: ([127, 0, 0, 1], 1).into(), plan_window_seconds: 1.0 };
+        other.coordinator = CoordinatorSection { bind: ([127, 0, 0, 1], 1).into(), plan_window_seconds: 1.0, record_events: false };
         let FaultSection { on_not_finite, on_spike, spike_sigmas, .. } = config.fault;
         other.fault = FaultSection { on_not_finite, on_spike, spike_sigmas, ..FaultSection::default() };
         other.collective = CollectiveSection { wire: config.collective.wire, ..CollectiveSection::default() };

@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::files::{FileError, RunFiles, World};
-use crate::ledger::{Ledger, LedgerError, RunRow};
+use crate::ledger::{FactsRow, Ledger, LedgerError, Recorder, RunRow};
 use crate::plan::Planner;
 use crate::run::{Event, Refusal, Run, RunFacts, Worlds};
 use crate::service::{CheckpointOptions, Committer, Executor, ExecutorParts, Letter, Mailbox, mailbox, serve, tensors};
@@ -141,6 +141,7 @@ impl Coordinator {
             worlds,
             term: 0,
             last_generation: 0,
+            is_resumed: false,
             return_patience: if worlds.are_elastic() {
                 worlds.patience
             } else {
@@ -164,9 +165,8 @@ impl Coordinator {
             config_hash: facts.config_hash.clone(),
             data_hash,
         };
-        let ledger = Ledger::open(&run_dir, row)?;
-        let mut recorded = ledger.recorded()?;
-        recorded.is_ended |= begun == BegunRun::Resumed;
+        let mut ledger = Ledger::open(&run_dir, row)?;
+        let recorded = ledger.recorded()?;
         facts.last_generation = recorded.generations.last().map_or(0, |last| last.stamp.generation);
         let has_begun = !recorded.generations.is_empty();
         if has_begun && begun == BegunRun::LeftAlone {
@@ -195,6 +195,12 @@ impl Coordinator {
             .last()
             .map(|commit| commit.to_committed_step(total_steps));
         let newest_validation = validations.last().map(|(_, validation)| validation.loss);
+        facts.is_resumed = begun == BegunRun::Resumed;
+        let records_events = config.coordinator.record_events;
+        if records_events {
+            ledger.record_facts(&FactsRow::of(&facts))?;
+        }
+        let recorder = Recorder::new(records_events.then_some(facts.term));
         let run = Run::recovered(facts, recorded).map_err(StartError::World)?;
 
         let (mailbox, letters) = mailbox();
@@ -216,6 +222,7 @@ impl Coordinator {
         let backend = Box::new(move |ranks| config.backend_name(ranks));
         let parts = ExecutorParts {
             run,
+            recorder,
             ledger,
             files,
             letters,

@@ -3,11 +3,20 @@
 //!
 //! Way of data: [`Ledger::open`] takes the folder's lock (`lock`), checks the version and claims the next term;
 //! [`Ledger::append`] makes a list of [`Record`]s durable in one transaction; the readers give them back. Every row
-//! carries a version (`rows`), and an unknown one is refused by name. Rows are only ever added.
+//! carries a version (`rows`), and an unknown one is refused by name. Rows are only ever added: one that is there is not
+//! written again with another content. The events that led to the records are rows too (`events`). Others read a
+//! ledger, also a live one, with a [`Reader`].
 
+mod audit;
+mod events;
 mod lock;
+mod reader;
+mod replay;
 mod rows;
 mod secret;
+#[cfg(test)]
+mod shadow;
+mod show;
 #[cfg(test)]
 mod tests;
 
@@ -15,14 +24,24 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use lockstep_proto::domain::{Checkpoint, Directive as Urgent, Generation, Part, Plan, RunEnd, Validation};
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{ConcurrencyMode, Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle};
 
+pub use crate::ledger::audit::{Audit, Proof, audit};
+pub use crate::ledger::events::{EVENTS_VERSION, FactsRow, Heard};
+pub(crate) use crate::ledger::events::{Recorder, event_of_member};
 use crate::ledger::lock::Lock;
+pub use crate::ledger::reader::{Reader, TableSize};
+pub use crate::ledger::replay::{Difference, Replay, Unreplayed, replay};
 use crate::ledger::rows::{CheckpointRow, FarewellRow, WishRow, decode, encode};
 pub use crate::ledger::rows::{DecisionRow, LEDGER_VERSION, RunRow, TermRow};
+#[cfg(test)]
+pub(crate) use crate::ledger::shadow::Shadow;
+pub use crate::ledger::show::{Committed, Contents, Keyed, Size, rows_of, show};
 use crate::run::{Begun, Commit, Record, Recorded, Wish};
 
 type Rows = TableDefinition<'static, u64, &'static [u8]>;
+/// A row that is to be written: table, key, bytes.
+type Row = (Rows, u64, Vec<u8>);
 
 const RUN: Rows = TableDefinition::new("run");
 const TERMS: Rows = TableDefinition::new("terms");
@@ -38,6 +57,28 @@ const SNAPSHOTS: Rows = TableDefinition::new("snapshots");
 const CHECKPOINTS: Rows = TableDefinition::new("checkpoints");
 const DECISIONS: Rows = TableDefinition::new("decisions");
 const ENDS: Rows = TableDefinition::new("ends");
+const FACTS: Rows = TableDefinition::new("facts");
+const EVENTS: Rows = TableDefinition::new("events");
+
+/// Every table.
+const TABLES: [Rows; 16] = [
+    RUN,
+    TERMS,
+    GENERATIONS,
+    BEGUN,
+    WISHES,
+    FAREWELLS,
+    PLANS,
+    URGENT,
+    COMMITTED,
+    VALIDATIONS,
+    SNAPSHOTS,
+    CHECKPOINTS,
+    DECISIONS,
+    ENDS,
+    FACTS,
+    EVENTS,
+];
 
 /// Memory that the store may use to cache pages; its own default is 1 GiB.
 const CACHE: usize = 8 << 20;
@@ -89,6 +130,16 @@ pub enum LedgerError {
         /// Of the parser.
         cause: String,
     },
+    /// A row was to be written again with another content.
+    #[error("{}: row {key} of the table {table} is there already and says something else: what is recorded is never changed. This is a bug of the coordinator, and nothing of the transaction was kept", file.display())]
+    Rewritten {
+        /// The ledger.
+        file: PathBuf,
+        /// The table.
+        table: String,
+        /// The row.
+        key: u64,
+    },
     /// The system or the store failed.
     #[error("cannot {what} {}: {cause}", path.display())]
     Store {
@@ -112,7 +163,8 @@ pub struct Ledger {
     next_decision: u64,
     next_wish: u64,
     next_checkpoint: u64,
-    _lock: Lock,
+    next_event: u64,
+    _lock: Option<Lock>,
 }
 
 impl Ledger {
@@ -127,6 +179,8 @@ impl Ledger {
         let file = folder.join("ledger.redb");
         let database = Database::builder()
             .set_cache_size(CACHE)
+            // Others may look while the run goes on.
+            .set_concurrency_mode(ConcurrencyMode::SingleWriter)
             .create(&file)
             .map_err(|error| match error {
                 redb::DatabaseError::DatabaseAlreadyOpen => LedgerError::InUse {
@@ -144,35 +198,15 @@ impl Ledger {
             next_decision: 0,
             next_wish: 0,
             next_checkpoint: 0,
-            _lock: lock,
+            next_event: 1,
+            _lock: Some(lock),
         };
         ledger.claim(folder)?;
         Ok(ledger)
     }
 
     fn claim(&mut self, folder: &Path) -> Result<(), LedgerError> {
-        let failed = |error: redb::Error| store("write", &self.file, error);
-        let began = self.database.begin_write().map_err(|error| failed(error.into()))?;
-        // Makes every table, so that readers find them.
-        for table in [
-            RUN,
-            TERMS,
-            GENERATIONS,
-            BEGUN,
-            WISHES,
-            FAREWELLS,
-            PLANS,
-            URGENT,
-            COMMITTED,
-            VALIDATIONS,
-            SNAPSHOTS,
-            CHECKPOINTS,
-            DECISIONS,
-            ENDS,
-        ] {
-            began.open_table(table).map_err(|error| failed(error.into()))?;
-        }
-        began.commit().map_err(|error| failed(error.into()))?;
+        self.make_tables()?;
         match self.last::<RunRow>(RUN, "run")? {
             Some((_, there)) => {
                 let different = |what, theirs: &str, ours: &str| LedgerError::OtherRun {
@@ -202,11 +236,22 @@ impl Ledger {
         self.next_checkpoint = self
             .last::<CheckpointRow>(CHECKPOINTS, "checkpoints")?
             .map_or(0, |(number, _)| number + 1);
+        self.next_event = self.last_key(EVENTS)?.map_or(1, |number| number + 1);
         let row = TermRow {
             pid: std::process::id(),
             began: unix_seconds(),
         };
         self.write(&[self.row(TERMS, self.term, &row)?])
+    }
+
+    /// Makes every table, so that readers find them.
+    fn make_tables(&self) -> Result<(), LedgerError> {
+        let failed = |error: redb::Error| store("write", &self.file, error);
+        let began = self.database.begin_write().map_err(|error| failed(error.into()))?;
+        for table in TABLES {
+            began.open_table(table).map_err(|error| failed(error.into()))?;
+        }
+        began.commit().map_err(|error| failed(error.into()))
     }
 
     /// The run of this folder.
@@ -229,6 +274,16 @@ impl Ledger {
     /// # Errors
     /// When the store fails; then nothing was kept.
     pub fn append(&mut self, records: &[Record]) -> Result<(), LedgerError> {
+        self.append_with_events(records, Vec::new()).map(|_rows| ())
+    }
+
+    /// As [`Ledger::append`], together with the rows of the events that led to these records. Returns the rows of the
+    /// records.
+    pub(crate) fn append_with_events(
+        &mut self,
+        records: &[Record],
+        events: Vec<Vec<u8>>,
+    ) -> Result<Vec<Row>, LedgerError> {
         let mut rows = Vec::with_capacity(records.len());
         let (mut next_decision, mut next_wish) = (self.next_decision, self.next_wish);
         let mut next_checkpoint = self.next_checkpoint;
@@ -296,24 +351,52 @@ impl Ledger {
                 Record::End(end) => rows.push(self.row(ENDS, self.term, end)?),
             }
         }
+        let (records, next_event) = (rows.len(), self.next_event + events.len() as u64);
+        rows.extend(
+            (self.next_event..)
+                .zip(events)
+                .map(|(number, event)| (EVENTS, number, event)),
+        );
         self.write(&rows)?;
         (self.next_decision, self.next_wish) = (next_decision, next_wish);
         self.next_checkpoint = next_checkpoint;
-        Ok(())
+        self.next_event = next_event;
+        rows.truncate(records);
+        Ok(rows)
     }
 
-    fn row<T: serde::Serialize>(&self, table: Rows, key: u64, record: &T) -> Result<(Rows, u64, Vec<u8>), LedgerError> {
+    /// Keeps what the machine of this term is made with, which says that the term's events are recorded.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn record_facts(&mut self, facts: &FactsRow) -> Result<(), LedgerError> {
+        self.write(&[self.row(FACTS, self.term, facts)?])
+    }
+
+    fn row<T: serde::Serialize>(&self, table: Rows, key: u64, record: &T) -> Result<Row, LedgerError> {
         let bytes = encode(record).map_err(|error| store("make a row for", &self.file, error))?;
         Ok((table, key, bytes))
     }
 
-    fn write(&self, rows: &[(Rows, u64, Vec<u8>)]) -> Result<(), LedgerError> {
+    fn write(&self, rows: &[Row]) -> Result<(), LedgerError> {
         let failed = |error: redb::Error| store("write", &self.file, error);
         let transaction = self.database.begin_write().map_err(|error| failed(error.into()))?;
         for (table, key, bytes) in rows {
             let mut open = transaction.open_table(*table).map_err(|error| failed(error.into()))?;
-            open.insert(key, bytes.as_slice())
+            let before = open
+                .insert(key, bytes.as_slice())
                 .map_err(|error| failed(error.into()))?;
+            if let Some(before) = before
+                && before.value() != bytes
+                && !may_replace(table, before.value(), bytes)
+            {
+                // The transaction is dropped, and with it all of its rows.
+                return Err(LedgerError::Rewritten {
+                    file: self.file.clone(),
+                    table: table.name().to_owned(),
+                    key: *key,
+                });
+            }
         }
         transaction.commit().map_err(|error| failed(error.into()))
     }
@@ -437,6 +520,14 @@ impl Ledger {
         self.all(ENDS, "ends")
     }
 
+    fn last_key(&self, rows: Rows) -> Result<Option<u64>, LedgerError> {
+        let failed = |error: redb::Error| store("read", &self.file, error);
+        let transaction = self.database.begin_read().map_err(|error| failed(error.into()))?;
+        let open = transaction.open_table(rows).map_err(|error| failed(error.into()))?;
+        let last = open.last().map_err(|error| failed(error.into()))?;
+        Ok(last.map(|(key, _)| key.value()))
+    }
+
     fn last<T: serde::de::DeserializeOwned>(
         &self,
         rows: Rows,
@@ -474,6 +565,13 @@ impl Ledger {
         }
         Ok(values)
     }
+}
+
+/// Whether a row may take the place of another one. Only a snapshot may: that of the same step which a later generation
+/// made.
+fn may_replace(table: &Rows, before: &[u8], after: &[u8]) -> bool {
+    let generation = |bytes: &[u8]| rows::parts_of(bytes)?.first().map(|part| part.generation);
+    table.name() == SNAPSHOTS.name() && generation(before) < generation(after)
 }
 
 fn store(what: &'static str, path: &Path, cause: impl std::fmt::Display) -> LedgerError {

@@ -41,6 +41,12 @@ pub enum Command {
         #[command(subcommand)]
         command: DataCommand,
     },
+    /// Read the ledger of a run, live or over: show it, prove things from it, decide everything again
+    Ledger {
+        /// What to do with the ledger.
+        #[command(subcommand)]
+        command: LedgerCommand,
+    },
     /// Preview learning rate, batch size and length of a run
     Schedule(ScheduleArguments),
     /// Write text with trained weights: CHECKPOINT --prompt TEXT … (see `lockstep generate --help`)
@@ -139,6 +145,38 @@ pub struct Target {
 pub enum DataCommand {
     /// Turn text into tokens; the last tenth is kept for validation
     Prepare(PrepareArguments),
+}
+
+/// `lockstep ledger …`.
+#[derive(Debug, Subcommand)]
+pub enum LedgerCommand {
+    /// Show terms, generations, plans, committed steps, snapshots, validations, decisions and ends, and the size
+    Show {
+        /// The run's folder, or the name of a run under ./runs
+        run_dir: PathBuf,
+        /// Print JSON: one object, or with --table one a row
+        #[arg(long)]
+        json: bool,
+        /// Show every row of one table
+        #[arg(long, value_name = "NAME")]
+        table: Option<String>,
+    },
+    /// Prove from the ledger alone that every step and sample was trained once, in order, by the plans of the config
+    Audit {
+        /// The run's folder, or the name of a run under ./runs
+        run_dir: PathBuf,
+        /// Print one JSON object for each claim
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make every decision again from the recorded events, and compare with what was decided
+    Replay {
+        /// The run's folder, or the name of a run under ./runs
+        run_dir: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `lockstep data prepare`.

@@ -29,7 +29,7 @@ pub enum TrainerError {
     Parts(#[from] lockstep_parts::PartsError),
     /// A checkpoint cannot be written or loaded.
     #[error(transparent)]
-    Checkpoint(#[from] lockstep_checkpoint::CheckpointError),
+    Checkpoint(Box<lockstep_checkpoint::CheckpointError>),
     /// The data cannot be read.
     #[error(transparent)]
     Data(#[from] lockstep_data::DataError),
@@ -68,6 +68,12 @@ impl TrainerError {
     pub fn is_out_of_memory(&self) -> bool {
         let words = self.to_string();
         words.contains("CUDA out of memory") || words.contains("no memory left")
+    }
+}
+
+impl From<lockstep_checkpoint::CheckpointError> for TrainerError {
+    fn from(error: lockstep_checkpoint::CheckpointError) -> TrainerError {
+        TrainerError::Checkpoint(Box::new(error))
     }
 }
 

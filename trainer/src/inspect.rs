@@ -1,8 +1,10 @@
-//! `inspect`: what a config or a folder of final weights holds: tensors, owners and their loads, the memory account.
+//! `inspect`: what a config, a folder of final weights or a checkpoint holds: tensors, owners and their loads, the memory
+//! account.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
+use lockstep_checkpoint::{Depth, Inspection, Limits, Store};
 use lockstep_config::{Method, Precision, RunConfig};
 use lockstep_data::{Dataset, rank_lanes};
 use lockstep_inventory::{TensorSpec, Treatment, Use, treatments_of};
@@ -16,8 +18,14 @@ use crate::weights_file;
 
 /// What `inspect` prints for a config file or a folder of final weights, for a world of `ranks`.
 pub fn inspect(path: &Path, ranks: u32, sets: &[String]) -> Result<String, TrainerError> {
-    if path.is_dir() {
+    if path.join(weights_file::WEIGHTS).is_file() {
         return weights(path);
+    }
+    if path.is_dir() {
+        return newest_checkpoint(path);
+    }
+    if let Some(store) = store_of(path) {
+        return checkpoint(store, path);
     }
     let config = RunConfig::read(path, sets)?;
     if ranks == 0 || ranks > config.run.lanes {
@@ -47,6 +55,67 @@ fn weights(folder: &Path) -> Result<String, TrainerError> {
     }
     let _ = writeln!(out, "\n{total} parameters");
     Ok(out)
+}
+
+/// The folder of checkpoints in which a manifest lies, if its path is one of a manifest.
+fn store_of(manifest: &Path) -> Option<&Path> {
+    let step = manifest.parent()?;
+    let is_manifest = manifest.extension().is_some_and(|extension| extension == "json")
+        && step.file_name()?.to_str()?.starts_with("step-");
+    is_manifest.then(|| step.parent()).flatten()
+}
+
+fn checkpoint(folder: &Path, manifest: &Path) -> Result<String, TrainerError> {
+    let store = Store::folder(folder, Limits::default())?;
+    let name = store.list()?.into_iter().find(|name| manifest.ends_with(name.file()));
+    let name = name
+        .ok_or_else(|| TrainerError::Refused(format!("{} is not the manifest of a checkpoint", manifest.display())))?;
+    let reader = store.open_checkpoint(name)?;
+    reader.verify(Depth::Lengths)?;
+    Ok(describe_checkpoint(&lockstep_checkpoint::inspect(&reader)))
+}
+
+fn newest_checkpoint(folder: &Path) -> Result<String, TrainerError> {
+    let nothing = || {
+        TrainerError::Refused(format!(
+            "{} holds neither final weights nor a good checkpoint",
+            folder.display()
+        ))
+    };
+    if !folder.join("parts").is_dir() {
+        return Err(nothing());
+    }
+    let store = Store::folder(folder, Limits::default())?;
+    let newest = store.newest_good(Depth::Lengths, |_| Ok(()))?;
+    let mut out = String::new();
+    for refused in &newest.refused {
+        let _ = writeln!(out, "passed over {}: {}", refused.name, refused.reason);
+    }
+    let reader = newest.reader.ok_or_else(nothing)?;
+    Ok(out + &describe_checkpoint(&lockstep_checkpoint::inspect(&reader)))
+}
+
+fn describe_checkpoint(checkpoint: &Inspection) -> String {
+    let mut out = format!(
+        "checkpoint {} of run {} after step {}\n{} samples consumed, parameter hash {}\n\n",
+        checkpoint.checkpoint, checkpoint.run_id, checkpoint.step, checkpoint.cursor, checkpoint.parameter_hash
+    );
+    for tensor in &checkpoint.tensors {
+        let arrays: Vec<&str> = tensor.arrays.iter().map(|array| array.name.as_str()).collect();
+        let shape = format!("{:?}", tensor.shape);
+        let _ = writeln!(out, "{:<28} {shape:<16} {}", tensor.name, arrays.join(", "));
+    }
+    for (name, bits) in &checkpoint.words {
+        let _ = writeln!(out, "{name:<28} {bits}");
+    }
+    let _ = writeln!(
+        out,
+        "\n{} parameters, {} parts, {} MiB",
+        checkpoint.parameters,
+        checkpoint.parts.len(),
+        checkpoint.bytes.div_ceil(1 << 20)
+    );
+    out
 }
 
 /// The whole description of a config.

@@ -12,7 +12,7 @@ use safetensors::{SafeTensors, serialize_to_file};
 
 use crate::error::TrainerError;
 
-const WEIGHTS: &str = "model.safetensors";
+pub(crate) const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.toml";
 const TOKENIZER: &str = "tokenizer.json";
 const FORMAT: &str = "lockstep-weights";
@@ -75,8 +75,25 @@ impl Writer {
         std::fs::File::open(&path)
             .and_then(|f| f.sync_all())
             .map_err(file_error("cannot flush", &path))?;
-        std::fs::rename(&partial, &self.folder).map_err(file_error("cannot put into place", &self.folder))
+        put_into_place(&partial, &self.folder)
     }
+}
+
+/// Renames a folder to its place. One that was there, of a run that was stopped and has gone on since, goes.
+fn put_into_place(partial: &Path, folder: &Path) -> Result<(), TrainerError> {
+    let failed = file_error("cannot put into place", folder);
+    let before = folder.with_extension("before");
+    if folder.exists() {
+        if before.exists() {
+            std::fs::remove_dir_all(&before).map_err(file_error("cannot remove", &before))?;
+        }
+        std::fs::rename(folder, &before).map_err(file_error("cannot move", folder))?;
+    }
+    std::fs::rename(partial, folder).map_err(failed)?;
+    if before.exists() {
+        std::fs::remove_dir_all(&before).map_err(file_error("cannot remove", &before))?;
+    }
+    Ok(())
 }
 
 /// Weights read back: config and tensors by name.

@@ -133,7 +133,7 @@ impl World {
         );
         World {
             weights: weights.unwrap(),
-            slots: UpdateSlots::new(&layout, &map, &optimizer),
+            slots: UpdateSlots::new(&layout, &map, &optimizer, false),
             losses: LaneLosses::new(1, Device::Cpu).unwrap(),
             state: ModelState::default(),
             model,

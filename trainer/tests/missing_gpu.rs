@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use lockstep_config::{GPU_ENVIRONMENT, RunConfig, prepare_for_gpu};
-use lockstep_coordinator::{Coordinator, CoordinatorOptions};
+use lockstep_coordinator::{BegunRun, Coordinator, CoordinatorOptions};
 
 fn config() -> RunConfig {
     let text = "[run]\nname = \"gpu\"\nsteps = 1\ndevice = \"cuda\"\n[data]\npath = \"unused\"\nsequence_length = 16\n\
@@ -19,6 +19,8 @@ fn config() -> RunConfig {
 fn refused(prepare: impl FnOnce(&mut Command)) -> (Output, String) {
     let folder = tempfile::tempdir().unwrap();
     let running = Coordinator::start(CoordinatorOptions {
+        begun: BegunRun::LeftAlone,
+        vocabulary: 257,
         config: config(),
         run_dir: folder.path().join("run"),
         ranks: 1,

@@ -1,14 +1,15 @@
-//! `cargo xtask setup|demo|test|sanitize|check-gpu|bench`: everything a newcomer, a developer and the continuous integration
+//! `cargo xtask setup|demo|test|chaos|sanitize|check-gpu|bench`: everything a newcomer, a developer and the continuous integration
 //! type.
 //!
 //! Plain Rust that is built before libtorch exists: [`setup`] fetches libtorch, [`demo`] shows a whole run,
 //! [`stages`] is what the continuous integration runs, [`repository`] are the rules about the files themselves,
-//! [`sanitize`] tests under the sanitizers, [`check_gpu`] looks at NVIDIA's libraries, and [`bench`] measures. [`workspace`]
+//! [`chaos`] disturbs real runs, [`sanitize`] tests under the sanitizers, [`check_gpu`] looks at NVIDIA's libraries, and [`bench`] measures. [`workspace`]
 //! knows where things are and [`process`] starts programs; each failure is one [`failure::Failure`]: a sentence and an exit
 //! code.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod bench;
+mod chaos;
 mod check_gpu;
 mod demo;
 mod failure;
@@ -56,6 +57,8 @@ enum Chore {
         #[arg(value_enum)]
         stages: Vec<stages::Stage>,
     },
+    /// Disturb real runs by real faults, and compare each with a run that nothing disturbs.
+    Chaos(chaos::Options),
     /// Test the communication on the host under the address and the thread sanitizer; needs Rust's `rust-src`.
     Sanitize {
         /// Only these (default: both).
@@ -82,6 +85,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Chore::Setup { root, cuda: false } => setup::setup(&workspace, root.as_deref()),
         Chore::Demo => demo::demo(&workspace),
         Chore::Test { stages } => stages::test(&workspace, &stages),
+        Chore::Chaos(options) => chaos::chaos(&workspace, &options),
         Chore::Sanitize { sanitizers } => sanitize::sanitize(&workspace, &sanitizers),
         Chore::CheckGpu { checks } => check_gpu::check_gpu(&workspace, &checks),
         Chore::Bench { what } => bench::bench(&workspace, &what),

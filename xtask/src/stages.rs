@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 
+use crate::chaos;
 use crate::failure::Failure;
 use crate::process;
 use crate::repository;
@@ -26,6 +27,8 @@ pub(crate) enum Stage {
     Build,
     /// Unit, property and end-to-end tests.
     Tests,
+    /// A run under thirty real faults, of a new seed each time.
+    Chaos,
 }
 
 impl Stage {
@@ -51,6 +54,7 @@ impl Stage {
             Stage::Clippy => with_members(&["clippy", "--release"], &["--all-targets", "--", "--deny", "warnings"]),
             Stage::Build => with_members(&["build", "--release"], &[]),
             Stage::Tests => with_members(&["test", "--release"], &["--no-fail-fast"]),
+            Stage::Chaos => chaos::chaos(workspace, &chaos::Options::short()),
         }
     }
 }

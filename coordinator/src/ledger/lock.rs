@@ -9,6 +9,12 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::ledger::{LedgerError, store};
 
+/// The pid that the lock of a folder names, if it names one.
+pub(super) fn holder(folder: &Path) -> Option<String> {
+    let holder = std::fs::read_to_string(folder.join("run.lock")).ok()?;
+    Some(holder.trim().to_owned()).filter(|holder| !holder.is_empty())
+}
+
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lockstep_proto::domain::{Checkpoint, Outcome};
+use lockstep_proto::domain::{Checkpoint, Outcome, Part};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
@@ -118,4 +118,28 @@ pub(super) fn decode<T: DeserializeOwned>(
         });
     }
     Ok(serde_json::from_slice::<Row<T>>(bytes).map_err(broken)?.record)
+}
+
+/// The record of a row as JSON.
+pub(super) fn record_of(bytes: &[u8]) -> Result<serde_json::Value, String> {
+    let row: Row<serde_json::Value> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    match row.version {
+        LEDGER_VERSION => Ok(row.record),
+        found => Err(format!(
+            "it has version {found}, and this build knows version {LEDGER_VERSION} only"
+        )),
+    }
+}
+
+/// The record of a row; one sentence where it cannot be read.
+pub(super) fn typed_record_of<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    // The version first: a row of another version may have any shape.
+    record_of(bytes)?;
+    let row: Row<T> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    Ok(row.record)
+}
+
+/// The parts of a row of snapshots.
+pub(super) fn parts_of(bytes: &[u8]) -> Option<Vec<Part>> {
+    typed_record_of(bytes).ok()
 }

@@ -241,9 +241,14 @@ fn an_unknown_version_is_refused_by_name() {
         error.contains("table plans has version 99") && error.contains("version 1 only"),
         "{error}"
     );
-    ledger
-        .write(&[(RUN, 0, br#"{"version":2,"record":{"new":true}}"#.to_vec())])
+    let transaction = ledger.database.begin_write().unwrap();
+    let newer = br#"{"version":2,"record":{"new":true}}"#;
+    transaction
+        .open_table(RUN)
+        .unwrap()
+        .insert(0, newer.as_slice())
         .unwrap();
+    transaction.commit().unwrap();
     drop(ledger);
     let error = Ledger::open(folder.path(), run()).unwrap_err();
     assert!(
@@ -268,5 +273,115 @@ fn a_file_that_is_no_ledger_is_refused() {
     )
     .unwrap();
     let error = Ledger::open(folder.path(), run()).unwrap_err().to_string();
+    assert!(error.contains("ledger.redb"), "{error}");
+}
+
+#[test]
+fn a_row_is_never_written_again_with_another_content_and_nothing_of_that_transaction_is_kept() {
+    let folder = tempdir().unwrap();
+    let mut ledger = Ledger::open(folder.path(), run()).unwrap();
+    ledger.append(&records()).unwrap();
+    ledger.append(&[Record::Plans(vec![plan(1)])]).unwrap(); // the same again: nothing changes
+    let other = |step| Plan {
+        learning_rate: 9.0,
+        ..plan(step)
+    };
+    let changes: [(&str, Record); 5] = [
+        ("row 2 of the table plans", Record::Plans(vec![other(2)])),
+        ("row 1 of the table committed", {
+            let mut commit = commit(1, metrics());
+            commit.parameter_hash[0] += 1;
+            Record::Committed(Box::new(commit))
+        }),
+        (
+            "row 1 of the table validations",
+            Record::Validation {
+                step: 1,
+                validation: Validation { loss: 2.6, tokens: 7 },
+            },
+        ),
+        (
+            "row 1 of the table directives",
+            Record::Urgent(Directive {
+                sequence: 1,
+                kind: DirectiveKind::Stop,
+            }),
+        ),
+        (
+            "row 1 of the table ends",
+            Record::End(RunEnd {
+                outcome: Outcome::Completed,
+                reason: "asked".to_owned(),
+                last_step: 1,
+            }),
+        ),
+    ];
+    for (named, change) in changes {
+        let error = ledger.append(&[Record::Plans(vec![plan(9)]), change]).unwrap_err();
+        assert!(matches!(error, LedgerError::Rewritten { .. }), "{error}");
+        assert!(error.to_string().contains(named), "{error}");
+    }
+    assert_eq!(ledger.plans().unwrap(), [plan(1), plan(2)]);
+    assert_eq!(ledger.committed().unwrap(), [commit(1, metrics())]);
+}
+
+#[test]
+fn only_a_snapshot_of_a_later_generation_takes_the_place_of_another() {
+    let folder = tempdir().unwrap();
+    let mut ledger = Ledger::open(folder.path(), run()).unwrap();
+    let snapshot = |generation, hash| Record::Snapshot {
+        step: 4,
+        parts: vec![Part {
+            step: 4,
+            generation,
+            part: 0,
+            hash: [hash; 32],
+        }],
+    };
+    ledger.append(&[snapshot(1, 1)]).unwrap();
+    let error = ledger.append(&[snapshot(1, 2)]).unwrap_err();
+    assert!(error.to_string().contains("row 4 of the table snapshots"), "{error}");
+    ledger.append(&[snapshot(2, 2)]).unwrap();
+    assert_eq!(ledger.snapshots().unwrap()[0][0].generation, 2);
+    ledger.append(&[snapshot(1, 1)]).unwrap_err();
+}
+
+#[test]
+fn a_ledger_is_read_while_its_run_goes_on_and_after_it_was_killed() {
+    let folder = tempdir().unwrap();
+    let mut ledger = Ledger::open(folder.path(), run()).unwrap();
+    ledger.append(&records()).unwrap();
+    let rows_of_plans = |reader: &Reader| {
+        let tables = reader.tables().unwrap();
+        tables.iter().find(|table| table.name == "plans").unwrap().rows
+    };
+    let live = Reader::open(folder.path()).unwrap();
+    assert_eq!((rows_of_plans(&live), live.is_repaired_copy()), (2, false));
+    ledger.append(&[Record::Plans(vec![plan(3)])]).unwrap();
+    assert_eq!(rows_of_plans(&live), 2, "one moment is shown");
+    assert_eq!(rows_of_plans(&Reader::open(folder.path()).unwrap()), 3);
+
+    // The file as it is now is what a killed process leaves.
+    let killed = tempdir().unwrap();
+    let file = killed.path().join("ledger.redb");
+    std::fs::copy(folder.path().join("ledger.redb"), &file).unwrap();
+    let before = std::fs::read(&file).unwrap();
+    let reader = Reader::open(killed.path()).unwrap();
+    assert_eq!(rows_of_plans(&reader), 3);
+    assert_eq!(std::fs::read(&file).unwrap(), before, "the file is not touched");
+    drop((live, ledger));
+    Reader::open(folder.path()).unwrap();
+}
+
+#[test]
+fn where_a_process_lets_nobody_else_in_it_is_named() {
+    let folder = tempdir().unwrap();
+    drop(Ledger::open(folder.path(), run()).unwrap());
+    let _exclusive = Database::open(folder.path().join("ledger.redb")).unwrap();
+    let error = Reader::open(folder.path()).unwrap_err().to_string();
+    let pid = std::process::id().to_string();
+    assert!(error.contains("in use") && error.contains(&pid), "{error}");
+    let elsewhere = tempdir().unwrap();
+    let error = Reader::open(elsewhere.path()).unwrap_err().to_string();
     assert!(error.contains("ledger.redb"), "{error}");
 }

@@ -25,6 +25,7 @@
 //! 12. A snapshot stands only when every part of it is held twice, or once where there is one rank.
 //! 13. A checkpoint is committed only when every rank of one generation has written its part of a committed step, and loaded
 //!     only when it was committed and not refused since.
+//! 14. The events that the ledger keeps lead to the same records again.
 
 mod checkpoints;
 mod commands;
@@ -50,6 +51,7 @@ use lockstep_proto::domain::{
     Checkpoint, Directive as Urgent, Generation, JoinInfo, MemberStatus, Part, Plan, Progress, Ready, RunEnd, Stamp,
     StepMetrics, Validation, Written,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::plan::Planner;
 pub use crate::run::decision::{
@@ -60,7 +62,7 @@ use crate::run::returning::Returning;
 pub use crate::run::window::LONGEST_WINDOW;
 
 /// How many ranks a run may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worlds {
     /// Members that make the first world complete.
     pub first: u32,
@@ -106,6 +108,8 @@ pub struct RunFacts {
     pub last_generation: u64,
     /// How long the ranks of an earlier term are waited for.
     pub return_patience: Duration,
+    /// Whether nobody of an earlier term trains any more.
+    pub is_resumed: bool,
     /// Time that a plan window reaches ahead.
     pub window: Duration,
     /// What the secrets of the generations are derived from: the same in every term.

@@ -145,7 +145,7 @@ impl Run {
             .map(|part| part.step);
         let resumed = generation.resume.as_ref().map_or(0, |resume| resume.step);
         run.snapshot = stood.fold(resumed, u64::max);
-        if recorded.is_ended {
+        if recorded.is_ended || run.facts.is_resumed {
             run.generation = Some(generation);
             return Ok(run);
         }

@@ -12,6 +12,7 @@ use rand::{Rng, SeedableRng};
 
 use super::tests::{facts, info};
 use super::{Directive, Event, Peer, Phase, Recorded, Run, Worlds};
+use crate::ledger::Shadow;
 
 mod checker;
 mod trainers;
@@ -147,6 +148,7 @@ struct Simulation {
     /// When memory changes, so that schedules without that are what they were.
     odd: StdRng,
     run: Run,
+    shadow: Shadow,
     checker: Checker,
     /// What is durable.
     ledger: Recorded,
@@ -238,6 +240,7 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
     run.fault = fault;
     let snapshot_every = rng.random_range(0..=6);
     let simulation = Simulation {
+        shadow: Shadow::of(&run),
         run,
         checker,
         ledger: Recorded::default(),
@@ -344,7 +347,10 @@ impl Simulation {
             _ => None,
         };
         let told = self.is_traced.then(|| format!("{:?} {event:?}", self.now));
-        let decision = self.run.step(event, self.now);
+        let decision = self
+            .shadow
+            .decide(&mut self.run, event, self.now)
+            .map_err(|difference| Violation::new(14, difference))?;
         if let Some(told) = told {
             println!("{told}\n    -> {:?}: {}", self.run.phase(), decision.reason);
             for directive in &decision.directives {
@@ -397,6 +403,7 @@ impl Simulation {
         let mut run = recovered.map_err(|refusal| Violation::new(10, refusal.reason))?;
         run.fault = self.run.fault;
         self.checker.restarted(&run)?;
+        self.shadow = Shadow::of(&run);
         self.run = run;
         self.restarts += 1;
         self.now = Duration::ZERO;

@@ -1,8 +1,10 @@
 //! What the machine promises, said one by one; the numbers are those of the module's invariants. Here: worlds,
-//! windows, reports and commits; `drift` has memory that changes, `endings` has pauses and ends, `regroup` members that come and go, `schedules` the random schedules of the simulator.
+//! windows, reports and commits; `drift` has memory that changes, `endings` has pauses and ends, `recording` what the ledger keeps of events, `regroup`
+//! members that come and go, `schedules` the random schedules of the simulator.
 
 mod drift;
 mod endings;
+mod recording;
 mod regroup;
 mod schedules;
 
@@ -48,6 +50,7 @@ pub(super) fn facts(ranks: u32, lanes: u32, steps: u64) -> RunFacts {
         worlds: Worlds::fixed(ranks),
         term: 1,
         last_generation: 0,
+        is_resumed: false,
         return_patience: Duration::from_secs(60),
         window: Duration::from_secs(5),
         secret: [3; 32],

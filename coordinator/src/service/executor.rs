@@ -14,7 +14,7 @@ use tokio::sync::broadcast;
 use tonic::Status;
 
 use crate::files::RunFiles;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Recorder};
 use crate::run::{Decision, Directive, Event, Peer, Phase, Record, Refusal, Run};
 use crate::service::checkpoints::Committer;
 use crate::service::mailbox::{Letter, Letters, Outgoing, Reply};
@@ -28,10 +28,13 @@ const TICK: Duration = Duration::from_millis(100);
 const LINGER: Duration = Duration::from_secs(2);
 /// Letters that are taken between two transactions.
 const BATCH: usize = 256;
+/// Events without a directive that may wait for the next transaction; more of them get one of their own.
+const MOST_EVENTS: usize = 256;
 
 /// What the executor is made of.
 pub(crate) struct ExecutorParts {
     pub(crate) run: Run,
+    pub(crate) recorder: Recorder,
     pub(crate) ledger: Ledger,
     pub(crate) files: RunFiles,
     pub(crate) letters: Letters,
@@ -58,6 +61,8 @@ pub(crate) struct Executor {
     members: BTreeMap<Peer, Outgoing>,
     pending: Vec<Directive>,
     pending_since: Option<Instant>,
+    /// Refusals of members that wait for the refused event to be durable.
+    refusals: Vec<(Peer, Refusal)>,
     /// Answers that wait for the decision to be durable.
     replies: Vec<(Reply<Answer>, Answer)>,
     told: (&'static str, String),
@@ -76,6 +81,7 @@ impl Executor {
             members: BTreeMap::new(),
             pending: Vec::new(),
             pending_since: None,
+            refusals: Vec::new(),
             replies: Vec::new(),
             told,
             loss: parts.last.as_ref().map(|step| step.loss),
@@ -93,7 +99,9 @@ impl Executor {
             if let Some((end, since)) = &self.ended
                 && (self.members.is_empty() || since.elapsed() >= LINGER)
             {
-                return end.clone();
+                let end = end.clone();
+                self.flush();
+                return end;
             }
             let flush_at = self
                 .pending_since
@@ -118,7 +126,8 @@ impl Executor {
                 self.decide(Event::Tick);
             }
             let due = self.pending_since.is_some_and(|since| since.elapsed() >= GATHER);
-            if due || !self.replies.is_empty() || self.pending.iter().any(is_urgent) {
+            let is_asked = !self.replies.is_empty() || !self.refusals.is_empty();
+            if due || is_asked || self.parts.recorder.waiting() > MOST_EVENTS || self.pending.iter().any(is_urgent) {
                 self.flush();
             }
             self.tell_state();
@@ -136,10 +145,7 @@ impl Executor {
                 let decision = self.step(event);
                 if let (Some(peer), Some(refusal)) = (from, decision.refusal) {
                     tracing::warn!("{}", refusal.reason);
-                    if let Some(outgoing) = self.members.remove(&peer) {
-                        // Full or closed: the member goes without the sentence.
-                        let _told = outgoing.try_send(Err(refused(&refusal)));
-                    }
+                    self.refusals.push((peer, refusal));
                 }
                 if let (Some(peer), true) = (from, left) {
                     self.members.remove(&peer);
@@ -171,7 +177,8 @@ impl Executor {
     }
 
     fn step(&mut self, event: Event) -> Decision {
-        let mut decision = self.parts.run.step(event, self.began.elapsed());
+        let now = self.began.elapsed();
+        let mut decision = self.parts.recorder.decide(&mut self.parts.run, event, now);
         if !decision.directives.is_empty() {
             self.pending_since.get_or_insert_with(Instant::now);
             self.pending.append(&mut decision.directives);
@@ -190,8 +197,9 @@ impl Executor {
                 other => rest.push(other),
             }
         }
-        if !records.is_empty()
-            && let Err(error) = self.parts.ledger.append(&records)
+        let events = self.parts.recorder.take();
+        if !(records.is_empty() && events.is_empty())
+            && let Err(error) = self.parts.ledger.append_with_events(&records, events)
         {
             self.cannot_go_on(error.to_string());
             return;
@@ -211,11 +219,7 @@ impl Executor {
                 Directive::Send { to, stamp, body } => self.send(to, stamp, body),
                 Directive::Fence { peer, reason } => {
                     tracing::warn!("{reason}");
-                    if let Some(outgoing) = self.members.remove(&peer) {
-                        let refusal = Refusal::new("FENCED", "member", reason);
-                        // Full or closed: the member goes without the sentence.
-                        let _told = outgoing.try_send(Err(refused(&refusal)));
-                    }
+                    self.refuse(peer, &Refusal::new("FENCED", "member", reason));
                 }
                 Directive::Commit(commission) => self.parts.committer.commit(*commission),
                 Directive::End(ended) => end = Some(ended),
@@ -224,6 +228,9 @@ impl Executor {
         }
         for (to, (stamp, step)) in acknowledged {
             self.send(to, stamp, CoordinatorBody::Acknowledged { step, finished: false });
+        }
+        for (peer, refusal) in std::mem::take(&mut self.refusals) {
+            self.refuse(peer, &refusal);
         }
         if let Err(error) = self.write_files(&records) {
             self.cannot_go_on(error.to_string());
@@ -278,8 +285,19 @@ impl Executor {
         }
     }
 
+    /// Closes a member's stream with a sentence.
+    fn refuse(&mut self, peer: Peer, refusal: &Refusal) {
+        if let Some(outgoing) = self.members.remove(&peer) {
+            // Full or closed: the member goes without the sentence.
+            let _told = outgoing.try_send(Err(refused(refusal)));
+        }
+    }
+
     /// The disk failed: nothing can be made durable, so the run ends without a record of it.
     fn cannot_go_on(&mut self, reason: String) {
+        for (peer, refusal) in std::mem::take(&mut self.refusals) {
+            self.refuse(peer, &refusal);
+        }
         let last_step = self.parts.run.committed();
         let stamp = self.parts.run.stamp();
         let members: Vec<Peer> = self.members.keys().copied().collect();

@@ -5,13 +5,14 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 use std::sync::atomic::{self, AtomicU64};
 
-use lockstep_proto::domain::{CoordinatorBody, FromCoordinator, FromMember, Header, MemberBody, Stamp};
+use lockstep_proto::domain::{CoordinatorBody, FromCoordinator, FromMember, Header, Stamp};
 use lockstep_proto::v1;
 use lockstep_proto::v1::training_server::Training;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::ledger::event_of_member;
 use crate::run::{Event, Peer};
 use crate::service::mailbox::{Letter, Mailbox};
 use crate::service::status::{misunderstood, older_term, other_run, over};
@@ -92,45 +93,5 @@ fn understand(message: v1::MemberMessage, peer: Peer, run_id: &str, term: u64) -
         Ordering::Greater => return Err(older_term(header.stamp.term, term)),
         Ordering::Equal => {}
     }
-    let stamp = header.stamp;
-    Ok(Some(match body {
-        MemberBody::Join(info) => Event::Join { peer, info },
-        MemberBody::CommId(id) => Event::CommId { peer, stamp, id },
-        MemberBody::Ready(ready) => Event::Ready { peer, stamp, ready },
-        MemberBody::Progress(progress) => Event::Progress { peer, progress },
-        MemberBody::Report(report) => Event::Report { peer, report },
-        MemberBody::Holds(part) => Event::Holds { peer, stamp, part },
-        MemberBody::Stopped {
-            step: _,
-            cause,
-            parts,
-            checkpoint_is_bad,
-            drifted,
-        } => Event::Stopped {
-            checkpoint_is_bad,
-            drifted,
-            peer,
-            stamp,
-            cause,
-            parts,
-        },
-        MemberBody::Wrote { step, written } => Event::Wrote {
-            peer,
-            stamp,
-            step,
-            written,
-        },
-        MemberBody::Leaving(reason) => Event::Leaving { peer, reason },
-        MemberBody::Return(returned) => Event::Return {
-            peer,
-            generation: stamp.generation,
-            returned: Box::new(returned),
-        },
-        MemberBody::Finished { outcome, step } => Event::Finished {
-            peer,
-            stamp,
-            outcome,
-            step,
-        },
-    }))
+    Ok(Some(event_of_member(peer, header.stamp, body)))
 }

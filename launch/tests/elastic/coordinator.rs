@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use crate::stage::{Stage, real_trainer, wait_until};
+use crate::stage::{Stage, real_trainer, said, wait_until};
 use crate::{ByHand, SETS, calm, hashes, lines};
 
 /// A coordinator at a port of its own. It is killed when this is dropped.
@@ -123,6 +123,10 @@ fn a_killed_coordinator_is_started_again_and_no_step_is_made_twice() {
         generations.iter().all(|generation| *generation == 1),
         "the generation goes on in every term: {generations:?}"
     );
+    for proof in ["audit", "replay"] {
+        let output = stage.lockstep(&format!("ledger {proof} runs/again"));
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    }
     // The run is over, and who starts it once more is told so.
     coordinator.start_again();
     assert_eq!(coordinator.wait(), Some(0));

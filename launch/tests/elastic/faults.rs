@@ -10,6 +10,14 @@ use super::{SETS, calm, hashes, lines};
 
 const BAD_SAMPLE: &str = "nan@7.3";
 
+/// The ledger of a run proves that every sample was trained once, and every decision comes out again.
+fn is_proven(stage: &Stage, name: &str) {
+    for proof in ["audit", "replay"] {
+        let output = stage.lockstep(&format!("ledger {proof} runs/{name}"));
+        assert_eq!(output.status.code(), Some(0), "{proof}: {}", said(&output));
+    }
+}
+
 fn drilled(stage: &Stage, name: &str, ranks: u32, policy: &str) -> std::process::Output {
     let words = format!(
         "run run.toml {SETS} --set run.steps=12 --set run.name={name} --set fault.on_not_finite={policy} -n {ranks}"
@@ -56,6 +64,7 @@ fn a_loss_that_is_no_number_is_skipped_alike_on_any_number_of_ranks() {
         assert_ne!(made[7], made[6]);
         let summary: Value = serde_json::from_str(&stage.read(&format!("runs/{name}/summary.json"))).unwrap();
         assert_eq!(summary["skipped_steps"], 1);
+        is_proven(&stage, &name);
         assert!(
             *first.get_or_insert_with(|| made.clone()) == made,
             "{ranks} ranks made other bits"
@@ -103,6 +112,7 @@ fn a_changed_bit_is_named_and_healed_and_no_hash_is_another_one() {
                 "{told}"
             );
             assert!(hashes(&stage, &name) == expected, "{name} made other bits");
+            is_proven(&stage, &name);
             let worlds: Vec<u64> = lines(&stage, &name)
                 .iter()
                 .map(|line| line["ranks"].as_u64().unwrap())

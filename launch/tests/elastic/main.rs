@@ -4,6 +4,7 @@
 
 mod coordinator;
 mod faults;
+mod resume;
 #[path = "../stage/mod.rs"]
 mod stage;
 

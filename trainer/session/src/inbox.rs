@@ -148,6 +148,22 @@ impl Inbox {
         }
     }
 
+    /// Waits for a generation newer than `before`. One that was aborted meanwhile counts: this member is in it, and has to say
+    /// that it left.
+    pub(crate) fn wait_for_generation(&self, before: Stamp) -> Result<Generation, SessionError> {
+        let mut state = self.lock();
+        loop {
+            if let Some(error) = &state.broken {
+                return Err(error.clone());
+            }
+            let newer = |generation: &&Generation| generation.stamp > before;
+            if let Some(generation) = state.generation.as_ref().filter(newer) {
+                return Ok(generation.clone());
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Waits for the answer to `Finished`. Where the member has trained to the end, an abort says that its last steps do not
     /// stand, and that it is still needed.
     pub(crate) fn wait_finished(
@@ -395,7 +411,10 @@ impl Inbox {
         state.term = message.header.stamp.term;
         let current = state.generation.as_ref().map(|generation| generation.stamp);
         let of_older_generation = current.is_some_and(|stamp| message.header.stamp < stamp);
-        let was_left = state.left.is_some_and(|left| message.header.stamp <= left);
+        // A generation that goes on in another term keeps its number, and may have been left under the term before.
+        let was_left = state
+            .left
+            .is_some_and(|left| message.header.stamp.generation <= left.generation);
         match message.body {
             CoordinatorBody::Welcome { .. } => {}
             CoordinatorBody::Generation(generation) if !of_older_generation => {
@@ -495,3 +514,6 @@ impl Inbox {
         self.closed.load(Ordering::Acquire)
     }
 }
+
+#[cfg(test)]
+mod tests;

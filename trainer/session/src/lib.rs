@@ -101,16 +101,12 @@ impl Session {
         self.inbox.set_search(patience);
     }
 
-    /// Waits for the next generation that this member is part of.
+    /// Waits for the next generation that this member is part of. It may be aborted already; then the first wait in it says so.
     ///
     /// # Errors
     /// When the coordinator refuses this member (its sentence is the error), or the run ends meanwhile.
     pub fn next_generation(&mut self) -> Result<Generation, SessionError> {
-        let before = self.header.stamp;
-        let generation = self.inbox.wait(None, "the other trainers", |state| {
-            let newer = |generation: &&Generation| generation.stamp > before;
-            state.generation.as_ref().filter(newer).cloned()
-        })?;
+        let generation = self.inbox.wait_for_generation(self.header.stamp)?;
         self.header.stamp = generation.stamp;
         Ok(generation)
     }

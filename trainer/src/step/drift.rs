@@ -169,7 +169,7 @@ impl Engine {
 
     /// What this rank holds, where step `step` compares it.
     pub(super) fn held(&self, step: u64) -> Result<Pending<Held>, TrainerError> {
-        if !self.can_compare() || step % self.drift_every != 0 {
+        if !self.can_compare() || !step.is_multiple_of(self.drift_every) {
             return Ok(Pending::Known(Held::default()));
         }
         let owned = self.shard.hashes()?.and(self.shard.changed()?)?;

@@ -56,9 +56,8 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
         [completed, stopped, failed]
             .into_iter()
             .all(|ended| ended > SCHEDULES / 10)
-            && [steps, generations, replayed]
-                .into_iter()
-                .all(|count| count > SCHEDULES / 2)
+            && replayed > SCHEDULES / 4
+            && [steps, generations].into_iter().all(|count| count > SCHEDULES / 2)
             && loaded > SCHEDULES / 25
             && [resumed, restarts, went_on, checkpoints, drifts]
                 .into_iter()

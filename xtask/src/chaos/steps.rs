@@ -1,0 +1,226 @@
+//! The committed steps of a run, as `metrics.jsonl` has them while it is written.
+//!
+//! A step that was seen here is committed for good: one that is seen again, because a coordinator that was started again has
+//! written the file anew, must be the same, and none may be missing.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::failure::{Failure, on_path};
+
+/// A committed step.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(super) struct Step {
+    pub(super) step: u64,
+    /// Samples that all steps so far have consumed.
+    pub(super) samples: u64,
+    /// Samples that this one has consumed.
+    pub(super) batch: u64,
+    pub(super) generation: u64,
+    pub(super) ranks: u32,
+    pub(super) parameter_hash: String,
+}
+
+/// A line of the file.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Step(Step),
+    /// What a step of these was validated with.
+    Validation {
+        #[serde(rename = "validation_loss")]
+        _loss: f64,
+    },
+}
+
+/// Reads the file on from where it ended last.
+pub(super) struct Steps {
+    path: PathBuf,
+    read: u64,
+    /// The beginning of a line whose end is not written yet.
+    begun: String,
+    /// The newest step that the file has had since it was begun anew.
+    newest: u64,
+    known: BTreeMap<u64, Step>,
+}
+
+impl Steps {
+    pub(super) fn new(run_folder: &Path) -> Steps {
+        Steps {
+            path: run_folder.join("metrics.jsonl"),
+            read: 0,
+            begun: String::new(),
+            newest: 0,
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// The file will be written anew, and all of it is read again.
+    pub(super) fn begin_anew(&mut self) {
+        self.read = 0;
+        self.begun.clear();
+        self.newest = 0;
+    }
+
+    /// Takes in what was written since.
+    ///
+    /// # Errors
+    /// When a step is not the one after the one before it, or was another one before.
+    pub(super) fn look(&mut self) -> Result<(), Failure> {
+        let mut file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(on_path("read", &self.path)(error)),
+        };
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(self.read))
+            .and_then(|_| file.read_to_end(&mut bytes))
+            .map_err(on_path("read", &self.path))?;
+        self.read += bytes.len() as u64;
+        self.begun.push_str(&String::from_utf8_lossy(&bytes));
+        while let Some((line, rest)) = self.begun.split_once('\n') {
+            let line = serde_json::from_str(line)
+                .map_err(|error| Failure::work(format!("{} has the line {line:?}: {error}", self.path.display())))?;
+            let rest = rest.to_owned();
+            if let Line::Step(step) = line {
+                self.take(step)?;
+            }
+            self.begun = rest;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, step: Step) -> Result<(), Failure> {
+        if step.step != self.newest + 1 {
+            return Err(Failure::work(format!(
+                "step {} was committed after step {}",
+                step.step, self.newest
+            )));
+        }
+        self.newest = step.step;
+        if let Some(before) = self.known.get(&step.step)
+            && *before != step
+        {
+            return Err(Failure::work(format!(
+                "a committed step has changed: it was {before:?} and is {step:?}"
+            )));
+        }
+        self.known.insert(step.step, step);
+        Ok(())
+    }
+
+    /// Whether every step that was ever seen is in the file.
+    pub(super) fn are_whole(&self) -> bool {
+        self.newest >= self.known.len() as u64
+    }
+
+    pub(super) fn newest(&self) -> Option<&Step> {
+        self.known.get(&self.newest)
+    }
+
+    /// The number of the newest committed step; 0: none.
+    pub(super) fn count(&self) -> u64 {
+        self.newest
+    }
+
+    /// All of them, in order.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Step> {
+        self.known.values()
+    }
+}
+
+/// Every sample was consumed once: each step takes up where the one before has ended.
+///
+/// # Errors
+/// With the first step that does not.
+pub(super) fn no_gap_and_no_repeat<'a>(steps: impl Iterator<Item = &'a Step>) -> Result<(), Failure> {
+    let mut consumed = 0;
+    for step in steps {
+        if consumed + step.batch != step.samples {
+            return Err(Failure::work(format!(
+                "before step {} {consumed} samples were consumed; it takes {} and then they are {}",
+                step.step, step.batch, step.samples
+            )));
+        }
+        consumed = step.samples;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn line(step: u64, hash: &str) -> String {
+        let samples = step * 8;
+        format!(
+            "{{\"step\":{step},\"samples\":{samples},\"batch\":8,\"generation\":1,\"ranks\":2,\"parameter_hash\":\"{hash}\"}}\n"
+        )
+    }
+
+    fn write(folder: &Path, text: &str) {
+        let mut file = File::options()
+            .create(true)
+            .append(true)
+            .open(folder.join("metrics.jsonl"))
+            .unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn steps_are_read_as_they_are_written_half_lines_included() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut steps = Steps::new(folder.path());
+        steps.look().unwrap();
+        assert_eq!(steps.count(), 0);
+        let (one, two) = (line(1, "a"), line(2, "b"));
+        write(folder.path(), &format!("{one}{}", &two[..9]));
+        steps.look().unwrap();
+        assert_eq!(steps.count(), 1);
+        write(
+            folder.path(),
+            &format!("{}{{\"step\":2,\"validation_loss\":1.5}}\n", &two[9..]),
+        );
+        steps.look().unwrap();
+        assert_eq!(steps.newest().unwrap().parameter_hash, "b");
+        assert!(no_gap_and_no_repeat(steps.all()).is_ok());
+    }
+
+    #[test]
+    fn a_step_that_is_left_out_or_changed_or_lost_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut steps = Steps::new(folder.path());
+        write(folder.path(), &format!("{}{}", line(1, "a"), line(2, "b")));
+        steps.look().unwrap();
+        write(folder.path(), &line(4, "d"));
+        assert!(steps.look().is_err());
+
+        std::fs::remove_file(folder.path().join("metrics.jsonl")).unwrap();
+        steps.begin_anew();
+        write(folder.path(), &line(1, "a"));
+        steps.look().unwrap();
+        assert!(!steps.are_whole());
+        write(folder.path(), &line(2, "other"));
+        assert!(steps.look().is_err());
+    }
+
+    #[test]
+    fn samples_that_are_left_out_are_seen() {
+        let step = |step, samples| Step {
+            step,
+            samples,
+            batch: 8,
+            generation: 1,
+            ranks: 1,
+            parameter_hash: String::new(),
+        };
+        let gap = no_gap_and_no_repeat([step(1, 8), step(2, 24)].iter()).unwrap_err();
+        assert!(gap.to_string().contains("before step 2"), "{gap}");
+    }
+}
