@@ -1,8 +1,8 @@
 //! What `cargo xtask bench` measures.
 //!
 //! [`train`] is a training step beside a peer, [`optimizer`] the same step with several optimisers, [`collectives`] what
-//! communication costs, and [`basin`] the final loss against the peak learning rate. [`step`] runs and measures the step that
-//! the first three share, [`columns`] lays runs side by side, [`variant`] names an optimiser, [`inspected`] reads what
+//! communication costs, [`safety`] what it costs to be able to go on after a failure, and [`basin`] the final loss against the peak learning rate. [`step`] runs and measures the step that
+//! all but the last share, [`columns`] lays runs side by side, [`variant`] names an optimiser, [`inspected`] reads what
 //! `lockstep inspect` says, and [`markdown`] lays tables out.
 
 mod basin;
@@ -11,6 +11,7 @@ mod columns;
 mod inspected;
 mod markdown;
 mod optimizer;
+mod safety;
 mod step;
 mod train;
 mod variant;
@@ -29,6 +30,8 @@ pub(crate) enum Kind {
     Optimizer(optimizer::Options),
     /// Collectives beside MPI's and Gloo's, and whole steps with one kind of communication and another.
     Collectives(collectives::Options),
+    /// The same step with and without the search for memory that changes, snapshots and checkpoints.
+    Safety(safety::Options),
     /// The final validation loss of a small byte GPT against the peak learning rate, for several optimisers.
     Basin(basin::Options),
 }
@@ -39,6 +42,7 @@ pub(crate) fn bench(workspace: &Workspace, kind: &Kind) -> Result<(), Failure> {
         Kind::Train(options) => train::train(workspace, options),
         Kind::Optimizer(options) => optimizer::optimizer(workspace, options),
         Kind::Collectives(options) => collectives::collectives(workspace, options),
+        Kind::Safety(options) => safety::safety(workspace, options),
         Kind::Basin(options) => basin::basin(workspace, options),
     }
 }

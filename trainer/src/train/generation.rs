@@ -1,6 +1,7 @@
 //! One member in one generation: communicator → loaded → ready → plans and steps → reports.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use lockstep_collective::Aborter;
 use lockstep_config::{Device, LOCAL_RANK, RunConfig};
@@ -47,6 +48,8 @@ pub(super) struct Rank {
     made: u64,
     /// The newest directive that all ranks have agreed on in this generation.
     handled: u64,
+    /// What keeping the state after the last step took, in milliseconds: part of the next step's time.
+    keep_ms: f64,
 }
 
 impl Rank {
@@ -119,6 +122,7 @@ impl Rank {
             memory,
             made,
             handled: 0,
+            keep_ms: 0.0,
         };
         if made > 0 {
             // The parts that it began with belong to another world, and their holders may go.
@@ -209,12 +213,14 @@ impl Rank {
             if plan.last {
                 return Ok(End::Over(Outcome::Completed));
             }
+            let began = Instant::now();
             if plan.checkpoint {
                 self.checkpoint()?;
             }
             if plan.step.checked_rem(self.config.fault.snapshot_every) == Some(0) {
                 self.snapshot()?;
             }
+            self.keep_ms = began.elapsed().as_secs_f64() * 1e3;
             if let Some(keeping) = &self.keeping {
                 keeping.free_before(session.snapshot_that_stands());
             }
@@ -259,7 +265,8 @@ impl Rank {
         }
     }
 
-    fn report(&self, plan: &Plan, outcome: StepOutcome, validation: Option<Validation>) -> StepReport {
+    fn report(&self, plan: &Plan, mut outcome: StepOutcome, validation: Option<Validation>) -> StepReport {
+        outcome.phases.push(("keep_ms".to_owned(), self.keep_ms));
         StepReport {
             stamp: self.generation.stamp,
             rank: self.rank,
@@ -273,7 +280,7 @@ impl Rank {
                 update_norm: outcome.update_norm,
                 learning_rate: plan.learning_rate,
                 effective_learning_rate: outcome.effective_learning_rate,
-                step_ms: outcome.step_ms,
+                step_ms: outcome.step_ms + self.keep_ms,
                 phases: outcome.phases,
                 polar_factors: outcome.polar_factors,
                 model_value: outcome.model.map(|model| model.value),

@@ -13,6 +13,7 @@ pub(super) struct Column {
 /// Something measured of a run.
 pub(super) enum Quantity {
     Step,
+    MeanStep,
     /// Milliseconds of a phase, by its name in the metrics.
     Phase(String),
     Memory,
@@ -22,6 +23,7 @@ impl Quantity {
     fn name(&self) -> String {
         match self {
             Quantity::Step => "step, ms".to_owned(),
+            Quantity::MeanStep => "step, mean, ms".to_owned(),
             Quantity::Phase(name) => name.replace("_ms", ", ms"),
             Quantity::Memory => "memory per rank, MiB".to_owned(),
         }
@@ -30,6 +32,7 @@ impl Quantity {
     fn of(&self, run: &Measured) -> Option<f64> {
         match self {
             Quantity::Step => Some(run.step_ms),
+            Quantity::MeanStep => Some(run.mean_ms),
             Quantity::Phase(name) => run.phases.get(name).copied(),
             Quantity::Memory => Some(run.memory_mib),
         }
@@ -49,7 +52,7 @@ fn quantities(columns: &[Column]) -> Vec<Quantity> {
         }
     }
     let phases = names.into_iter().cloned().map(Quantity::Phase);
-    [Quantity::Step]
+    [Quantity::Step, Quantity::MeanStep]
         .into_iter()
         .chain(phases)
         .chain([Quantity::Memory])
@@ -111,6 +114,7 @@ mod tests {
         let runs = steps.iter().map(|step_ms| Measured {
             tokens_per_second: 2048.0 / step_ms * 1e3,
             step_ms: *step_ms,
+            mean_ms: *step_ms,
             phases: phases.iter().map(|(name, ms)| ((*name).to_owned(), *ms)).collect(),
             memory_mib: 700.0,
         });

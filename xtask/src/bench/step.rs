@@ -24,6 +24,8 @@ const FIRST_MEASURED_STEP: u64 = 4;
 pub(super) struct Measured {
     pub(super) tokens_per_second: f64,
     pub(super) step_ms: f64,
+    /// The mean of the steps, which shows what not every step has.
+    pub(super) mean_ms: f64,
     /// Median milliseconds by phase.
     pub(super) phases: BTreeMap<String, f64>,
     /// The largest of all ranks.
@@ -117,6 +119,7 @@ pub(super) fn measured(metrics: &Metrics, memory_mib: f64) -> Result<Measured, F
         .map_or(0, |row| row.tokens);
     let tokens_per_step = (last.tokens - before) as f64 / rows.len() as f64;
     let step_ms = median(rows.iter().map(|row| row.step_ms));
+    let mean_ms = rows.iter().map(|row| row.step_ms).sum::<f64>() / rows.len() as f64;
     let phases = first
         .phases
         .keys()
@@ -130,6 +133,7 @@ pub(super) fn measured(metrics: &Metrics, memory_mib: f64) -> Result<Measured, F
     Ok(Measured {
         tokens_per_second: tokens_per_step / step_ms * 1e3,
         step_ms,
+        mean_ms,
         phases,
         memory_mib,
     })
@@ -211,6 +215,7 @@ mod tests {
     fn the_first_steps_do_not_count_and_the_middle_one_is_taken() {
         let run = measured(&metrics(&[9000.0, 9000.0, 9000.0, 100.0, 500.0, 200.0]), 700.0).unwrap();
         assert_eq!(run.step_ms, 200.0);
+        assert_eq!(run.mean_ms, 800.0 / 3.0);
         assert_eq!(run.tokens_per_second, 10240.0);
         assert_eq!(run.phases["forward_ms"], 100.0);
         assert!(measured(&metrics(&[1.0, 1.0, 1.0]), 0.0).is_err());

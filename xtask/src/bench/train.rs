@@ -103,6 +103,7 @@ fn measured_peer(text: &str) -> Option<Measured> {
     Some(Measured {
         tokens_per_second: number("tokens_per_second")?,
         step_ms: number("step_ms")?,
+        mean_ms: number("step_ms")?,
         phases,
         memory_mib: number("peak_memory_mib")?,
     })
@@ -183,6 +184,7 @@ mod tests {
         let run = |factor: f64| Measured {
             tokens_per_second: 4096.0 / factor,
             step_ms: 500.0 * factor,
+            mean_ms: 500.0 * factor,
             phases: [("forward_ms".to_owned(), 250.0 * factor)].into(),
             memory_mib: 900.0 * factor,
         };

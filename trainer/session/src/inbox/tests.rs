@@ -42,6 +42,7 @@ fn leaves(inbox: &Inbox, stamp: Stamp) {
             cause: None,
             parts: Vec::new(),
             checkpoint_is_bad: false,
+            drifted: None,
         },
     };
     inbox.leave(stamp, farewell);
