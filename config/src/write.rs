@@ -37,6 +37,7 @@ impl RunConfig {
         text.key("snapshot_every", whole(fault.snapshot_every));
         text.key("max_restarts", fault.max_restarts);
         text.key("patience_seconds", fault.patience_seconds);
+        text.key("lease_seconds", fault.lease_seconds);
         self.policies(&mut text);
         text.key("max_skips", fault.max_skips);
         text.key("drift_every", whole(fault.drift_every));

@@ -141,6 +141,7 @@ fn values_out_of_their_range_are_refused_with_key_value_and_range() {
         ("fault.max_ranks=99", ["`fault.max_ranks`", "99", "1"]),
         ("fault.snapshot_every=-1", ["`fault.snapshot_every`", "-1", "0"]),
         ("fault.patience_seconds=0", ["`fault.patience_seconds`", "0", "above 0"]),
+        ("fault.lease_seconds=1", ["`fault.lease_seconds`", "1", "from 2"]),
         ("fault.on_not_finite=off", ["`fault.on_not_finite`", "off", "\"skip\""]),
         ("fault.on_spike=rewind", ["`fault.on_spike`", "rewind", "\"skip\""]),
         ("fault.spike_sigmas=0", ["`fault.spike_sigmas`", "0", "above 0"]),

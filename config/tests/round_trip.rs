@@ -273,8 +273,10 @@ fn fault(lanes: u32) -> impl Strategy<Value = FaultSection> {
     let not_finite = prop_oneof![Just(OnNotFinite::Stop), Just(OnNotFinite::Skip)];
     let spike = prop_oneof![Just(OnSpike::Off), Just(OnSpike::Stop), Just(OnSpike::Skip)];
     let skips = (not_finite, spike, 1e-3..=1e3f64, any::<u32>(), 0..=MAX);
-    (most, 0..=MAX, any::<u32>(), 1e-3..=86_400.0f64, skips).prop_map(
-        |((min_ranks, max_ranks), snapshot_every, max_restarts, patience_seconds, skips)| {
+    let times = (1e-3..=86_400.0f64, 2.0..=86_400.0f64);
+    (most, 0..=MAX, any::<u32>(), times, skips).prop_map(
+        |((min_ranks, max_ranks), snapshot_every, max_restarts, times, skips)| {
+            let (patience_seconds, lease_seconds) = times;
             let (on_not_finite, on_spike, spike_sigmas, max_skips, drift_every) = skips;
             FaultSection {
                 min_ranks,
@@ -282,6 +284,7 @@ fn fault(lanes: u32) -> impl Strategy<Value = FaultSection> {
                 snapshot_every,
                 max_restarts,
                 patience_seconds,
+                lease_seconds,
                 on_not_finite,
                 on_spike,
                 spike_sigmas,

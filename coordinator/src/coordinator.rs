@@ -17,7 +17,7 @@ use tokio::sync::{broadcast, oneshot};
 use crate::files::{FileError, RunFiles, World};
 use crate::ledger::{FactsRow, Ledger, LedgerError, Recorder, RunRow};
 use crate::plan::Planner;
-use crate::run::{Event, Refusal, Run, RunFacts, Worlds};
+use crate::run::{Event, Leases, Refusal, Run, RunFacts, Worlds};
 use crate::service::{CheckpointOptions, Committer, Executor, ExecutorParts, Letter, Mailbox, mailbox, serve, tensors};
 
 /// Events that a slow watcher may fall behind by before it misses some.
@@ -219,9 +219,11 @@ impl Coordinator {
         .map_err(StartError::Thread)?;
         let run_id = row.run_id.clone();
         let name = config.run.name.clone();
+        let leases = Leases::new(Duration::try_from_secs_f64(config.fault.lease_seconds).unwrap_or(Duration::MAX));
         let backend = Box::new(move |ranks| config.backend_name(ranks));
         let parts = ExecutorParts {
             run,
+            leases,
             recorder,
             ledger,
             files,

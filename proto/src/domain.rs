@@ -414,6 +414,8 @@ pub struct Progress {
     pub phase: String,
     /// Rises with every change.
     pub counter: u64,
+    /// Whether it waits for other ranks, a store or the coordinator, so that nothing is expected of it.
+    pub waits: bool,
 }
 
 /// A message of a member.

@@ -132,6 +132,7 @@ fn members() -> Vec<MemberBody> {
             step: 3,
             phase: "backward".into(),
             counter: 12,
+            waits: true,
         }),
         MemberBody::Report(report),
         MemberBody::Leaving("SIGTERM".into()),

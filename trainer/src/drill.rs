@@ -5,6 +5,7 @@
 //! - `nan@STEP.MICRO_BATCH`: the loss of that micro-batch is NaN, and a value of its gradient, on whichever rank it falls and
 //!   whenever it is made, as those of a bad sample would be
 //! - `spike@STEP.MICRO_BATCH*FACTOR`: its loss is FACTOR times as large
+//! - `hang@STEP`: before that step the device thread stands still for good, and the process lives on; once in its life
 //! - `flip-working@STEP:TENSOR`, `flip-master@…`, `flip-momentum@…`: before that step one bit of the tensor's working copy,
 //!   or of what this rank owns of it, changes; once in the life of this process. `any` is the first tensor that there is
 
@@ -39,6 +40,8 @@ struct Flip {
 pub struct Drill {
     losses: Vec<Loss>,
     flips: Vec<Flip>,
+    /// Steps before which the device thread stands still.
+    hangs: Vec<u64>,
 }
 
 impl Drill {
@@ -65,7 +68,7 @@ impl Drill {
         for order in orders.split(',').map(str::trim).filter(|order| !order.is_empty()) {
             drill.add(order).ok_or_else(|| {
                 TrainerError::Refused(format!(
-                    "{VARIABLE} has the order {order:?}; known are nan@STEP.MICRO_BATCH, spike@STEP.MICRO_BATCH*FACTOR, and flip-working, flip-master and flip-momentum with @STEP:TENSOR"
+                    "{VARIABLE} has the order {order:?}; known are nan@STEP.MICRO_BATCH, spike@STEP.MICRO_BATCH*FACTOR, hang@STEP, and flip-working, flip-master and flip-momentum with @STEP:TENSOR"
                 ))
             })?;
         }
@@ -88,6 +91,10 @@ impl Drill {
                 tensor: tensor.to_owned(),
                 is_done: Arc::default(),
             });
+            return Some(());
+        }
+        if kind == "hang" {
+            self.hangs.push(rest.parse().ok()?);
             return Some(());
         }
         let (place, factor) = match kind {
@@ -116,6 +123,11 @@ impl Drill {
             .map(|flip| (flip.array, flip.tensor.clone()))
     }
 
+    /// Whether the device thread stands still before a step.
+    pub fn hangs(&self, step: u64) -> bool {
+        self.hangs.contains(&step)
+    }
+
     /// What the loss of a micro-batch is multiplied by.
     pub fn factor(&self, step: u64, micro_batch: u32) -> Option<f64> {
         let here = |loss: &&Loss| (loss.step, loss.micro_batch) == (step, micro_batch);
@@ -138,7 +150,10 @@ mod tests {
         assert_eq!(drill.flip(3), Some((Array::WorkingCopy, "wte.weight".to_owned())));
         assert_eq!(drill.clone().flip(3), None, "once in the life of the process");
         assert_eq!(drill.flip(4), Some((Array::Momentum, "any".to_owned())));
+        let drill = Drill::parse("hang@9").unwrap();
+        assert!(drill.hangs(9) && !drill.hangs(8));
         for order in [
+            "hang@soon",
             "nan",
             "nan@5",
             "nan@five.3",

@@ -40,6 +40,9 @@ use meeting::address_towards;
 /// How long a trainer waits for the coordinator and for its peers to meet.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long the device thread may take to end after the run has given this member up.
+const HANGS_FOR_GOOD: Duration = Duration::from_secs(20);
+
 /// MPI, in a binary that is linked with one.
 pub trait Mpi: Sync {
     /// The library and its version, for `--version` and the log.
@@ -98,6 +101,7 @@ pub fn train(options: &TrainOptions, mpi: Option<&'static dyn Mpi>) -> Result<Ou
         member: options.member.clone(),
         patience: PATIENCE,
     })?;
+    session.when_over(end_if_it_hangs);
     let mut made = 0;
     match run(&mut session, options, mpi, &welcome.config_toml, &mut made) {
         Ok(outcome) => Ok(outcome),
@@ -124,6 +128,21 @@ pub fn train(options: &TrainOptions, mpi: Option<&'static dyn Mpi>) -> Result<Ou
     }
 }
 
+/// The run has given this member up. Its device thread hears of that wherever it waits; if it hangs, somebody else must end
+/// the process.
+fn end_if_it_hangs(reason: String) {
+    let waits = std::thread::Builder::new()
+        .name("last resort".to_owned())
+        .spawn(move || {
+            std::thread::sleep(HANGS_FOR_GOOD);
+            tracing::error!("{reason}; the device thread does not end, so this process ends now");
+            std::process::exit(1);
+        });
+    if let Err(error) = waits {
+        tracing::warn!("should the device thread hang, nobody ends this process: {error}");
+    }
+}
+
 /// The whole life with the coordinator, from joining to the last word; `made` is the step that this rank holds.
 fn run(
     session: &mut Session,
@@ -141,6 +160,7 @@ fn run(
         leaving::say_on_sigterm(session.voice())?;
     }
     loop {
+        session.activity().waits_in(*made, "outside");
         let generation = match session.next_generation() {
             Err(SessionError::Released { outcome, reason }) if member.has_drifted => {
                 session.finish(outcome, *made)?;

@@ -3,7 +3,9 @@
 //!
 //! The file's metadata carries `format = "lockstep-weights"`, `version = "1"` and the step; another version is refused.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::OpenOptions;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use lockstep_config::RunConfig;
@@ -68,6 +70,7 @@ impl Writer {
         ]);
         serialize_to_file(views, Some(metadata), &path)
             .map_err(|e| TrainerError::Broken(format!("cannot write {}: {e}", path.display())))?;
+        sort_metadata(&path).map_err(file_error("cannot order the metadata of", &path))?;
         let config_path = partial.join(CONFIG);
         std::fs::write(&config_path, config.to_toml()).map_err(file_error("cannot write", &config_path))?;
         let tokenizer = partial.join(TOKENIZER);
@@ -77,6 +80,30 @@ impl Writer {
             .map_err(file_error("cannot flush", &path))?;
         put_into_place(&partial, &self.folder)
     }
+}
+
+/// Orders the keys of a file's metadata, which the library writes in another order each time: equal weights are equal bytes.
+fn sort_metadata(path: &Path) -> std::io::Result<()> {
+    const BEGINS: &[u8] = b"{\"__metadata__\":";
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let mut header = Vec::new();
+    (&file).take(u64::from_le_bytes(length)).read_to_end(&mut header)?;
+    let Some(rest) = header.strip_prefix(BEGINS) else {
+        return Ok(());
+    };
+    let mut values = serde_json::Deserializer::from_slice(rest).into_iter::<BTreeMap<String, String>>();
+    let Some(metadata) = values.next().transpose()? else {
+        return Ok(());
+    };
+    let sorted = serde_json::to_vec(&metadata)?;
+    // The same keys and values: other than that only their order can differ.
+    if sorted.len() == values.byte_offset() {
+        file.seek(SeekFrom::Start(8 + BEGINS.len() as u64))?;
+        file.write_all(&sorted)?;
+    }
+    Ok(())
 }
 
 /// Renames a folder to its place. One that was there, of a run that was stopped and has gone on since, goes.
@@ -140,4 +167,32 @@ pub fn read(folder: &Path) -> Result<Weights, TrainerError> {
         step: key("step").parse().unwrap_or(0),
         tensors,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_weights_are_equal_bytes_and_can_be_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(WEIGHTS);
+        let mut first: Option<Vec<u8>> = None;
+        for _ in 0..32 {
+            let bytes = 1.5f32.to_le_bytes();
+            let view = TensorView::new(Dtype::F32, vec![1], &bytes).unwrap();
+            let keys = ["format", "version", "step", "another"];
+            let metadata = keys.map(|key| (key.to_owned(), format!("{key} \"quoted\""))).into();
+            serialize_to_file([("w", view)], Some(metadata), &path).unwrap();
+            sort_metadata(&path).unwrap();
+            let written = std::fs::read(&path).unwrap();
+            let read = SafeTensors::read_metadata(&written).unwrap().1;
+            assert_eq!(read.metadata().as_ref().unwrap()["step"], "step \"quoted\"");
+            assert_eq!(
+                SafeTensors::deserialize(&written).unwrap().tensor("w").unwrap().data(),
+                bytes
+            );
+            assert!(*first.get_or_insert_with(|| written.clone()) == written);
+        }
+    }
 }

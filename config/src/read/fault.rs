@@ -22,6 +22,12 @@ pub(super) fn read(mut fields: Fields<'_>, run: &RunSection) -> Result<FaultSect
             "a number of seconds above 0 and at most 86400",
             |x| x > 0.0 && x <= 86_400.0,
         )?,
+        lease_seconds: fields.number(
+            "lease_seconds",
+            Some(usual.lease_seconds),
+            "a number of seconds from 2 to 86400",
+            |x| (2.0..=86_400.0).contains(&x),
+        )?,
         on_not_finite: fields.word("on_not_finite", OnNotFinite::WORDS, Some(usual.on_not_finite))?,
         on_spike: fields.word("on_spike", OnSpike::WORDS, Some(usual.on_spike))?,
         spike_sigmas: fields.number("spike_sigmas", Some(usual.spike_sigmas), POSITIVE, |x| x > 0.0)?,

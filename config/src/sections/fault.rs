@@ -13,6 +13,8 @@ pub struct FaultSection {
     pub max_restarts: u32,
     /// How long a rank may take to leave the collectives after it was told to, before it is fenced, in seconds.
     pub patience_seconds: f64,
+    /// A rank that says nothing for so long, or whose device thread hangs, is given up, in seconds.
+    pub lease_seconds: f64,
     /// What becomes of a step whose loss or gradient is not finite.
     pub on_not_finite: OnNotFinite,
     /// What becomes of a step whose loss lies far above those before it.
@@ -33,6 +35,7 @@ impl Default for FaultSection {
             snapshot_every: 20,
             max_restarts: 10,
             patience_seconds: 60.0,
+            lease_seconds: 15.0,
             on_not_finite: OnNotFinite::Stop,
             on_spike: OnSpike::Off,
             spike_sigmas: 6.0,

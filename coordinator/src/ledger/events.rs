@@ -39,7 +39,7 @@ struct EventRow {
     at_nanoseconds: u64,
     #[prost(uint64, tag = "3")]
     peer: u64,
-    #[prost(oneof = "What", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(oneof = "What", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     what: Option<What>,
 }
 
@@ -64,6 +64,9 @@ enum What {
     Checkpoint(bool),
     #[prost(message, tag = "12")]
     Commissioned(CommissionedRow),
+    /// How it shows that a rank does not go on.
+    #[prost(string, tag = "13")]
+    Lapsed(String),
 }
 
 /// What became of a manifest.
@@ -97,6 +100,7 @@ impl Heard {
             Event::Leaving { .. } => "leaving",
             Event::Finished { .. } => "finished",
             Event::MemberLost { .. } => "lost",
+            Event::Lapsed { .. } => "lapsed",
             Event::Tick => "tick",
             Event::Pause => "pause",
             Event::Resume => "resume",
@@ -148,6 +152,7 @@ impl Heard {
             Event::Leaving { peer, reason } => format!("the member on stream {peer} must leave: {reason}"),
             Event::Finished { peer, step, .. } => format!("the member on stream {peer} ended after step {step}"),
             Event::MemberLost { peer } => format!("stream {peer} closed"),
+            Event::Lapsed { peer, how } => format!("the rank on stream {peer} did not go on: {how}"),
             Event::Tick => "time went by".to_owned(),
             Event::Pause => "an operator asked for a pause".to_owned(),
             Event::Resume => "an operator resumed the run".to_owned(),
@@ -265,6 +270,7 @@ fn parts(event: &Event) -> (Peer, What) {
             said(peer, *stamp, MemberBody::Finished { outcome, step })
         }
         Event::MemberLost { peer } => (*peer, What::Lost(true)),
+        Event::Lapsed { peer, how } => (*peer, What::Lapsed(how.clone())),
         Event::Tick => (0, What::Tick(true)),
         Event::Pause => (0, What::Pause(true)),
         Event::Resume => (0, What::Resume(true)),
@@ -278,6 +284,7 @@ fn event(peer: Peer, what: What) -> Result<Event, String> {
     let message = match what {
         What::Said(message) => FromMember::try_from(*message).map_err(|error| error.to_string())?,
         What::Lost(_) => return Ok(Event::MemberLost { peer }),
+        What::Lapsed(how) => return Ok(Event::Lapsed { peer, how }),
         What::Tick(_) => return Ok(Event::Tick),
         What::Pause(_) => return Ok(Event::Pause),
         What::Resume(_) => return Ok(Event::Resume),

@@ -125,6 +125,13 @@ pub enum Event {
         /// The stream.
         peer: Peer,
     },
+    /// A rank has stopped moving: it is silent, or its device thread hangs.
+    Lapsed {
+        /// The stream.
+        peer: Peer,
+        /// How that shows.
+        how: String,
+    },
     /// Time went by.
     Tick,
     /// An operator's command.

@@ -67,6 +67,10 @@ impl Run {
                 self.lost(peer, &mut directives);
                 Ok(None)
             }
+            Event::Lapsed { peer, how } => {
+                self.lapsed(peer, &how, &mut directives);
+                Ok(None)
+            }
             Event::Tick => {
                 self.end_if_failing_is_over(now, &mut directives);
                 self.fence_the_late(&mut directives);
@@ -102,7 +106,11 @@ impl Run {
             Phase::WaitingForMembers => self.waiting(),
             Phase::WaitingForReturn => self.absent(),
             Phase::Regrouping => self.regrouping(),
-            Phase::WaitingForCommId => "waiting for rank 0 to make the communicator id".to_owned(),
+            Phase::WaitingForCommId => {
+                let first = self.members.iter().find(|(_, member)| member.rank == Some(0));
+                let name = first.map_or_else(|| "rank 0".to_owned(), |(peer, _)| self.name(*peer));
+                format!("waiting for {name} to make the communicator id")
+            }
             Phase::WaitingForReady => {
                 let ready = self.members.values().filter(|member| member.ready.is_some()).count();
                 let load = match self
@@ -113,9 +121,17 @@ impl Run {
                     Some(resume) => format!("load step {}", resume.step),
                     None => "initialise".to_owned(),
                 };
-                format!("waiting for the ranks to connect and {load}: {ready} of {ranks} are ready")
+                let late = |(_, member): &(_, &Member)| member.rank.is_some() && member.ready.is_none();
+                let late = self.members.iter().filter(late).map(|(peer, _)| self.name(*peer));
+                format!(
+                    "waiting for {} to connect and {load}: {ready} of {ranks} are ready",
+                    late.collect::<Vec<_>>().join(" and ")
+                )
             }
-            Phase::Training => format!("training {total} steps on {ranks} ranks"),
+            Phase::Training => format!(
+                "training {total} steps on {ranks} {}",
+                if ranks == 1 { "rank" } else { "ranks" }
+            ),
             Phase::Paused => "paused by an operator: the ranks wait at the end of a step for resume or stop".to_owned(),
             Phase::Finishing | Phase::Stopping if !self.committing.is_empty() && self.all_said_farewell() => {
                 let steps: Vec<String> = self.committing.iter().map(u64::to_string).collect();

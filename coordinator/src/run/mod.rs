@@ -26,6 +26,7 @@
 //! 13. A checkpoint is committed only when every rank of one generation has written its part of a committed step, and loaded
 //!     only when it was committed and not refused since.
 //! 14. The events that the ledger keeps lead to the same records again.
+//! 15. A snapshot that stands can be resumed from, for as long as a member that held it is there for each of its parts.
 
 mod checkpoints;
 mod commands;
@@ -33,6 +34,7 @@ mod decision;
 mod drift;
 mod failure;
 mod farewells;
+mod leases;
 mod machine;
 mod regroup;
 mod returning;
@@ -57,6 +59,7 @@ use crate::plan::Planner;
 pub use crate::run::decision::{
     Begun, Commission, Commit, Decision, Directive, Event, Farewell, Peer, Record, Refusal, Wish,
 };
+pub use crate::run::leases::Leases;
 pub use crate::run::returning::Recorded;
 use crate::run::returning::Returning;
 pub use crate::run::window::LONGEST_WINDOW;
@@ -182,6 +185,8 @@ struct Member {
     is_gone: bool,
     /// Whether it has left the collectives of the present generation.
     stopped: bool,
+    /// Since when it is known that it does not go on.
+    lapsed: Option<Duration>,
     /// The number of the generation in whose collectives it still is, though it is no rank of the present one; since when
     /// that is known.
     astray: Option<(u64, Duration)>,
@@ -204,6 +209,7 @@ impl Member {
             is_heard: false,
             is_gone: false,
             stopped: false,
+            lapsed: None,
             astray: None,
             leaving: None,
             parts: BTreeSet::new(),

@@ -6,6 +6,7 @@
 //! when they stop, so that no step is lost. In both cases the next generation is formed when every rank of this one has
 //! said that it stopped, or is gone: until then somebody may still be waiting in a collective.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lockstep_proto::domain::{CoordinatorBody, DirectiveKind, Outcome, Part, Plan, Stamp};
@@ -15,6 +16,9 @@ use crate::run::{Begun, Directive, LONGEST_WINDOW, Peer, Phase, Record, Regroup,
 
 /// Generations that may be aborted one after the other without one new step: then it is not chance.
 const MOST_FRUITLESS: u32 = 8;
+
+/// A rank that has stopped moving may have been stopped for a while only: it has so long to hear of it and to leave.
+const LAPSED_MAY_LEAVE: Duration = Duration::from_secs(1);
 
 impl Run {
     /// Ends the present generation at once: every rank that is still in its collectives is told to abort.
@@ -235,6 +239,33 @@ impl Run {
         }
     }
 
+    /// The ranks whose leases count: who is in the collectives, and has not lapsed yet.
+    pub fn watched(&self) -> BTreeSet<Peer> {
+        let is_over = matches!(self.phase, Phase::Ended | Phase::Failing | Phase::WaitingForReturn);
+        let is_watched = |member: &&crate::run::Member| member.is_in_collectives() && member.lapsed.is_none();
+        let ranks = self.members.iter().filter(|(_, member)| !is_over && is_watched(member));
+        ranks.map(|(peer, _)| *peer).collect()
+    }
+
+    /// A rank has stopped moving. The others go on without it, unless it leaves the collectives at once.
+    pub(super) fn lapsed(&mut self, peer: Peer, how: &str, directives: &mut Vec<Directive>) {
+        let name = self.name(peer);
+        let now = self.now;
+        let is_elastic = self.facts.worlds.are_elastic();
+        let is_watched = self.watched().contains(&peer);
+        let Some(member) = self.members.get_mut(&peer).filter(|_| is_watched) else {
+            return;
+        };
+        member.lapsed = Some(now);
+        match is_elastic {
+            true => self.abort_generation(format!("{name} does not go on: {how}"), directives),
+            // Its peers' own deadlines end the run, if it is not only slow.
+            false => directives.push(Directive::Persist(Record::Decision {
+                reason: format!("{name} does not go on: {how}; no rank can be replaced in this run"),
+            })),
+        }
+    }
+
     /// Fences ranks that were told to leave the collectives and do not.
     pub(super) fn fence_the_late(&mut self, directives: &mut Vec<Directive>) {
         let (now, patience) = (self.now, self.facts.worlds.patience);
@@ -243,23 +274,31 @@ impl Run {
         }
         let is_late = |since: Duration| now.saturating_sub(since) >= patience;
         let is_aborted = |regroup: &Regroup| regroup.is_aborted && is_late(regroup.since);
-        let ranks_are_late = self.phase == Phase::Regrouping && self.regroup.as_ref().is_some_and(is_aborted);
+        let is_regrouping = self.phase == Phase::Regrouping;
+        let ranks_are_late = is_regrouping && self.regroup.as_ref().is_some_and(is_aborted);
         let late: Vec<Peer> = self
             .members
             .iter()
             .filter(|(_, member)| {
                 let is_stray = member.astray.is_some_and(|(_, since)| is_late(since));
-                is_stray || ranks_are_late && member.is_in_collectives()
+                let has_lapsed = member
+                    .lapsed
+                    .is_some_and(|since| now.saturating_sub(since) >= LAPSED_MAY_LEAVE);
+                is_stray || (ranks_are_late || is_regrouping && has_lapsed) && member.is_in_collectives()
             })
             .map(|(peer, _)| *peer)
             .collect();
         for peer in late {
+            let name = self.name(peer);
+            let member = self.members.remove(&peer);
+            let waited = match member.is_some_and(|member| member.lapsed.is_some()) {
+                true => LAPSED_MAY_LEAVE.min(patience),
+                false => patience,
+            };
             let reason = format!(
-                "{} did not leave the collectives within {:.1} s after it was told to, and is fenced",
-                self.name(peer),
-                patience.as_secs_f64()
+                "{name} did not leave the collectives within {:.1} s after it was told to, and is fenced",
+                waited.as_secs_f64()
             );
-            self.members.remove(&peer);
             directives.push(Directive::Persist(Record::Decision { reason: reason.clone() }));
             directives.push(Directive::Fence { peer, reason });
         }

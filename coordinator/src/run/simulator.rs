@@ -1,6 +1,6 @@
 //! Drives the machine through a random schedule with a virtual clock and a model of the trainers (`trainers`): joins in
 //! any order, messages delayed, repeated and overtaken by those of other members, strangers, stale generations, pauses,
-//! stops, deaths, members that come late and that must leave, memory that changes, wrong hashes, coordinators that are killed and replaced. `Checker` looks at every decision and reports
+//! stops, deaths, members that come late and that must leave, memory that changes, device threads that hang, members that cannot be heard, wrong hashes, coordinators that are killed and replaced. `Checker` looks at every decision and reports
 //! the first broken invariant by number. With `LOCKSTEP_SIMULATOR_TRACE` set every event and decision is printed.
 
 use std::collections::VecDeque;
@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::tests::{facts, info};
-use super::{Directive, Event, Peer, Phase, Recorded, Run, Worlds};
+use super::{Directive, Event, Leases, Peer, Phase, Recorded, Run, Worlds};
 use crate::ledger::Shadow;
 
 mod checker;
@@ -48,6 +48,12 @@ pub(super) enum Fault {
     CommissionBeforeAllAreWritten,
     /// Breaks invariant 10: a rank goes away whose reports are still needed.
     HearFarewellsEarly,
+    /// Breaks invariant 10: a heartbeat renews the lease of a device thread that hangs.
+    RenewLeasesOfDeadThreads,
+    /// In the trainers. Breaks invariant 15.
+    FreeSnapshotsTooEarly,
+    /// In the trainers: what a coordinator of an earlier term said is obeyed.
+    ObeyOlderTerms,
 }
 
 impl Fault {
@@ -85,7 +91,7 @@ impl Fault {
                     stamp.term = stamp.term.saturating_sub(1);
                 }
             }
-            // These are in the machine itself, where it looks at its own fault.
+            // These are in the machine itself, where it looks at its own fault, or in the trainers.
             Fault::CommitBeforeEveryHash
             | Fault::FormBeforeAllHaveStopped
             | Fault::SnapshotWithoutBuddies
@@ -93,10 +99,16 @@ impl Fault {
             | Fault::GoOnBeforeAllAreBack
             | Fault::BelieveOlderGenerations
             | Fault::CommissionBeforeAllAreWritten
-            | Fault::HearFarewellsEarly => {}
+            | Fault::HearFarewellsEarly
+            | Fault::RenewLeasesOfDeadThreads
+            | Fault::FreeSnapshotsTooEarly
+            | Fault::ObeyOlderTerms => {}
         }
     }
 }
+
+/// Much longer than a tick, and short enough that a schedule sees some lapse.
+const LEASE: Duration = Duration::from_millis(400);
 
 /// What goes wrong in a schedule, besides members and coordinators that come and go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +131,7 @@ struct Turnover {
     hangs: u32,
     restarts: u32,
     drifts: u32,
+    mutes: u32,
 }
 
 /// How a schedule went.
@@ -141,6 +154,12 @@ pub(super) struct Report {
     pub(super) went_on: u64,
     /// Members whose memory changed.
     pub(super) drifts: u64,
+    /// Device threads that hung.
+    pub(super) hung: u64,
+    /// Members that could not be heard for a while.
+    pub(super) muted: u64,
+    /// Leases that lapsed.
+    pub(super) lapsed: u64,
 }
 
 struct Simulation {
@@ -155,6 +174,8 @@ struct Simulation {
     /// Manifests that are being committed.
     commissions: VecDeque<Checkpoint>,
     restarts: u64,
+    lapsed: u64,
+    leases: Leases,
     /// Whether a coordinator was lost while a world that cannot be formed anew was being formed.
     lost_early: bool,
     trainers: Trainers,
@@ -227,6 +248,7 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
             drains: rng.random_range(0..=2),
             hangs: rng.random_range(0..=1),
             restarts: rng.random_range(0..=2),
+            mutes: rng.random_range(0..=1),
         },
         false => Turnover {
             deaths: u32::from(rng.random_ratio(1, 4)),
@@ -239,7 +261,11 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
     let mut run = Run::new(facts).map_err(|refusal| Violation::new(10, refusal.reason))?;
     run.fault = fault;
     let snapshot_every = rng.random_range(0..=6);
+    let mut trainers = Trainers::new(ranks, term, snapshot_every);
+    trainers.fault = fault;
     let simulation = Simulation {
+        leases: leases(fault),
+        lapsed: 0,
         shadow: Shadow::of(&run),
         run,
         checker,
@@ -247,7 +273,7 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
         commissions: VecDeque::new(),
         restarts: 0,
         lost_early: false,
-        trainers: Trainers::new(ranks, term, snapshot_every),
+        trainers,
         now: Duration::ZERO,
         trouble,
         strikes: rng.random_range(1..=steps),
@@ -259,6 +285,13 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
         odd,
     };
     simulation.run_to_the_end(steps)
+}
+
+/// The leases of a life of the coordinator.
+fn leases(fault: Option<Fault>) -> Leases {
+    let mut leases = Leases::new(LEASE);
+    leases.is_renewed_by_words = fault == Some(Fault::RenewLeasesOfDeadThreads);
+    leases
 }
 
 impl Simulation {
@@ -299,6 +332,9 @@ impl Simulation {
             loaded: self.checker.loaded,
             went_on: self.checker.went_on,
             drifts: self.trainers.drifts,
+            hung: self.trainers.hung,
+            muted: self.trainers.muted,
+            lapsed: self.lapsed,
         })
     }
 
@@ -311,6 +347,7 @@ impl Simulation {
         match self.rng.random_range(0..24) {
             0 => {
                 self.now += Duration::from_millis(self.rng.random_range(1..120));
+                self.look_at_leases()?;
                 self.decide(Event::Tick)
             }
             1 => self.command(),
@@ -338,6 +375,23 @@ impl Simulation {
                 Ok(())
             }
         }
+    }
+
+    /// What the coordinator's service does on every tick. Members that nothing reached may be reached again.
+    fn look_at_leases(&mut self) -> Result<(), Violation> {
+        for (peer, progress) in self.trainers.progress() {
+            self.leases.heard(peer, &progress, self.now);
+        }
+        for (peer, how) in self.leases.lapsed(&self.run.watched(), self.now) {
+            self.lapsed += 1;
+            self.decide(Event::Lapsed { peer, how })?;
+        }
+        if self.rng.random_ratio(1, 8) {
+            for trainer in &mut self.trainers.all {
+                trainer.muted = false;
+            }
+        }
+        Ok(())
     }
 
     fn decide(&mut self, event: Event) -> Result<(), Violation> {
@@ -407,6 +461,7 @@ impl Simulation {
         self.run = run;
         self.restarts += 1;
         self.now = Duration::ZERO;
+        self.leases = leases(self.run.fault);
         self.commissions.clear();
         self.trainers.lose_streams(term, &mut self.rng);
         Ok(())
@@ -461,6 +516,9 @@ impl Simulation {
     }
 
     fn deliver_to_coordinator(&mut self, trainer: usize) -> Result<(), Violation> {
+        if self.trainers.all[trainer].muted {
+            return Ok(());
+        }
         let Some(event) = self.trainers.all[trainer].to_coordinator.pop_front() else {
             return Ok(());
         };
@@ -477,12 +535,13 @@ impl Simulation {
     /// Somebody dies, comes, must leave, or hangs; or the coordinator dies.
     fn turn_over(&mut self, trainer: usize) -> Result<(), Violation> {
         let is_over = self.run.phase() == Phase::Ended;
-        let kind = self.rng.random_range(0..5);
+        let kind = self.rng.random_range(0..6);
         let left = match kind {
             0 => &mut self.turnover.deaths,
             1 => &mut self.turnover.joins,
             2 => &mut self.turnover.drains,
             3 => &mut self.turnover.restarts,
+            4 => &mut self.turnover.mutes,
             _ => &mut self.turnover.hangs,
         };
         if *left == 0 || is_over {
@@ -499,7 +558,11 @@ impl Simulation {
                 *left -= 1;
                 return self.restart();
             }
-            _ => self.trainers.hang(trainer),
+            4 => self.trainers.mute(trainer),
+            _ => {
+                let is_told = self.rng.random();
+                self.trainers.hang(trainer, is_told)
+            }
         };
         if happened {
             *left -= 1;

@@ -152,7 +152,7 @@ impl Run {
         order.truncate(self.world_of(order.len()));
         let (lanes, ranks) = (self.facts.lanes, order.len() as u32);
         for member in self.members.values_mut() {
-            (member.rank, member.ready, member.stopped) = (None, None, false);
+            (member.rank, member.ready, member.stopped, member.lapsed) = (None, None, false, None);
         }
         let mut places = Vec::with_capacity(order.len());
         for (rank, peer) in (0..ranks).zip(&order) {

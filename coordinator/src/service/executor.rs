@@ -15,7 +15,7 @@ use tonic::Status;
 
 use crate::files::RunFiles;
 use crate::ledger::{Ledger, Recorder};
-use crate::run::{Decision, Directive, Event, Peer, Phase, Record, Refusal, Run};
+use crate::run::{Decision, Directive, Event, Leases, Peer, Phase, Record, Refusal, Run};
 use crate::service::checkpoints::Committer;
 use crate::service::mailbox::{Letter, Letters, Outgoing, Reply};
 use crate::service::status::refused;
@@ -34,6 +34,7 @@ const MOST_EVENTS: usize = 256;
 /// What the executor is made of.
 pub(crate) struct ExecutorParts {
     pub(crate) run: Run,
+    pub(crate) leases: Leases,
     pub(crate) recorder: Recorder,
     pub(crate) ledger: Ledger,
     pub(crate) files: RunFiles,
@@ -66,6 +67,8 @@ pub(crate) struct Executor {
     /// Answers that wait for the decision to be durable.
     replies: Vec<(Reply<Answer>, Answer)>,
     told: (&'static str, String),
+    /// When the present phase began.
+    phase_since: Instant,
     loss: Option<f64>,
     validation_loss: Option<f64>,
     tokens_per_second: Option<f64>,
@@ -84,6 +87,7 @@ impl Executor {
             refusals: Vec::new(),
             replies: Vec::new(),
             told,
+            phase_since: Instant::now(),
             loss: parts.last.as_ref().map(|step| step.loss),
             validation_loss: parts.newest_validation,
             tokens_per_second: parts.last.as_ref().map(|step| step.tokens_per_second),
@@ -123,6 +127,7 @@ impl Executor {
             }
             if Instant::now() >= next_tick {
                 next_tick = Instant::now() + TICK;
+                self.look_at_leases();
                 self.decide(Event::Tick);
             }
             let due = self.pending_since.is_some_and(|since| since.elapsed() >= GATHER);
@@ -142,6 +147,9 @@ impl Executor {
             Letter::Event(event) => {
                 let from = sender_of(&event);
                 let left = matches!(event, Event::MemberLost { .. });
+                if let Event::Progress { peer, progress } = &event {
+                    self.parts.leases.heard(*peer, progress, self.began.elapsed());
+                }
                 let decision = self.step(event);
                 if let (Some(peer), Some(refusal)) = (from, decision.refusal) {
                     tracing::warn!("{}", refusal.reason);
@@ -149,6 +157,7 @@ impl Executor {
                 }
                 if let (Some(peer), true) = (from, left) {
                     self.members.remove(&peer);
+                    self.parts.leases.gone(peer);
                 }
             }
             Letter::Command(event, reply) => {
@@ -169,6 +178,14 @@ impl Executor {
                 };
                 reply((present, events));
             }
+        }
+    }
+
+    /// Ranks that have stopped moving.
+    fn look_at_leases(&mut self) {
+        let (ranks, now) = (self.parts.run.watched(), self.began.elapsed());
+        for (peer, how) in self.parts.leases.lapsed(&ranks, now) {
+            self.decide(Event::Lapsed { peer, how });
         }
     }
 
@@ -337,6 +354,9 @@ impl Executor {
             return;
         }
         tracing::info!("{}: {}", now.0, now.1);
+        if now.0 != self.told.0 {
+            self.phase_since = Instant::now();
+        }
         self.told = now.clone();
         self.publish(RunEvent::State {
             phase: now.0.to_owned(),
@@ -359,7 +379,7 @@ impl Executor {
             },
             name: self.parts.name.clone(),
             phase: run.phase().name().to_owned(),
-            reason: run.reason(),
+            reason: since(run.phase(), run.reason(), self.phase_since.elapsed()),
             step: run.committed(),
             total_steps: self.parts.total_steps,
             ranks: run.ranks(),
@@ -396,6 +416,14 @@ fn is_urgent(directive: &Directive) -> bool {
     )
 }
 
+/// The reason of a phase in which the run waits, with how long it has.
+fn since(phase: Phase, reason: String, time: Duration) -> String {
+    match phase {
+        Phase::Training | Phase::Ended => reason,
+        _ => format!("{reason} (for {:.1} s)", time.as_secs_f64()),
+    }
+}
+
 fn sender_of(event: &Event) -> Option<Peer> {
     match event {
         Event::Join { peer, .. }
@@ -410,6 +438,8 @@ fn sender_of(event: &Event) -> Option<Peer> {
         | Event::Leaving { peer, .. }
         | Event::Finished { peer, .. }
         | Event::MemberLost { peer } => Some(*peer),
+        // Nobody says it of itself.
+        Event::Lapsed { .. } => None,
         Event::Commissioned { .. }
         | Event::Tick
         | Event::Pause

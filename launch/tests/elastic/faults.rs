@@ -124,6 +124,34 @@ fn a_changed_bit_is_named_and_healed_and_no_hash_is_another_one() {
 }
 
 #[test]
+fn a_device_thread_that_hangs_is_named_and_the_others_go_on_without_it() {
+    let stage = Stage::new();
+    let expected = calm(&stage, 60);
+    let trainer = stage.stand_in(&format!(
+        "case \"$*\" in *trainer-1*) export LOCKSTEP_DRILL=hang@13;; esac\nexec {} \"$@\"",
+        real_trainer().display()
+    ));
+    let words = format!(
+        "run run.toml {SETS} --set run.steps=60 --set run.name=hangs --set fault.lease_seconds=2 --set fault.max_restarts=0 -n 3 --json"
+    );
+    let mut run = stage.start(stage.command(&words).env("LOCKSTEP_TRAINER", trainer));
+    assert_eq!(run.wait(), 0, "{}{}", run.out(), run.err());
+    let told = run.out();
+    assert!(
+        told.contains("does not go on: its device thread has been in data of step 13 for 2."),
+        "{told}"
+    );
+    assert!(hashes(&stage, "hangs") == expected, "other bits");
+    is_proven(&stage, "hangs");
+    let worlds: Vec<u64> = lines(&stage, "hangs")
+        .iter()
+        .map(|line| line["ranks"].as_u64().unwrap())
+        .collect();
+    assert_eq!((worlds[11], worlds[59]), (3, 2), "{worlds:?}");
+    stage.nothing_runs();
+}
+
+#[test]
 fn where_too_few_would_be_left_the_same_ranks_go_on() {
     let stage = Stage::new();
     let expected = calm(&stage, 30);

@@ -19,6 +19,7 @@ impl From<&FromMember> for v1::MemberMessage {
                 step: progress.step,
                 phase: progress.phase.clone(),
                 counter: progress.counter,
+                waits: progress.waits,
             }),
             MemberBody::Report(report) => Body::Report(report_out(report)),
             MemberBody::Leaving(reason) => Body::Leaving(v1::Leaving { reason: reason.clone() }),
@@ -71,9 +72,17 @@ impl TryFrom<v1::MemberMessage> for FromMember {
             Body::Join(join) => MemberBody::Join(join_in(join)),
             Body::CommId(v1::CommId { id }) => MemberBody::CommId(id),
             Body::Ready(ready) => MemberBody::Ready(ready_in(ready)?),
-            Body::Progress(v1::Progress { step, phase, counter }) => {
-                MemberBody::Progress(Progress { step, phase, counter })
-            }
+            Body::Progress(v1::Progress {
+                step,
+                phase,
+                counter,
+                waits,
+            }) => MemberBody::Progress(Progress {
+                step,
+                phase,
+                counter,
+                waits,
+            }),
             Body::Report(report) => MemberBody::Report(report_in(&header, report)?),
             Body::Leaving(v1::Leaving { reason }) => MemberBody::Leaving(reason),
             Body::Holds(holds) => MemberBody::Holds(part_in(required("Holds", "part", holds.part)?)?),

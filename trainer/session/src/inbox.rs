@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lockstep_proto::domain::{
@@ -13,6 +13,7 @@ use lockstep_proto::domain::{
 use tokio::sync::Notify;
 
 use crate::abort::AbortSignal;
+use crate::activity::Activity;
 use crate::error::SessionError;
 
 /// Reports that may wait for their acknowledgement before [`Inbox::push_report`] waits.
@@ -24,14 +25,26 @@ pub(crate) struct Inbox {
     changed: Condvar,
     directive: AtomicU64,
     closed: AtomicBool,
-    progress: Mutex<Progress>,
+    /// What the device thread does.
+    pub(crate) activity: Arc<Activity>,
     /// What this member says of itself, once it has joined.
     member: Mutex<Option<Member>>,
+    /// Is called once when the stream is gone for good.
+    over: Mutex<Option<Over>>,
     /// Milliseconds for which a coordinator is looked for whose stream broke.
     search: AtomicU64,
     /// Wakes the session's thread: there is something to send, or the session is closed.
     pub(crate) wake: Notify,
     pub(crate) abort: AbortSignal,
+}
+
+/// What is done when the stream is gone for good.
+struct Over(Box<dyn FnOnce(String) + Send>);
+
+impl std::fmt::Debug for Over {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Over")
+    }
 }
 
 /// A member as it speaks of itself on every stream.
@@ -104,8 +117,9 @@ impl Inbox {
             changed: Condvar::new(),
             directive: AtomicU64::new(0),
             closed: AtomicBool::new(false),
-            progress: Mutex::default(),
+            activity: Arc::default(),
             member: Mutex::default(),
+            over: Mutex::default(),
             search: AtomicU64::new(0),
             wake: Notify::new(),
             abort: AbortSignal::default(),
@@ -231,19 +245,10 @@ impl Inbox {
         self.wake.notify_one();
     }
 
-    pub(crate) fn set_progress(&self, step: u64, phase: &str) {
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        progress.step = step;
-        progress.phase.clear();
-        progress.phase.push_str(phase);
-        progress.counter += 1;
-    }
-
-    /// The present progress, and the header to send it under, if it changed since `counter`.
-    pub(crate) fn progress_since(&self, counter: u64) -> Option<(Progress, lockstep_proto::domain::Stamp)> {
-        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// What the device thread does, and the header to send it under, once there is a generation.
+    pub(crate) fn progress(&self) -> Option<(Progress, Stamp)> {
         let stamp = self.lock().generation.as_ref()?.stamp;
-        (progress.counter > counter).then_some((progress, stamp))
+        Some((self.activity.progress(), stamp))
     }
 
     pub(crate) fn say(&self, message: FromMember) {
@@ -495,6 +500,15 @@ impl Inbox {
         state.broken.get_or_insert(error);
         drop(state);
         self.set_abort(&reason);
+        let over = self.over.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Over(callback)) = over {
+            callback(reason);
+        }
+    }
+
+    /// Calls `callback`, on the session's thread, when the stream is gone for good, with the reason.
+    pub(crate) fn when_over(&self, callback: Box<dyn FnOnce(String) + Send>) {
+        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = Some(Over(callback));
     }
 
     fn set_abort(&self, reason: &str) {

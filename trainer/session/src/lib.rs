@@ -14,6 +14,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod abort;
+mod activity;
 mod error;
 mod inbox;
 mod link;
@@ -28,6 +29,7 @@ use lockstep_proto::domain::{
 };
 
 pub use crate::abort::AbortSignal;
+pub use crate::activity::Activity;
 pub use crate::error::SessionError;
 use crate::inbox::Inbox;
 
@@ -99,6 +101,12 @@ impl Session {
     /// How long a coordinator is looked for whose stream broke; zero, as at first: not at all.
     pub fn look_for_coordinator(&self, patience: Duration) {
         self.inbox.set_search(patience);
+    }
+
+    /// Calls `callback` once, with the reason, when the coordinator has refused or fenced this member, or is not found any more.
+    /// It runs on the session's thread and must not block.
+    pub fn when_over(&self, callback: impl FnOnce(String) + Send + 'static) {
+        self.inbox.when_over(Box::new(callback));
     }
 
     /// Waits for the next generation that this member is part of. It may be aborted already; then the first wait in it says so.
@@ -206,9 +214,9 @@ impl Session {
         })
     }
 
-    /// Says what the device thread does now. Sent from time to time; cheap enough for every phase of every step.
-    pub fn progress(&self, step: u64, phase: &str) {
-        self.inbox.set_progress(step, phase);
+    /// Where the device thread writes down what it does; it is sent from time to time.
+    pub fn activity(&self) -> Arc<Activity> {
+        Arc::clone(&self.inbox.activity)
     }
 
     /// Hands a report over; it is kept, and sent again, until the coordinator has acknowledged it. Waits only while

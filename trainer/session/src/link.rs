@@ -252,7 +252,6 @@ fn read_welcome(address: &str, first: Option<v1::CoordinatorMessage>) -> Result<
 async fn send(inbox: &Inbox, run_id: &str, outgoing: mpsc::Sender<v1::MemberMessage>) {
     let mut timer = tokio::time::interval(PROGRESS_EVERY);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut told = 0;
     loop {
         while let Some(message) = inbox.next_outgoing() {
             if outgoing.send((&message).into()).await.is_err() {
@@ -267,8 +266,7 @@ async fn send(inbox: &Inbox, run_id: &str, outgoing: mpsc::Sender<v1::MemberMess
             () = inbox.wake.notified() => {}
             _ = timer.tick() => {
                 inbox.resend_overdue(RESEND_AFTER);
-                if let Some((progress, stamp)) = inbox.progress_since(told) {
-                    told = progress.counter;
+                if let Some((progress, stamp)) = inbox.progress() {
                     inbox.say(progress_message(run_id, stamp, progress));
                 }
             }

@@ -1,7 +1,8 @@
-//! One rank's part of a snapshot as bytes: a header that names every array, and float32 values.
+//! One rank's part of a snapshot as bytes: float32 values, and what they are.
 //!
-//! `LSPART01`, the header's length (64 bits, little endian), the header as JSON, then the values of every entry in its
-//! order, little endian. Tensors are named and elements are counted from the tensor's first, so that a part says nothing of
+//! `LSPART02`, the values of every entry in its order, little endian, the entries and the state of the run as JSON (the
+//! *index*), and the index's length (64 bits, little endian): values are copied once, since nothing before them depends on
+//! them. Tensors are named and elements are counted from the tensor's first, so that a part says nothing of
 //! the world that made it: ranks of another one read from it what they own.
 
 use std::collections::HashMap;
@@ -15,7 +16,10 @@ use crate::error::TrainerError;
 use crate::snapshot::{RunState, Saved};
 use crate::step::skipping::LossRecord;
 
-const MAGIC: &[u8; 8] = b"LSPART01";
+/// Room for an index that is not large.
+const INDEX_ROOM: usize = 64 << 10;
+
+const MAGIC: &[u8; 8] = b"LSPART02";
 
 /// What a part holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,12 +74,14 @@ pub fn model_of((steps, bits): (u32, [u64; 3])) -> ModelState {
 /// Builds a part.
 pub struct Builder {
     header: Header,
-    values: Vec<u8>,
+    bytes: Vec<u8>,
 }
 
 impl Builder {
-    /// A part without arrays.
-    pub fn new(step: u64, state: &RunState) -> Builder {
+    /// A part without arrays, with room for `room` bytes of values.
+    pub fn new(step: u64, state: &RunState, room: usize) -> Builder {
+        let mut bytes = Vec::with_capacity(MAGIC.len() + room + INDEX_ROOM);
+        bytes.extend_from_slice(MAGIC);
         Builder {
             header: Header {
                 step,
@@ -84,7 +90,7 @@ impl Builder {
                 losses: state.losses.to_words(),
                 entries: Vec::new(),
             },
-            values: Vec::new(),
+            bytes,
         }
     }
 
@@ -95,22 +101,20 @@ impl Builder {
             array: array.to_owned(),
             elements: start..start + values.len(),
         });
-        self.values.reserve(4 * values.len());
-        for value in values {
-            self.values.extend_from_slice(&value.to_le_bytes());
+        let at = self.bytes.len();
+        self.bytes.resize(at + 4 * values.len(), 0);
+        for (bytes, value) in self.bytes[at..].as_chunks_mut().0.iter_mut().zip(values) {
+            *bytes = value.to_le_bytes();
         }
     }
 
     /// The part's bytes.
-    pub fn finish(self) -> Result<Vec<u8>, TrainerError> {
+    pub fn finish(mut self) -> Result<Vec<u8>, TrainerError> {
         let header = serde_json::to_vec(&self.header)
             .map_err(|error| TrainerError::Broken(format!("a part of a snapshot cannot be written: {error}")))?;
-        let mut bytes = Vec::with_capacity(16 + header.len() + self.values.len());
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&(header.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(&header);
-        bytes.extend_from_slice(&self.values);
-        Ok(bytes)
+        self.bytes.extend_from_slice(&header);
+        self.bytes.extend_from_slice(&(header.len() as u64).to_le_bytes());
+        Ok(self.bytes)
     }
 }
 
@@ -126,23 +130,20 @@ struct Part {
 impl Part {
     fn read(bytes: Arc<Vec<u8>>) -> Result<Part, String> {
         let rest = bytes.strip_prefix(MAGIC).ok_or("it is no part of a snapshot")?;
-        let (length, rest) = rest.split_first_chunk::<8>().ok_or("it is cut off")?;
-        let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| "its header is too long")?;
-        let header = rest.get(..length).ok_or("its header is cut off")?;
-        let header: Header = serde_json::from_slice(header).map_err(|error| format!("its header: {error}"))?;
-        let mut at = MAGIC.len() + 8 + length;
+        let (rest, length) = rest.split_last_chunk::<8>().ok_or("it is cut off")?;
+        let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| "its index is too long")?;
+        let start = rest.len().checked_sub(length).ok_or("its index is cut off")?;
+        let header: Header = serde_json::from_slice(&rest[start..]).map_err(|error| format!("its index: {error}"))?;
+        let (mut at, ends) = (MAGIC.len(), MAGIC.len() + start);
         let mut offsets = Vec::with_capacity(header.entries.len());
         for entry in &header.entries {
             offsets.push(at);
             let count = entry.elements.end.checked_sub(entry.elements.start);
             let end = count.and_then(|count| count.checked_mul(4)?.checked_add(at));
-            at = end.ok_or("a range in its header is impossible")?;
+            at = end.ok_or("a range in its index is impossible")?;
         }
-        if at != bytes.len() {
-            return Err(format!(
-                "it is {} bytes long, and its header speaks of {at}",
-                bytes.len()
-            ));
+        if at != ends {
+            return Err(format!("its values end at byte {ends}, and its index speaks of {at}"));
         }
         Ok(Part { header, bytes, offsets })
     }
@@ -263,7 +264,7 @@ mod tests {
     }
 
     fn part(step: u64, arrays: &[(&str, &str, usize, &[f32])]) -> Arc<Vec<u8>> {
-        let mut builder = Builder::new(step, &state(7));
+        let mut builder = Builder::new(step, &state(7), 0);
         for (tensor, array, start, values) in arrays {
             builder.add(tensor, array, *start, values);
         }
@@ -291,16 +292,19 @@ mod tests {
     fn a_damaged_part_is_refused_by_its_number() {
         let good = part(8, &[("w", "master", 0, &[1.0, 2.0])]);
         let cut = Arc::new(good[..good.len() - 1].to_vec());
+        let mut longer = good.to_vec();
+        longer.splice(MAGIC.len()..MAGIC.len(), [0; 4]);
         let no_part = Arc::new(b"something else".to_vec());
         let of_another_step = part(9, &[]);
-        let mut other = Builder::new(8, &state(6));
+        let mut other = Builder::new(8, &state(6), 4);
         other.add("w", "master", 0, &[1.0]);
         let of_another_run = Arc::new(other.finish().unwrap());
         for (bad, why) in [
-            (cut, "bytes long"),
+            (cut, "index"),
             (no_part, "no part of a snapshot"),
             (of_another_step, "of step 9"),
             (of_another_run, "differs from that of part 0"),
+            (Arc::new(longer), "its values end at byte"),
             (Arc::new(MAGIC.to_vec()), "cut off"),
         ] {
             let sentence = Whole::read(8, vec![Arc::clone(&good), bad]).unwrap_err().to_string();

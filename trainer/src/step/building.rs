@@ -170,6 +170,7 @@ impl Engine {
             last_step: 0,
             drift_every: config.fault.drift_every,
             drill: Drill::default(),
+            activity: Arc::default(),
             missing_named: Vec::new(),
         })
     }

@@ -1,20 +1,24 @@
-//! Where the time of a step goes, by phase.
+//! Where the time of a step goes, by phase. Every lap is also a sign of life.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockstep_collective::communication::Shares;
+use lockstep_session::Activity;
 
 /// Adds up the milliseconds between laps, by phase.
 pub(super) struct Clock {
     last: Instant,
+    activity: Arc<Activity>,
     /// Milliseconds, in the order in which the phases came first.
     pub(super) phases: Vec<(String, f64)>,
 }
 
 impl Clock {
-    pub(super) fn new() -> Clock {
+    pub(super) fn new(activity: Arc<Activity>) -> Clock {
         Clock {
             last: Instant::now(),
+            activity,
             phases: Vec::new(),
         }
     }
@@ -39,6 +43,7 @@ impl Clock {
         let now = Instant::now();
         let ms = (now - self.last).as_secs_f64() * 1e3;
         self.last = now;
+        self.activity.moves();
         self.add(phase, ms);
     }
 

@@ -190,6 +190,12 @@ impl Engine {
 
     /// Carries out what a drill orders for step `step`: one bit of this rank's memory changes.
     pub(super) fn carry_out(&mut self, step: u64) -> Result<(), TrainerError> {
+        if self.drill.hangs(step) {
+            tracing::warn!("drill: the device thread stands still before step {step}");
+            loop {
+                std::thread::park();
+            }
+        }
         let Some((array, name)) = self.drill.flip(step) else {
             return Ok(());
         };

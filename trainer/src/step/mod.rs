@@ -48,6 +48,7 @@ use lockstep_data::{MicroBatch, lane_micro_batches};
 use lockstep_inventory::Treatment;
 use lockstep_optim::decision::{LossModel, ModelState};
 use lockstep_proto::domain::Plan;
+use lockstep_session::Activity;
 
 use crate::device::memory::Flat;
 use crate::device::reading::Reader;
@@ -138,6 +139,8 @@ pub struct Engine {
     drift_every: u64,
     copies: WorkingCopies,
     drill: Drill,
+    /// Where this thread writes down what it does.
+    activity: Arc<Activity>,
     /// What a checkpoint holds of each tensor.
     checkpoint_tensors: Vec<TensorEntry>,
     missing_named: Vec<usize>,
@@ -147,6 +150,15 @@ impl Engine {
     /// Orders faults, to see what becomes of them.
     pub fn order(&mut self, drill: Drill) {
         self.drill = drill;
+    }
+
+    /// Where this thread writes down what it does from now on.
+    pub fn watch(&mut self, activity: Arc<Activity>) {
+        if self.communication.size() > 1 {
+            let told = Arc::clone(&activity);
+            self.communication.tell_waits(Box::new(move |waits| told.waits(waits)));
+        }
+        self.activity = activity;
     }
 
     /// The hash of the parameters as they are.
@@ -200,7 +212,7 @@ impl Engine {
         self.last_step = plan.step;
         self.carry_out(plan.step)?;
         let began = Instant::now();
-        let mut clock = Clock::new();
+        let mut clock = Clock::new(Arc::clone(&self.activity));
         let lanes = self.slots.lanes();
         let working: Vec<bool> = (0..lanes)
             .map(|l| !lane_micro_batches(l, lanes, plan.micro_batches).is_empty())
@@ -239,6 +251,7 @@ impl Engine {
             self.communication.wait_reduced(bucket)?;
         }
         clock.lap("reduce_ms");
+        self.activity.goes_on("update");
         let left = self.losses.sums()?.and(self.shard.square_sums()?)?;
         clock.lap("norms_ms");
         let held = self.held(plan.step)?;
@@ -313,8 +326,10 @@ impl Engine {
         let mut tokens = 0;
         let indices = lane_micro_batches(lane, self.slots.lanes(), plan.micro_batches);
         for index in indices.clone() {
+            self.activity.goes_on("data");
             let batch = next()?;
             clock.lap("data_ms");
+            self.activity.goes_on("forward");
             let mut gate = self.gates.with(&mut self.communication);
             let mut loss = self.model.loss(&self.weights, view(&batch), &mut gate)?;
             if let Some(factor) = self.drill.factor(plan.step, index) {
@@ -324,6 +339,7 @@ impl Engine {
             self.losses.add(lane, &loss)?;
             tokens += batch.counted;
             clock.lap("forward_ms");
+            self.activity.goes_on("backward");
             if is_last_lane && index + 1 == indices.end {
                 self.fill().arm();
             }

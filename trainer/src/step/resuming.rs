@@ -24,7 +24,7 @@ impl Engine {
     /// # Errors
     /// [`TrainerError::Drift`]: something of it is not what was written.
     pub fn freeze(&self, step: u64) -> Result<Vec<u8>, TrainerError> {
-        let mut builder = Builder::new(step, &self.state());
+        let mut builder = Builder::new(step, &self.state(), self.shard.state_bytes());
         let (inventory, places) = (self.model.inventory(), &self.layout.places);
         self.shard.show(&mut |piece, array, values| {
             let start = start_of(

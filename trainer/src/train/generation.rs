@@ -9,7 +9,7 @@ use lockstep_data::{Dataset, Loader, ValidationSet, micro_batch_samples};
 use lockstep_proto::domain::{
     Directive, DirectiveKind, Generation, Orthogonality, Outcome, Plan, Ready, StepMetrics, StepReport, Validation,
 };
-use lockstep_session::Session;
+use lockstep_session::{Activity, Session};
 
 use crate::device::opening::{Opened, open, place_on_host};
 use crate::device::statistics::DeviceMemory;
@@ -48,6 +48,8 @@ pub(super) struct Rank {
     made: u64,
     /// The newest directive that all ranks have agreed on in this generation.
     handled: u64,
+    /// Where this thread writes down what it does.
+    activity: Arc<Activity>,
     /// What keeping the state after the last step took, in milliseconds: part of the next step's time.
     keep_ms: f64,
 }
@@ -83,16 +85,20 @@ impl Rank {
             aborter,
         };
         let compute = &member.opened.compute;
+        let activity = session.activity();
+        activity.waits_in(first_step(generation), "meet");
         let communication = meet(session, &config, member.mpi, place, generation, compute)?;
+        activity.begins(first_step(generation), "build");
         let lanes = generation.members.iter().map(|m| m.lanes.clone()).collect();
         let model = from_config(&config, member.dataset.vocab());
         let memory = DeviceMemory::new(compute, account);
         let engine = Engine::new(&config, model, communication, lanes, compute);
         let mut engine = engine.map_err(|error| memory.explain(error))?;
         engine.order(member.drill.clone());
-        let made = generation.resume.as_ref().map_or(0, |resume| resume.step);
+        engine.watch(Arc::clone(&activity));
+        let made = first_step(generation);
         if let Some(resume) = &generation.resume {
-            session.progress(resume.step, "load");
+            activity.waits_in(resume.step, "load");
             match (resume.checkpoint, &member.keeper) {
                 (Some(checkpoint), _) => engine.load(&member.checkpoints.load(checkpoint)?)?,
                 (None, Some(keeper)) => engine.load(&keeping::fetch(keeper, resume, &signal)?)?,
@@ -122,6 +128,7 @@ impl Rank {
             memory,
             made,
             handled: 0,
+            activity,
             keep_ms: 0.0,
         };
         if made > 0 {
@@ -181,11 +188,11 @@ impl Rank {
     /// Steps until a plan says that it is the last one, or all ranks have agreed to stop or to regroup.
     pub(super) fn steps(&mut self, session: &Session) -> Result<End, TrainerError> {
         loop {
-            session.progress(self.made + 1, "plan");
+            self.activity.waits_in(self.made + 1, "plan");
             let Some(plan) = session.next_plan(self.made + 1)? else {
                 return Ok(End::Over(Outcome::Stopped));
             };
-            session.progress(plan.step, "step");
+            self.activity.begins(plan.step, "data");
             for index in self.engine.micro_batches_of(&plan) {
                 self.loader.submit(micro_batch_samples(
                     plan.first_sample,
@@ -204,16 +211,18 @@ impl Rank {
             let stopping = matches!(directive, Some(DirectiveKind::Stop));
             let validation = match plan.validate || plan.last || stopping {
                 true => {
-                    session.progress(plan.step, "validation");
+                    self.activity.begins(plan.step, "validation");
                     Some(self.engine.validate(&self.validation)?)
                 }
                 false => None,
             };
+            self.activity.waits_in(plan.step, "report");
             session.report(self.report(&plan, outcome, validation))?;
             if plan.last {
                 return Ok(End::Over(Outcome::Completed));
             }
             let began = Instant::now();
+            self.activity.begins(plan.step, "keep");
             if plan.checkpoint {
                 self.checkpoint()?;
             }
@@ -228,7 +237,7 @@ impl Rank {
                 Some(DirectiveKind::Stop) => return Ok(End::Over(Outcome::Stopped)),
                 Some(DirectiveKind::Regroup) => return Ok(End::Regroup),
                 Some(DirectiveKind::Pause) => {
-                    session.progress(plan.step, "paused");
+                    self.activity.waits_in(plan.step, "paused");
                     match self.pause(session)? {
                         DirectiveKind::Stop => return Ok(End::Over(Outcome::Stopped)),
                         DirectiveKind::Regroup => return Ok(End::Regroup),
@@ -297,6 +306,7 @@ impl Rank {
 
     /// The float32 masters of all owners go to rank 0, which writes them with tokenizer and config.
     pub(super) fn write_final(&mut self, options: &TrainOptions) -> Result<(), TrainerError> {
+        self.activity.waits_in(self.made, "files");
         self.engine.settle()?;
         let folder = run_folder(&self.config, options);
         let mut writer = Writer::new(folder.join("final"), self.made);
@@ -326,6 +336,11 @@ fn another(config: &RunConfig, index: usize, first: &Opened) -> Result<Opened, T
             first.facts.clone().unwrap_or_default()
         ))),
     }
+}
+
+/// The step that a generation begins with.
+fn first_step(generation: &Generation) -> u64 {
+    generation.resume.as_ref().map_or(0, |resume| resume.step)
 }
 
 /// The highest resident memory of this process so far.

@@ -48,6 +48,8 @@ pub(super) struct Checker {
     held: BTreeMap<Part, BTreeSet<Peer>>,
     /// The snapshot that stands.
     stands: u64,
+    /// Its parts, until another one stands or training begins again.
+    standing: Vec<Part>,
     /// The step before the first plan that a member is sent, in this generation and term.
     sent_from: u64,
     hashes: BTreeMap<u64, [u8; 32]>,
@@ -100,6 +102,7 @@ impl Checker {
             must_abort: BTreeSet::new(),
             held: BTreeMap::new(),
             stands: 0,
+            standing: Vec::new(),
             sent_from: 0,
             hashes: BTreeMap::new(),
             waited: false,
@@ -267,6 +270,7 @@ impl Checker {
                 )
             })?;
         }
+        self.is_kept(generation, run)?;
         self.said.clear();
         self.wrote.clear();
         let of_names = |name: &str| run.members.iter().find(|(_, member)| member.info.member == name);
@@ -308,6 +312,25 @@ impl Checker {
             ensure(!place.addresses.is_empty(), 11, || format!("no address for {part:?}"))?;
         }
         Ok(())
+    }
+
+    /// What stands can be had for as long as a holder of each part is there.
+    fn is_kept(&mut self, generation: &Generation, run: &Run) -> Checked {
+        let resumed = generation.resume.as_ref().map_or(0, |resume| resume.step);
+        let parts = std::mem::take(&mut self.standing);
+        let Some(step) = parts
+            .first()
+            .map(|part| part.step)
+            .filter(|step| *step < self.total_steps)
+        else {
+            return Ok(());
+        };
+        let is_in = |(_, member): &(&Peer, &crate::run::Member)| member.finished.is_none();
+        let there: BTreeSet<Peer> = run.members.iter().filter(is_in).map(|(peer, _)| who(*peer)).collect();
+        let is_there = |part: &Part| self.held.get(part).is_some_and(|holders| !holders.is_disjoint(&there));
+        ensure(resumed >= step || !parts.iter().all(is_there), 15, || {
+            format!("step {resumed} is resumed, and the members that are there held the whole snapshot of step {step}")
+        })
     }
 
     fn persisted(&mut self, record: &Record, run: &Run, trainers: &Trainers) -> Checked {
@@ -381,6 +404,7 @@ impl Checker {
                     )
                 })?;
                 self.stands = *step;
+                self.standing = parts.clone();
                 let copies = self.ranks.len().min(2);
                 ensure(parts.len() == self.ranks.len(), 12, || {
                     format!("snapshot {step} has {parts:?}")

@@ -4,12 +4,13 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use lockstep_proto::domain::{
-    CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, Outcome, Part, Plan, Ready, Resume, Return, Stamp,
-    Standing, StepMetrics, StepReport, Validation, Written,
+    CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, Outcome, Part, Plan, Progress, Ready, Resume,
+    Return, Stamp, Standing, StepMetrics, StepReport, Validation, Written,
 };
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use super::Fault;
 use crate::run::tests::info;
 use crate::run::{Event, Peer};
 
@@ -31,6 +32,10 @@ pub(super) struct Trainer {
     name: String,
     pub(super) alive: bool,
     hangs: bool,
+    /// Whether nothing passes between it and the coordinator, though both live.
+    pub(super) muted: bool,
+    /// Rises with everything that its device thread does.
+    counter: u64,
     joined: bool,
     generation: Option<Generation>,
     comm_id: Option<Vec<u8>>,
@@ -111,6 +116,10 @@ pub(super) struct Trainers {
     pub(super) drained: bool,
     pub(super) replayed: u64,
     pub(super) drifts: u64,
+    pub(super) hung: u64,
+    pub(super) muted: u64,
+    /// What is wrong with them.
+    pub(super) fault: Option<Fault>,
 }
 
 impl Trainers {
@@ -124,6 +133,9 @@ impl Trainers {
             drained: false,
             replayed: 0,
             drifts: 0,
+            hung: 0,
+            muted: 0,
+            fault: None,
         };
         for _ in 0..ranks {
             trainers.add();
@@ -137,6 +149,8 @@ impl Trainers {
             name: format!("trainer-{}", self.all.len()),
             alive: true,
             hangs: false,
+            muted: false,
+            counter: 0,
             joined: false,
             generation: None,
             comm_id: None,
@@ -283,11 +297,16 @@ impl Trainers {
 
     /// It takes the next thing that the coordinator has said.
     pub(super) fn deliver(&mut self, index: usize) {
+        let obeys_all = self.fault == Some(Fault::ObeyOlderTerms);
         let trainer = &mut self.all[index];
+        if trainer.muted {
+            return;
+        }
         let Some((stamp, body)) = trainer.to_trainer.pop_front() else {
             return;
         };
-        if !trainer.alive || trainer.hangs || stamp.term < trainer.term {
+        let is_old = stamp.term < trainer.term && !obeys_all;
+        if !trainer.alive || trainer.hangs || is_old {
             return;
         }
         let is_present = trainer.stamp().is_some_and(|own| own.generation == stamp.generation);
@@ -535,12 +554,16 @@ impl Trainers {
 
     /// Each owner keeps its part and that of the rank before it, its ward.
     fn take_snapshot(&mut self, ranks: &[usize], generation: &Generation, step: u64) {
+        let frees_at_once = self.fault == Some(Fault::FreeSnapshotsTooEarly);
         for (rank, index) in ranks.iter().enumerate() {
             let ward = (rank + ranks.len() - 1) % ranks.len();
             let peer = self.peer(*index);
             let trainer = &mut self.all[*index];
             for of in BTreeSet::from([rank, ward]) {
                 let part = part(step, generation, of);
+                if frees_at_once {
+                    trainer.parts.retain(|older| older.step >= step);
+                }
                 trainer.parts.insert(part);
                 trainer.say(Event::Holds {
                     peer,
@@ -611,23 +634,61 @@ impl Trainers {
         true
     }
 
-    /// A trainer's device hangs: it does nothing any more, and a peer says so. It will be fenced.
-    pub(super) fn hang(&mut self, index: usize) -> bool {
+    /// A trainer's device hangs: it does nothing any more, and a peer says so or does not. It will be fenced.
+    pub(super) fn hang(&mut self, index: usize, is_told: bool) -> bool {
         let trainer = &self.all[index];
         if !trainer.is_present() || trainer.state != State::Training {
             return false;
         }
         let Some(stamp) = trainer.stamp() else { return false };
         let peers = self.in_collectives(stamp);
-        let Some(other) = peers.into_iter().find(|peer| *peer != self.peer(index)) else {
-            return false;
-        };
-        let Some(other) = self.index_of(other) else {
-            return false;
-        };
         self.all[index].hangs = true;
-        self.stop(other, Some("a peer does nothing".to_owned()));
+        // The last thing that it did was to begin what it hangs in.
+        self.all[index].counter += 1;
+        self.hung += 1;
+        let other = peers.into_iter().find(|peer| *peer != self.peer(index));
+        if let Some(other) = other.and_then(|other| self.index_of(other)).filter(|_| is_told) {
+            self.stop(other, Some("a peer does nothing".to_owned()));
+        }
         true
+    }
+
+    /// Nothing passes between a trainer and the coordinator for a while.
+    pub(super) fn mute(&mut self, index: usize) -> bool {
+        let trainer = &mut self.all[index];
+        let is_there = trainer.joined && trainer.attached && !trainer.muted && trainer.is_present();
+        trainer.muted |= is_there;
+        self.muted += u64::from(is_there);
+        is_there
+    }
+
+    /// What every trainer that is heard says of its device thread now.
+    pub(super) fn progress(&mut self) -> Vec<(Peer, Progress)> {
+        let hung: BTreeSet<Stamp> = self
+            .all
+            .iter()
+            .filter(|trainer| trainer.hangs)
+            .filter_map(Trainer::stamp)
+            .collect();
+        let mut said = Vec::new();
+        for index in 0..self.all.len() {
+            let peer = self.peer(index);
+            let trainer = &mut self.all[index];
+            if !trainer.alive || !trainer.joined || !trainer.attached || trainer.muted || trainer.refused {
+                continue;
+            }
+            let waits_for_it = trainer.stamp().is_some_and(|stamp| hung.contains(&stamp));
+            let waits = !trainer.hangs && (waits_for_it || trainer.state != State::Training);
+            trainer.counter += u64::from(!trainer.hangs);
+            let progress = Progress {
+                step: trainer.at + 1,
+                phase: "forward".to_owned(),
+                counter: trainer.counter,
+                waits,
+            };
+            said.push((peer, progress));
+        }
+        said
     }
 
     /// A bit changes in a trainer's memory, and all ranks of its generation find that in the same step.

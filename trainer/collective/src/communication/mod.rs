@@ -127,6 +127,8 @@ pub struct Communication {
     publisher: Publisher,
     aborter: Aborter,
     waits: Shares,
+    /// Is told when the device thread begins and ends to wait for other ranks.
+    told: Box<dyn Fn(bool) + Send>,
 }
 
 impl Communication {
@@ -196,6 +198,7 @@ impl Communication {
             publisher,
             aborter,
             waits: Shares::default(),
+            told: Box::new(|_| {}),
         }
     }
 
@@ -216,6 +219,11 @@ impl Communication {
     /// The backend's name in `status`.
     pub fn backend_name(&self) -> &'static str {
         self.backend
+    }
+
+    /// `told` is called on the device thread whenever it begins (`true`) and ends to wait for other ranks.
+    pub fn tell_waits(&mut self, told: Box<dyn Fn(bool) + Send>) {
+        self.told = told;
     }
 
     /// How this rank reaches every rank, by rank; none for itself.
@@ -310,7 +318,10 @@ impl Communication {
     pub fn exchange_slots(&mut self, table: &mut [u64], owner_of_slot: &[u32]) -> Result<(), CollectiveError> {
         if !self.bound {
             self.drain()?;
-            return locked(&self.shared.collective).exchange_slots(table, owner_of_slot);
+            (self.told)(true);
+            let exchanged = locked(&self.shared.collective).exchange_slots(table, owner_of_slot);
+            (self.told)(false);
+            return exchanged;
         }
         let (mut words, owners) = (table.to_vec(), owner_of_slot.to_vec());
         let words = self.call(move |collective| collective.exchange_slots(&mut words, &owners).map(|()| words))?;
@@ -359,6 +370,16 @@ impl Communication {
         call: impl FnOnce(&mut dyn Collective) -> Result<T, CollectiveError> + Send + 'static,
     ) -> Result<T, CollectiveError> {
         self.drain()?;
+        (self.told)(true);
+        let answer = self.make(call);
+        (self.told)(false);
+        answer
+    }
+
+    fn make<T: Send + 'static>(
+        &mut self,
+        call: impl FnOnce(&mut dyn Collective) -> Result<T, CollectiveError> + Send + 'static,
+    ) -> Result<T, CollectiveError> {
         if !self.bound {
             return call(locked(&self.shared.collective).as_mut());
         }
@@ -374,15 +395,30 @@ impl Communication {
 
     /// Waits until nothing is left to do.
     fn drain(&mut self) -> Result<(), CollectiveError> {
-        if !self.needs_thread() {
-            while work::one(&self.shared)? {}
-            return Ok(());
-        }
-        self.shared.queue.wait_idle()
+        (self.told)(true);
+        let drained = match self.needs_thread() {
+            true => self.shared.queue.wait_idle(),
+            false => loop {
+                match work::one(&self.shared) {
+                    Ok(true) => {}
+                    Ok(false) => break Ok(()),
+                    Err(error) => break Err(error),
+                }
+            },
+        };
+        (self.told)(false);
+        drained
     }
 
     /// Waits until `found` finds something in what has been done.
     fn wait_for(&mut self, found: impl Fn(&queue::Progress) -> Option<Recorded>) -> Result<Recorded, CollectiveError> {
+        (self.told)(true);
+        let recorded = self.look_until(found);
+        (self.told)(false);
+        recorded
+    }
+
+    fn look_until(&self, found: impl Fn(&queue::Progress) -> Option<Recorded>) -> Result<Recorded, CollectiveError> {
         if self.needs_thread() {
             return self.shared.queue.wait_for(found);
         }

@@ -210,7 +210,7 @@ fn train(
         if behaviour.dies_before == Some(step) {
             return Ok(step - 1);
         }
-        session.progress(step, "step");
+        session.activity().begins(step, "step");
         std::thread::sleep(behaviour.step);
         let Some(newest) = exchange.maximum(ranks, session.directive().to_word()) else {
             // Another rank's session may have heard of it first.
