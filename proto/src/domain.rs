@@ -416,6 +416,8 @@ pub struct Progress {
     pub counter: u64,
     /// Whether it waits for other ranks, a store or the coordinator, so that nothing is expected of it.
     pub waits: bool,
+    /// The longest that the member ever stayed in that phase without a change, in milliseconds; none: it never left it.
+    pub longest_ms: Option<u64>,
 }
 
 /// A message of a member.

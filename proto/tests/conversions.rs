@@ -133,6 +133,7 @@ fn members() -> Vec<MemberBody> {
             phase: "backward".into(),
             counter: 12,
             waits: true,
+            longest_ms: Some(1500),
         }),
         MemberBody::Report(report),
         MemberBody::Leaving("SIGTERM".into()),

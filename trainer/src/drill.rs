@@ -5,12 +5,14 @@
 //! - `nan@STEP.MICRO_BATCH`: the loss of that micro-batch is NaN, and a value of its gradient, on whichever rank it falls and
 //!   whenever it is made, as those of a bad sample would be
 //! - `spike@STEP.MICRO_BATCH*FACTOR`: its loss is FACTOR times as large
+//! - `slow@STEP*MILLISECONDS`: from that step on every one takes so much longer on this rank
 //! - `hang@STEP`: before that step the device thread stands still for good, and the process lives on; once in its life
 //! - `flip-working@STEP:TENSOR`, `flip-master@…`, `flip-momentum@…`: before that step one bit of the tensor's working copy,
 //!   or of what this rank owns of it, changes; once in the life of this process. `any` is the first tensor that there is
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::error::TrainerError;
 use crate::step::drift::Array;
@@ -42,6 +44,8 @@ pub struct Drill {
     flips: Vec<Flip>,
     /// Steps before which the device thread stands still.
     hangs: Vec<u64>,
+    /// From which step on steps take how much longer.
+    slow: Vec<(u64, Duration)>,
 }
 
 impl Drill {
@@ -68,7 +72,7 @@ impl Drill {
         for order in orders.split(',').map(str::trim).filter(|order| !order.is_empty()) {
             drill.add(order).ok_or_else(|| {
                 TrainerError::Refused(format!(
-                    "{VARIABLE} has the order {order:?}; known are nan@STEP.MICRO_BATCH, spike@STEP.MICRO_BATCH*FACTOR, hang@STEP, and flip-working, flip-master and flip-momentum with @STEP:TENSOR"
+                    "{VARIABLE} has the order {order:?}; known are nan@STEP.MICRO_BATCH, spike@STEP.MICRO_BATCH*FACTOR, slow@STEP*MILLISECONDS, hang@STEP, and flip-working, flip-master and flip-momentum with @STEP:TENSOR"
                 ))
             })?;
         }
@@ -91,6 +95,12 @@ impl Drill {
                 tensor: tensor.to_owned(),
                 is_done: Arc::default(),
             });
+            return Some(());
+        }
+        if kind == "slow" {
+            let (step, milliseconds) = rest.split_once('*')?;
+            let longer = Duration::from_millis(milliseconds.parse().ok()?);
+            self.slow.push((step.parse().ok()?, longer));
             return Some(());
         }
         if kind == "hang" {
@@ -128,6 +138,12 @@ impl Drill {
         self.hangs.contains(&step)
     }
 
+    /// How much longer a step takes.
+    pub fn delay(&self, step: u64) -> Duration {
+        let begun = self.slow.iter().filter(|(from, _)| *from <= step);
+        begun.map(|(_, longer)| *longer).sum()
+    }
+
     /// What the loss of a micro-batch is multiplied by.
     pub fn factor(&self, step: u64, micro_batch: u32) -> Option<f64> {
         let here = |loss: &&Loss| (loss.step, loss.micro_batch) == (step, micro_batch);
@@ -152,8 +168,11 @@ mod tests {
         assert_eq!(drill.flip(4), Some((Array::Momentum, "any".to_owned())));
         let drill = Drill::parse("hang@9").unwrap();
         assert!(drill.hangs(9) && !drill.hangs(8));
+        let drill = Drill::parse("slow@3*20,slow@5*7").unwrap();
+        assert_eq!([2, 3, 6].map(|step| drill.delay(step).as_millis()), [0, 20, 27]);
         for order in [
             "hang@soon",
+            "slow@3",
             "nan",
             "nan@5",
             "nan@five.3",

@@ -19,7 +19,9 @@ fn words(name: &str, ranks: u32, more: &str) -> String {
 
 /// Runs until `step` is committed, and then sends the launcher a signal.
 fn run_until(stage: &Stage, name: &str, (ranks, more): (u32, &str), step: usize, signal: Signal) -> String {
-    let mut run = stage.start(&mut stage.command(&words(name, ranks, more)));
+    // Slow enough that the signal comes long before the end, on any machine.
+    let mut command = stage.command(&words(name, ranks, more));
+    let mut run = stage.start(command.env("LOCKSTEP_DRILL", "slow@1*30"));
     reach(stage, &mut run, name, step);
     run.signal(signal);
     run.wait();

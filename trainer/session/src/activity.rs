@@ -3,7 +3,9 @@
 //! The counter rises only when the device thread does something, so that a thread of the session that lives on beside a
 //! device thread that hangs renews nothing.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use lockstep_proto::domain::Progress;
 
@@ -13,6 +15,10 @@ struct Now {
     phase: &'static str,
     waits: bool,
     counter: u64,
+    /// Since when nothing has changed.
+    since: Option<Instant>,
+    /// The longest that nothing changed while it computed, by phase, in milliseconds.
+    longest_ms: BTreeMap<&'static str, u64>,
 }
 
 /// The step, the phase of it, and whether it waits for others. Cheap enough for every phase of every step.
@@ -53,13 +59,21 @@ impl Activity {
             phase: now.phase.to_owned(),
             counter: now.counter,
             waits: now.waits,
+            longest_ms: now.longest_ms.get(now.phase).copied(),
         }
     }
 
     fn note(&self, change: impl FnOnce(&mut Now)) {
         let mut now = self.lock();
+        if let (Some(since), false) = (now.since, now.waits) {
+            let took = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let phase = now.phase;
+            let longest = now.longest_ms.entry(phase).or_default();
+            *longest = took.max(*longest);
+        }
         change(&mut now);
         now.counter += 1;
+        now.since = Some(Instant::now());
     }
 
     fn lock(&self) -> MutexGuard<'_, Now> {
@@ -82,6 +96,7 @@ mod tests {
             (7, "forward", 2, true)
         );
         assert_eq!(activity.progress(), seen, "looking changes nothing");
+        assert_eq!(seen.longest_ms, Some(0), "it began, and went on to wait");
         activity.goes_on("backward");
         activity.moves();
         let seen = activity.progress();
@@ -90,6 +105,7 @@ mod tests {
             (7, "backward", 4, false)
         );
         activity.waits_in(8, "plan");
+        assert_eq!(activity.progress().longest_ms, None, "it was never there before");
         assert!(activity.progress().waits);
     }
 }

@@ -190,6 +190,7 @@ impl Engine {
 
     /// Carries out what a drill orders for step `step`: one bit of this rank's memory changes.
     pub(super) fn carry_out(&mut self, step: u64) -> Result<(), TrainerError> {
+        std::thread::sleep(self.drill.delay(step));
         if self.drill.hangs(step) {
             tracing::warn!("drill: the device thread stands still before step {step}");
             loop {

@@ -40,6 +40,8 @@ pub(crate) struct Play {
     pub(crate) bucket_bytes: usize,
     pub(crate) micro_batches: u32,
     pub(crate) steps: u64,
+    /// Steps between two comparisons of memory with what was written.
+    pub(crate) drift_every: u64,
 }
 
 impl Play {
@@ -59,6 +61,7 @@ impl Play {
             bucket_bytes: 4 * random.random_range(300..4000),
             micro_batches: random.random_range(1..6),
             steps: 3,
+            drift_every: 1,
         }
     }
 
@@ -81,8 +84,9 @@ impl Play {
              [batch]\nmicro_batch = {ROWS}\nschedule = 10\n\
              [learning_rate]\nschedule = 0.002\n\
              [collective]\nwire = \"{}\"\n\
+             [fault]\ndrift_every = {}\n\
              [optimizer]\n{}\n",
-            self.lanes, self.precision, self.reduction, self.layers, self.wire, self.method
+            self.lanes, self.precision, self.reduction, self.layers, self.wire, self.drift_every, self.method
         );
         RunConfig::parse(&text, "streams.toml", &[]).unwrap()
     }

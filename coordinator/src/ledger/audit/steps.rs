@@ -24,8 +24,13 @@ fn in_order(tables: &Tables) -> Proof {
         proof.holds(step.plan.step == *key, || {
             format!("row {key} of the table committed holds step {}", step.plan.step)
         });
-        proof.holds(step.loss.is_finite(), || {
+        proof.holds(step.loss.is_finite() || step.is_skipped, || {
             format!("row {key} of the table committed has the loss {}", step.loss)
+        });
+        let before = key.checked_sub(1).and_then(|before| tables.committed.get(&before));
+        let is_as_before = before.is_none_or(|before| before.parameter_hash == step.parameter_hash);
+        proof.holds(!step.is_skipped || is_as_before, || {
+            format!("row {key} of the table committed is of a skipped step, and the parameters have changed")
         });
     }
     match tables.last_committed() {

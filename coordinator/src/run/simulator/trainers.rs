@@ -685,6 +685,7 @@ impl Trainers {
                 phase: "forward".to_owned(),
                 counter: trainer.counter,
                 waits,
+                longest_ms: Some(20),
             };
             said.push((peer, progress));
         }

@@ -14,6 +14,7 @@ fn progress_and_idle_ticks_are_not_kept_and_everything_else_is() {
         phase: "forward".to_owned(),
         counter: 3,
         waits: false,
+        longest_ms: None,
     };
     recorder.decide(&mut run, Event::Progress { peer: 0, progress }, NOW);
     recorder.decide(&mut run, Event::Tick, NOW);
