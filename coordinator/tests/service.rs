@@ -130,11 +130,14 @@ async fn operators_see_status_members_and_events_and_stop_the_run() {
     let first = RunEvent::try_from(watched.message().await.unwrap().unwrap()).unwrap();
     assert!(matches!(first, RunEvent::State { phase, .. } if phase == "waiting-for-members"));
     let (_sender, _stream) = attach(channel, join(&running, member(&config))).await;
-    let second = RunEvent::try_from(watched.message().await.unwrap().unwrap()).unwrap();
-    assert!(
-        matches!(&second, RunEvent::State { reason, .. } if reason.contains("1 of 2")),
-        "{second:?}"
-    );
+    for expected in ["trainer-0", "1 of 2"] {
+        let event = RunEvent::try_from(watched.message().await.unwrap().unwrap()).unwrap();
+        let reason = match &event {
+            RunEvent::Decided { reason } | RunEvent::State { reason, .. } => reason,
+            _ => panic!("{event:?}"),
+        };
+        assert!(reason.contains(expected), "{event:?}");
+    }
 
     let status = control
         .status(v1::StatusRequest { header: asked() })

@@ -550,6 +550,11 @@ pub enum RunEvent {
         /// One sentence.
         reason: String,
     },
+    /// The coordinator decided something that is not a step: why, in one sentence.
+    Decided {
+        /// The sentence.
+        reason: String,
+    },
     /// A step was committed.
     Step(Box<CommittedStep>),
     /// A committed step was validated.

@@ -312,6 +312,9 @@ fn every_message_comes_back_as_it_was_sent() {
             phase: "training".into(),
             reason: "why".into(),
         },
+        RunEvent::Decided {
+            reason: "rank 1 was lost".into(),
+        },
         RunEvent::Step(Box::new(committed())),
         RunEvent::Validation {
             step: 4,

@@ -280,6 +280,11 @@ impl Executor {
                         validation: *validation,
                     }
                 }
+                Record::Decision { reason } => {
+                    tracing::info!("decided: {reason}");
+                    self.publish(RunEvent::Decided { reason: reason.clone() });
+                    continue;
+                }
                 _ => continue,
             };
             wrote = true;

@@ -130,7 +130,7 @@ impl Bar {
                 self.bar
                     .println(format!("step {step}: validation loss {:.4}", validation.loss));
             }
-            RunEvent::State { .. } | RunEvent::Ended(_) => self.bar.println(line(event)),
+            RunEvent::State { .. } | RunEvent::Decided { .. } | RunEvent::Ended(_) => self.bar.println(line(event)),
         }
         let mut message = String::new();
         let numbers = [("loss", self.loss), ("validation", self.validation)];
@@ -164,6 +164,7 @@ pub(crate) fn says_nothing_new(event: &RunEvent) -> bool {
 pub(crate) fn line(event: &RunEvent) -> String {
     match event {
         RunEvent::State { phase, reason } => format!("{phase}: {reason}"),
+        RunEvent::Decided { reason } => format!("decided: {reason}"),
         RunEvent::Step(step) => step_line(step),
         RunEvent::Validation { step, validation } => {
             format!(
@@ -214,6 +215,7 @@ fn scientific(number: f64) -> String {
 pub(crate) fn to_json(event: &RunEvent) -> Value {
     match event {
         RunEvent::State { phase, reason } => json!({ "event": "state", "phase": phase, "reason": reason }),
+        RunEvent::Decided { reason } => json!({ "event": "decision", "reason": reason }),
         RunEvent::Step(step) => step_json(step),
         RunEvent::Validation { step, validation } => json!({
             "event": "validation", "step": step, "validation_loss": validation.loss, "tokens": validation.tokens,
@@ -356,6 +358,12 @@ mod tests {
                     reason: "an operator".into(),
                 },
                 ["paused", "an", "operator"],
+            ),
+            (
+                RunEvent::Decided {
+                    reason: "rank 1 was lost".into(),
+                },
+                ["decided", "rank 1", "lost"],
             ),
         ] {
             let line = line(&event);

@@ -70,6 +70,7 @@ impl From<(&Header, &RunEvent)> for v1::WatchEvent {
                 phase: phase.clone(),
                 reason: reason.clone(),
             }),
+            RunEvent::Decided { reason } => Body::Decided(v1::Decided { reason: reason.clone() }),
             RunEvent::Step(step) => Body::Step(step_out(step)),
             RunEvent::Validation { step, validation } => Body::Validation(v1::StepValidation {
                 step: *step,
@@ -97,6 +98,7 @@ impl TryFrom<v1::WatchEvent> for RunEvent {
         header("WatchEvent", event.header)?;
         Ok(match required("WatchEvent", "body", event.body)? {
             Body::State(v1::StateChange { phase, reason }) => RunEvent::State { phase, reason },
+            Body::Decided(v1::Decided { reason }) => RunEvent::Decided { reason },
             Body::Step(step) => RunEvent::Step(Box::new(step_in(step)?)),
             Body::Validation(v1::StepValidation { step, loss, tokens }) => RunEvent::Validation {
                 step,

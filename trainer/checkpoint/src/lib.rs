@@ -32,6 +32,6 @@ pub use manifest::{CheckpointName, Manifest, RunValues};
 pub use part::{BlockEntry, Part, PartEntry, Sealed};
 pub use read::Reader;
 pub use retention::{GRACE, Retention, Swept, to_delete};
-pub use store::{Limits, Store};
+pub use store::{Limits, Store, stand_back};
 pub use tensors::{ArrayEntry, BLOCK, TensorEntry, TensorKind, of_model};
 pub use verify::{Depth, Newest, Refused};

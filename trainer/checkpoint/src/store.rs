@@ -20,6 +20,9 @@ use object_store::prefix::PrefixStore;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 use tokio::runtime::Runtime;
 
+/// How far threads that write checkpoints stand back behind those that train, on a scale of 20.
+const BEHIND: i32 = 15;
+
 use crate::error::{CheckpointError, chain};
 pub(crate) use requests::{PIECE, PIECES};
 
@@ -196,6 +199,7 @@ impl Store {
         limits: Limits,
     ) -> Result<Store, CheckpointError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
+            .on_thread_start(stand_back)
             .worker_threads(1)
             .thread_name("checkpoint-store")
             .enable_all()
@@ -248,4 +252,11 @@ fn make_durably(path: &Path) -> std::io::Result<()> {
         std::fs::File::open(parent)?.sync_all()?;
     }
     Ok(())
+}
+
+/// The calling thread stands back behind threads that have more urgent things to do, for its whole life: where every core
+/// computes, a checkpoint takes longer and the steps meanwhile do not.
+pub fn stand_back() {
+    // Refused nowhere that is known; then it competes as any other thread.
+    let _stands_back = rustix::process::nice(BEHIND);
 }

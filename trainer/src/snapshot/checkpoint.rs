@@ -176,6 +176,7 @@ impl Drop for Writing {
 }
 
 fn carry(place: &Place, jobs: &Receiver<Frozen>, voice: &Voice) {
+    lockstep_checkpoint::stand_back();
     while let Ok(Frozen { step, part, words }) = jobs.recv() {
         // A rank that owns nothing has nothing to write.
         let written = part.seal().and_then(|part| match part.entry().blocks.is_empty() {
