@@ -104,7 +104,7 @@ impl Kind {
             Kind::Join | Kind::KillCoordinator | Kind::FreezeShort => 1,
             Kind::FlipWorking | Kind::FlipMaster | Kind::FlipMomentum => 1,
             Kind::KillAll | Kind::DamageCheckpoint | Kind::TornCheckpoint | Kind::FullDisk => 1,
-            Kind::StoreFails | Kind::StoreSlow => 1,
+            Kind::StoreSlow => 1,
             Kind::KillTwo | Kind::KillInRecovery => 3,
             _ => 2,
         }

@@ -57,6 +57,9 @@ pub(crate) struct Options {
     /// Only these kinds [default: all that this machine can have].
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND,…")]
     only: Vec<Kind>,
+    /// Keep the folders of runs that are well, too.
+    #[arg(long)]
+    keep: bool,
     /// The folder of the programs [default: where this one lies].
     #[arg(long)]
     programs: Option<PathBuf>,
@@ -70,6 +73,7 @@ impl Options {
             seed: Vec::new(),
             ranks: 4,
             only: Vec::new(),
+            keep: false,
             programs: None,
         }
     }
@@ -125,7 +129,8 @@ pub(crate) fn chaos(workspace: &Workspace, options: &Options) -> Result<(), Fail
             ranks: options.ranks,
             interrupts: &interrupts,
         };
-        match interrupts.left_to_child(|| run.one(&place)) {
+        let result = interrupts.left_to_child(|| run.one(&place, options.keep));
+        match result {
             Ok(run) => played.push(run),
             Err(failure) => {
                 println!("{failure}");
@@ -210,8 +215,8 @@ impl Run<'_> {
         }
     }
 
-    /// Plays it in a folder of its own, which is kept if anything is not as it should be.
-    fn one(&self, place: &Place) -> Result<Played, Failure> {
+    /// Plays it in a folder of its own, which is kept if anything is not as it should be, or if it shall be.
+    fn one(&self, place: &Place, keep: bool) -> Result<Played, Failure> {
         fs::create_dir_all(&place.folder).map_err(on_path("create", &place.folder))?;
         let kept = |failure: Failure| {
             let left = verdict::left_behind(&place.folder);
@@ -226,7 +231,10 @@ impl Run<'_> {
         if let Some(left) = verdict::left_behind(&place.folder) {
             return Err(kept(Failure::work(left)));
         }
-        fs::remove_dir_all(&place.folder).map_err(on_path("remove", &place.folder))?;
+        match keep {
+            true => println!("the run is kept in {}", place.folder.display()),
+            false => fs::remove_dir_all(&place.folder).map_err(on_path("remove", &place.folder))?,
+        }
         Ok(played)
     }
 
@@ -255,13 +263,11 @@ impl Run<'_> {
         let start_and_stop = started + stopping.elapsed();
         let proving = Instant::now();
         let mut wrong = ended.oddities;
-        let mut checkpoints_given_up = 0;
         match verdict::audited(place) {
             Ok(ledger) => {
                 for outcome in &mut outcomes {
                     outcome.count_replayed(&ledger.generations);
                 }
-                checkpoints_given_up = ledger.checkpoints_given_up();
                 wrong.extend(self.faults_that_did_not_show(&ledger, &ended.drilled));
             }
             Err(failure) => wrong.push(failure.to_string()),
@@ -281,7 +287,7 @@ impl Run<'_> {
             seed: self.seed,
             checkpoints_in: self.ground,
             steps: ended.steps.count(),
-            checkpoints_given_up,
+            checkpoints_given_up: verdict::checkpoints_given_up(&place.folder)?,
             seconds,
             start_and_stop_seconds: start_and_stop.as_secs_f64(),
             proof_seconds,

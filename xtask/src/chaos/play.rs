@@ -42,7 +42,7 @@ pub(super) fn play(fault: &Fault, world: &mut World) -> Result<Outcome, Failure>
     prepare(fault, world)?;
     let prepared = began.elapsed();
     let mut dice = fault.dice.clone();
-    let said = world.coordinator.log_end();
+    world.begin_fault();
     let generation = world.steps.newest().map_or(0, |step| step.generation);
     let recovery = match fault.kind {
         Kind::Kill => kill(world, &mut dice),
@@ -71,8 +71,8 @@ pub(super) fn play(fault: &Fault, world: &mut World) -> Result<Outcome, Failure>
     }?;
     let times = Times::new(prepared, recovery, began.elapsed());
     let now = world.steps.newest().map_or(0, |step| step.generation);
-    let log = world.coordinator.log_since(said);
-    Ok(Outcome::new((fault.kind, fault.pair), times, (generation, now), &log))
+    let said = world.said_of_fault();
+    Ok(Outcome::new((fault.kind, fault.pair), times, (generation, now), &said))
 }
 
 /// Brings the world to as many trainers as the fault needs.

@@ -1,5 +1,6 @@
 //! Whether a disturbed run is the run that it would have been: the same steps, the same bytes, and nothing left behind.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -99,12 +100,6 @@ struct Decision {
 }
 
 impl Ledger {
-    /// Checkpoints that were not written.
-    pub(super) fn checkpoints_given_up(&self) -> usize {
-        let given_up = |decision: &&Decision| decision.reason.starts_with("there will be no checkpoint of step ");
-        self.decisions.iter().filter(given_up).count()
-    }
-
     /// Checkpoints that could not be loaded.
     pub(super) fn checkpoints_refused(&self) -> usize {
         let refused = |decision: &&Decision| decision.reason.contains(" cannot be loaded and will not be used again");
@@ -130,6 +125,23 @@ pub(super) fn audited(place: &Place) -> Result<Ledger, Failure> {
     let text = lockstep(place, &format!("ledger show --json {RUN}"))?;
     serde_json::from_str(&text)
         .map_err(|error| Failure::work(format!("`lockstep ledger show --json` cannot be understood: {error}")))
+}
+
+/// Steps of which there is no checkpoint, with the reason in a log, because it was given up.
+pub(super) fn checkpoints_given_up(place: &Path) -> Result<usize, Failure> {
+    let mut steps = BTreeSet::new();
+    for entry in fs::read_dir(place).map_err(on_path("read", place))? {
+        let path = entry.map_err(on_path("read", place))?.path();
+        if path.extension().is_some_and(|end| end == "log") {
+            let text = fs::read(&path).map_err(on_path("read", &path))?;
+            let text = String::from_utf8_lossy(&text);
+            let given_up = text
+                .lines()
+                .filter_map(|line| line.split_once("no checkpoint of step "));
+            steps.extend(given_up.filter_map(|(_, why)| why.split_once(':')?.0.parse::<u64>().ok()));
+        }
+    }
+    Ok(steps.len())
 }
 
 /// Makes the same run undisturbed and compares.
@@ -215,16 +227,31 @@ mod tests {
     fn a_rank_whose_memory_has_changed_must_be_set_apart_by_its_process_and_its_array() {
         let text = r#"{"generations":[],"decisions":[
             {"reason":"rank 1 (pid 70, trainer-3 on h) is set apart, and the others go on without it: the master of w is not"},
-            {"reason":"there will be no checkpoint of step 50: the disk is full. The one before stands"},
             {"reason":"the checkpoint of step 50 cannot be loaded and will not be used again: it is damaged"}]}"#;
         let ledger: Ledger = serde_json::from_str(text).unwrap();
         let drilled = [(70, "the master of "), (7, "the master of "), (70, "the momentum of ")];
         assert_eq!(ledger.not_set_apart(&drilled), [&drilled[1], &drilled[2]]);
-        assert_eq!((ledger.checkpoints_given_up(), ledger.checkpoints_refused()), (1, 1));
+        assert_eq!(ledger.checkpoints_refused(), 1);
     }
 
     fn file(header: &str, tensors: &[u8]) -> Vec<u8> {
         [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), tensors].concat()
+    }
+
+    #[test]
+    fn a_checkpoint_that_was_given_up_is_counted_once_whoever_says_it() {
+        let place = tempfile::tempdir().unwrap();
+        let write = |name: &str, text| fs::write(place.path().join(name), text).unwrap();
+        write(
+            "trainer-0.log",
+            "no checkpoint of step 50: it is full\nno checkpoint of step 100: it is full\n",
+        );
+        write(
+            "trainer-1.log",
+            "no checkpoint of step 50: it is full\nthe checkpoint of step 150 is committed\n",
+        );
+        write("text.txt", "no checkpoint of step 200: this is no log\n");
+        assert_eq!(checkpoints_given_up(place.path()).unwrap(), 2);
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub(super) struct World<'a> {
     /// Trainers that were ever started.
     started: u32,
     pub(super) steps: Steps,
+    /// Where the coordinator's log ended at the moment of the fault.
+    moment: u64,
     /// Trainers in whose memory a bit was changed: process id, and the array in the words of the ledger.
     drilled: Vec<(u32, &'static str)>,
     /// What should not have happened.
@@ -76,6 +78,7 @@ impl<'a> World<'a> {
             trainers: Vec::new(),
             started: 0,
             steps,
+            moment: 0,
             drilled: Vec::new(),
             oddities: Vec::new(),
         };
@@ -309,6 +312,17 @@ impl<'a> World<'a> {
             std::thread::sleep(LOOK);
         }
         Ok(())
+    }
+
+    /// The fault happens now.
+    pub(super) fn begin_fault(&mut self) -> Instant {
+        self.moment = self.coordinator.log_end();
+        Instant::now()
+    }
+
+    /// What the coordinator has said since then.
+    pub(super) fn said_of_fault(&self) -> String {
+        self.coordinator.log_since(self.moment)
     }
 
     pub(super) fn store(&self) -> &Store {

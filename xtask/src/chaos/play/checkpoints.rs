@@ -101,21 +101,28 @@ pub(super) fn store_fails(world: &mut World, dice: &mut Dice) -> Result<Duration
         1 => "cut=1",
         _ => "refused=0.3 lost=0.15 cut=0.15",
     };
-    trouble_with_the_store(world, trouble)
+    let victim = (dice.below(2) == 0).then(|| dice.below(64));
+    trouble_with_the_store(world, trouble, victim)
 }
 
 pub(super) fn store_slow(world: &mut World, dice: &mut Dice) -> Result<Duration, Failure> {
     let [shortest, longest] = LATE;
     let delay = Duration::from_millis(shortest + dice.below(longest - shortest));
-    trouble_with_the_store(world, &format!("slow=1 delay={}", delay.as_secs_f64()))
+    trouble_with_the_store(world, &format!("slow=1 delay={}", delay.as_secs_f64()), None)
 }
 
-/// The store has trouble while checkpoints are due; the run goes on. When it is over a checkpoint is committed again, and
-/// it is one from which the run can go on.
-fn trouble_with_the_store(world: &mut World, trouble: &str) -> Result<Duration, Failure> {
+/// The store has trouble while checkpoints are due; the run goes on, also without a `victim` that is killed meanwhile. When it
+/// is over a checkpoint is committed again, and it is one from which the run can go on.
+fn trouble_with_the_store(world: &mut World, trouble: &str, victim: Option<u64>) -> Result<Duration, Failure> {
     let last = world.steps.count();
     world.store_mut().trouble(trouble)?;
-    let time = until_a_new_step(world, Instant::now())?;
+    let mut time = until_a_new_step(world, Instant::now())?;
+    until_due(world, last, 2)?;
+    if let Some(victim) = victim {
+        let began = world.begin_fault();
+        world.kill_one(victim);
+        time = until_others_train(world, began)?;
+    }
     until_due(world, last, 4)?;
     world.store_mut().trouble("")?;
     until_one_more(world)?;

@@ -1,7 +1,7 @@
 //! Bits that change: a trainer comes whose memory changes, by a drill of its own, soon after it makes steps with the others.
 //! The run must find it, go on without it, and name it; that its ledger does is part of the verdict.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::chaos::kind::Kind;
 use crate::chaos::schedule::Dice;
@@ -17,7 +17,7 @@ const LAST: u64 = 8000;
 pub(super) fn flip(world: &mut World, kind: Kind, dice: &mut Dice) -> Result<Duration, Failure> {
     let name = start_drilled(world, kind, dice)?;
     let step = until_flipped(world, &name)?;
-    let began = Instant::now();
+    let began = world.begin_fault();
     // Nobody makes this step with the bit that has changed.
     world.until("the step is made without what has changed", |world| {
         Ok(world.steps.count() >= step)

@@ -4,7 +4,7 @@
 //! and at least the one before which a bit has changed. After it all must be as the two together leave it: who was woken is
 //! back or gone, whose memory has changed is set apart, and those who live train together.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -36,7 +36,7 @@ pub(super) fn pair(world: &mut World, mut halves: [Kind; 2], dice: &mut Dice) ->
         Some(name) => Some(until_flipped(world, name)?),
         None => None,
     };
-    let began = Instant::now();
+    let began = world.begin_fault();
     let (step, generation) = world.steps.newest().map_or((0, 0), |step| (step.step, step.generation));
     let mut frozen = None;
     for half in halves {
