@@ -47,6 +47,8 @@ pub(crate) enum Kind {
     StoreFails,
     /// The S3 store of the checkpoints answers late for some time.
     StoreSlow,
+    /// A trainer is killed while the S3 store of the checkpoints fails [only where it is asked for].
+    KillWhileStoreFails,
     /// The network drops every packet between two hosts, for longer than anybody waits.
     Cut,
     /// The network between two hosts is slow for three seconds.
@@ -86,12 +88,19 @@ impl Kind {
             .map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
+    /// Whether it comes only where it is asked for: what is known to end a run.
+    pub(crate) fn is_only_by_name(self) -> bool {
+        self == Kind::KillWhileStoreFails
+    }
+
     /// How often it comes among the others in a run whose checkpoints lie there.
     pub(super) fn weight(self, ground: Ground) -> usize {
         match (self, ground) {
             (Kind::StoreFails | Kind::StoreSlow, Ground::Bucket) => 2,
             (Kind::KillAll | Kind::DamageCheckpoint | Kind::TornCheckpoint, Ground::Bucket) => 1,
-            (_, Ground::Bucket) | (Kind::StoreFails | Kind::StoreSlow, Ground::Folder) => 0,
+            (Kind::KillWhileStoreFails, Ground::Bucket) => 1,
+            (Kind::StoreFails | Kind::StoreSlow | Kind::KillWhileStoreFails, Ground::Folder) => 0,
+            (_, Ground::Bucket) => 0,
             (Kind::Kill | Kind::Pair, Ground::Folder) => 2,
             (_, Ground::Folder) => 1,
         }
@@ -104,7 +113,7 @@ impl Kind {
             Kind::Join | Kind::KillCoordinator | Kind::FreezeShort => 1,
             Kind::FlipWorking | Kind::FlipMaster | Kind::FlipMomentum => 1,
             Kind::KillAll | Kind::DamageCheckpoint | Kind::TornCheckpoint | Kind::FullDisk => 1,
-            Kind::StoreSlow => 1,
+            Kind::StoreFails | Kind::StoreSlow => 1,
             Kind::KillTwo | Kind::KillInRecovery => 3,
             _ => 2,
         }

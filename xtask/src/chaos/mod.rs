@@ -176,16 +176,20 @@ fn bucket_double(workspace: &Workspace, programs: &Path) -> Result<PathBuf, Fail
 
 /// The kinds that are asked for, or all that can be had here.
 fn kinds(only: &[Kind]) -> Result<Vec<Kind>, Failure> {
-    let wanted = if only.is_empty() { Kind::all() } else { only };
+    let by_default = || Kind::all().iter().filter(|kind| !kind.is_only_by_name()).copied();
+    let wanted: Vec<Kind> = match only.is_empty() {
+        true => by_default().collect(),
+        false => only.to_vec(),
+    };
     let needs_root = |kind: &Kind| kind.needs_hosts() || kind.needs_disk();
     if !wanted.iter().any(needs_root) {
-        return Ok(wanted.to_vec());
+        return Ok(wanted);
     }
     match network::obstacle() {
-        None => Ok(wanted.to_vec()),
+        None => Ok(wanted),
         Some(obstacle) if only.is_empty() => {
             println!("without faults of network and disk: {obstacle}");
-            Ok(wanted.iter().filter(|kind| !needs_root(kind)).copied().collect())
+            Ok(wanted.into_iter().filter(|kind| !needs_root(kind)).collect())
         }
         Some(obstacle) => Err(Failure::input(format!(
             "no faults of network and disk here: {obstacle}"

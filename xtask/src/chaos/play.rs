@@ -66,6 +66,7 @@ pub(super) fn play(fault: &Fault, world: &mut World) -> Result<Outcome, Failure>
         Kind::FullDisk => checkpoints::full_disk(world),
         Kind::StoreFails => checkpoints::store_fails(world, &mut dice),
         Kind::StoreSlow => checkpoints::store_slow(world, &mut dice),
+        Kind::KillWhileStoreFails => checkpoints::kill_while_store_fails(world, &mut dice),
         Kind::Cut => cut(world),
         Kind::Slow => slow(world),
     }?;

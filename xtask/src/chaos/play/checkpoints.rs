@@ -96,13 +96,19 @@ fn until_one_more(world: &mut World) -> Result<(), Failure> {
 }
 
 pub(super) fn store_fails(world: &mut World, dice: &mut Dice) -> Result<Duration, Failure> {
-    let trouble = match dice.below(4) {
+    trouble_with_the_store(world, failing(dice), None)
+}
+
+pub(super) fn kill_while_store_fails(world: &mut World, dice: &mut Dice) -> Result<Duration, Failure> {
+    trouble_with_the_store(world, failing(dice), Some(dice.below(64)))
+}
+
+fn failing(dice: &mut Dice) -> &'static str {
+    match dice.below(4) {
         0 => "refused=1",
         1 => "cut=1",
         _ => "refused=0.3 lost=0.15 cut=0.15",
-    };
-    let victim = (dice.below(2) == 0).then(|| dice.below(64));
-    trouble_with_the_store(world, trouble, victim)
+    }
 }
 
 pub(super) fn store_slow(world: &mut World, dice: &mut Dice) -> Result<Duration, Failure> {
