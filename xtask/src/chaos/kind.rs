@@ -79,8 +79,10 @@ pub(super) const HALVES: [Kind; 9] = [
 ];
 
 impl Kind {
-    pub(crate) fn all() -> &'static [Kind] {
-        Kind::value_variants()
+    /// Those that come where none is asked for.
+    pub(crate) fn by_default() -> Vec<Kind> {
+        let kinds = Kind::value_variants().iter().copied();
+        kinds.filter(|kind| !kind.is_only_by_name()).collect()
     }
 
     pub(crate) fn name(self) -> String {
@@ -89,7 +91,7 @@ impl Kind {
     }
 
     /// Whether it comes only where it is asked for: what is known to end a run.
-    pub(crate) fn is_only_by_name(self) -> bool {
+    fn is_only_by_name(self) -> bool {
         self == Kind::KillWhileStoreFails
     }
 

@@ -176,9 +176,8 @@ fn bucket_double(workspace: &Workspace, programs: &Path) -> Result<PathBuf, Fail
 
 /// The kinds that are asked for, or all that can be had here.
 fn kinds(only: &[Kind]) -> Result<Vec<Kind>, Failure> {
-    let by_default = || Kind::all().iter().filter(|kind| !kind.is_only_by_name()).copied();
     let wanted: Vec<Kind> = match only.is_empty() {
-        true => by_default().collect(),
+        true => Kind::by_default(),
         false => only.to_vec(),
     };
     let needs_root = |kind: &Kind| kind.needs_hosts() || kind.needs_disk();

@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     fn of(seed: u64, faults: usize, ranks: u32) -> Vec<(Ground, Vec<Fault>)> {
-        schedules(seed, faults, Kind::all(), ranks)
+        schedules(seed, faults, &Kind::by_default(), ranks)
     }
 
     #[test]
@@ -147,9 +147,9 @@ mod tests {
             let runs = of(seed, 30, 4);
             let faults: Vec<&Fault> = runs.iter().flat_map(|(_, faults)| faults).collect();
             assert_eq!(faults.len(), 30);
-            for kind in Kind::all() {
+            for kind in Kind::by_default() {
                 assert!(
-                    faults.iter().any(|fault| fault.kind == *kind),
+                    faults.iter().any(|fault| fault.kind == kind),
                     "seed {seed}: no {kind:?}"
                 );
             }
