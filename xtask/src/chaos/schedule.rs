@@ -72,11 +72,16 @@ fn schedule(seed: u64, faults: usize, kinds: &[Kind], ranks: u32, ground: Ground
         let kind = bag.swap_remove(dice.below(bag.len() as u64) as usize);
         let pair = (kind == Kind::Pair).then(|| pairs[dice.below(pairs.len() as u64) as usize]);
         let (least, brings) = pair.map_or((kind.least_trainers(), kind.brings()), room_of_pair);
-        let most = ranks - brings;
+        // Half of the faults take the world as the one before has left it, where it is large enough: a trainer takes longer to
+        // come than most faults take to get over.
+        let more = match dice.below(2) {
+            0 => 0,
+            _ => dice.below(u64::from(ranks - brings - least) + 1) as u32,
+        };
         chosen.push(Fault {
             kind,
             pair,
-            trainers: least + dice.below(u64::from(most - least) + 1) as u32,
+            trainers: least + more,
             brings,
             pause: Duration::from_millis(dice.below(LONGEST_PAUSE)),
             dice: Dice::new(dice.next()),

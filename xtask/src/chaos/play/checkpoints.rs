@@ -18,6 +18,8 @@ const LOOK_FOR_PARTS: Duration = Duration::from_micros(200);
 const WRITING: Duration = Duration::from_millis(3);
 /// So often a kill may come too late, when the checkpoint is whole, before something must be wrong.
 const TRIES: usize = 6;
+/// Checkpoints that are due while a store has trouble.
+const DUE: u64 = 3;
 /// The longest delay of an answer of a slow store, in milliseconds, and the shortest.
 const LATE: [u64; 2] = [300, 1500];
 
@@ -123,13 +125,13 @@ fn trouble_with_the_store(world: &mut World, trouble: &str, victim: Option<u64>)
     let last = world.steps.count();
     world.store_mut().trouble(trouble)?;
     let mut time = until_a_new_step(world, Instant::now())?;
-    until_due(world, last, 2)?;
+    until_due(world, last, 1)?;
     if let Some(victim) = victim {
         let began = world.begin_fault();
         world.kill_one(victim);
         time = until_others_train(world, began)?;
     }
-    until_due(world, last, 4)?;
+    until_due(world, last, DUE)?;
     world.store_mut().trouble("")?;
     until_one_more(world)?;
     kill_all(world)?;
