@@ -27,21 +27,62 @@ pub(crate) enum Kind {
     KillCoordinator,
     /// The coordinator and a trainer are killed at once; the coordinator is started again.
     KillBoth,
+    /// Two of the others happen at the same moment.
+    Pair,
+    /// A bit of a working copy changes in the memory of a trainer.
+    FlipWorking,
+    /// A bit of a float32 master changes in the memory of its owner.
+    FlipMaster,
+    /// A bit of a momentum changes in the memory of its owner.
+    FlipMomentum,
     /// Every trainer is killed at once; only checkpoints are left.
     KillAll,
     /// The newest checkpoint is damaged, and then every trainer is killed.
     DamageCheckpoint,
+    /// All processes are killed while a checkpoint is half written.
+    TornCheckpoint,
     /// The disk of the checkpoints is full for some time.
     FullDisk,
+    /// The S3 store of the checkpoints refuses requests, cuts connections and loses answers for some time.
+    StoreFails,
+    /// The S3 store of the checkpoints answers late for some time.
+    StoreSlow,
+    /// A trainer is killed while the S3 store of the checkpoints fails [only where it is asked for].
+    KillWhileStoreFails,
     /// The network drops every packet between two hosts, for longer than anybody waits.
     Cut,
     /// The network between two hosts is slow for three seconds.
     Slow,
 }
 
+/// Where the checkpoints of a run lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Ground {
+    /// In a folder.
+    Folder,
+    /// In a bucket of an S3 server.
+    Bucket,
+}
+
+/// What a pair is made of: what happens in a moment.
+pub(super) const HALVES: [Kind; 9] = [
+    Kind::Kill,
+    Kind::Stop,
+    Kind::Term,
+    Kind::Join,
+    Kind::KillCoordinator,
+    Kind::FreezeShort,
+    Kind::FlipWorking,
+    Kind::FlipMaster,
+    Kind::FlipMomentum,
+];
+
 impl Kind {
-    pub(crate) fn all() -> &'static [Kind] {
-        Kind::value_variants()
+    /// Those that come where none is asked for.
+    pub(crate) fn by_default() -> Vec<Kind> {
+        let kinds = Kind::value_variants().iter().copied();
+        kinds.filter(|kind| !kind.is_only_by_name()).collect()
     }
 
     pub(crate) fn name(self) -> String {
@@ -49,13 +90,21 @@ impl Kind {
             .map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// How often it comes among the others.
-    pub(super) fn weight(self) -> usize {
-        match self {
-            Kind::Kill => 4,
-            Kind::KillInRecovery | Kind::KillWhileJoining | Kind::Term | Kind::Join | Kind::KillCoordinator => 2,
-            Kind::KillAll | Kind::DamageCheckpoint | Kind::FullDisk => 1,
-            Kind::KillTwo | Kind::Stop | Kind::FreezeShort | Kind::KillBoth | Kind::Cut | Kind::Slow => 1,
+    /// Whether it comes only where it is asked for: what is known to end a run.
+    fn is_only_by_name(self) -> bool {
+        self == Kind::KillWhileStoreFails
+    }
+
+    /// How often it comes among the others in a run whose checkpoints lie there.
+    pub(super) fn weight(self, ground: Ground) -> usize {
+        match (self, ground) {
+            (Kind::StoreFails | Kind::StoreSlow, Ground::Bucket) => 2,
+            (Kind::KillAll | Kind::DamageCheckpoint | Kind::TornCheckpoint, Ground::Bucket) => 1,
+            (Kind::KillWhileStoreFails, Ground::Bucket) => 1,
+            (Kind::StoreFails | Kind::StoreSlow | Kind::KillWhileStoreFails, Ground::Folder) => 0,
+            (_, Ground::Bucket) => 0,
+            (Kind::Kill | Kind::Pair, Ground::Folder) => 2,
+            (_, Ground::Folder) => 1,
         }
     }
 
@@ -64,15 +113,27 @@ impl Kind {
     pub(super) fn least_trainers(self) -> u32 {
         match self {
             Kind::Join | Kind::KillCoordinator | Kind::FreezeShort => 1,
-            Kind::KillAll | Kind::DamageCheckpoint | Kind::FullDisk => 1,
+            Kind::FlipWorking | Kind::FlipMaster | Kind::FlipMomentum => 1,
+            Kind::KillAll | Kind::DamageCheckpoint | Kind::TornCheckpoint | Kind::FullDisk => 1,
+            Kind::StoreFails | Kind::StoreSlow => 1,
             Kind::KillTwo | Kind::KillInRecovery => 3,
             _ => 2,
         }
     }
 
-    /// Whether the trainer that it brings must find room.
-    pub(super) fn brings_one(self) -> bool {
-        matches!(self, Kind::Join | Kind::KillWhileJoining)
+    /// Trainers of the run that it takes away.
+    fn takes(self) -> u32 {
+        u32::from(matches!(self, Kind::Kill | Kind::Stop | Kind::Term))
+    }
+
+    /// Trainers that it brings, which must find room.
+    pub(super) fn brings(self) -> u32 {
+        u32::from(matches!(self, Kind::Join | Kind::KillWhileJoining) || self.flips())
+    }
+
+    /// Whether a bit changes in the memory of a trainer that it brings.
+    pub(super) fn flips(self) -> bool {
+        matches!(self, Kind::FlipWorking | Kind::FlipMaster | Kind::FlipMomentum)
     }
 
     /// Whether it needs a small disk, which only root can make.
@@ -84,4 +145,10 @@ impl Kind {
     pub(crate) fn needs_hosts(self) -> bool {
         matches!(self, Kind::Cut | Kind::Slow)
     }
+}
+
+/// Trainers that two kinds at once need, so that one is left, and those that they bring.
+pub(super) fn room_of_pair(halves: [Kind; 2]) -> (u32, u32) {
+    let takes: u32 = halves.iter().map(|half| half.takes()).sum();
+    (takes + 1, halves.iter().map(|half| half.brings()).sum())
 }

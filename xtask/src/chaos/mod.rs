@@ -2,8 +2,9 @@
 //! it has in a run that nothing disturbs, the final parameters must be the same bytes, every sample must be consumed once,
 //! and nothing may be left behind.
 //!
-//! Way of data: a seed becomes a list of faults ([`schedule`], pure) of some kinds ([`kind`]) → a coordinator and trainers
-//! are started ([`world`], [`process`], on two hosts and a disk of our own where a fault needs them: [`network`], [`store`]) → each fault is played
+//! Way of data: a seed becomes lists of faults ([`schedule`], pure) of some kinds ([`kind`]), one for a run whose checkpoints
+//! lie in a folder and one for a bucket → a coordinator and trainers are started ([`world`], [`process`], on two hosts, a
+//! disk or an S3 server of our own where a fault needs them: [`network`], [`store`]) → each fault is played
 //! and the run comes out of it ([`play`]), as its committed steps show ([`steps`]) → the run is stopped and compared
 //! ([`verdict`]) → a table ([`report`]).
 
@@ -15,6 +16,7 @@ mod report;
 mod schedule;
 mod steps;
 mod store;
+mod trainer;
 mod verdict;
 mod world;
 
@@ -24,25 +26,29 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 
+use crate::chaos::kind::Ground;
 pub(crate) use crate::chaos::kind::Kind;
 use crate::chaos::network::Hosts;
 use crate::chaos::report::Played;
+use crate::chaos::schedule::Fault;
 use crate::chaos::store::Store;
 use crate::chaos::world::{Place, World};
 use crate::failure::{Failure, on_path};
-use crate::process::Interrupts;
+use crate::process::{Interrupts, run as run_program};
 use crate::workspace::Workspace;
 
+/// The S3 server for checkpoints in a bucket.
+const BUCKET_DOUBLE: &str = "bucket-double";
 /// What the short run of `cargo xtask test` plays.
 const SHORT: usize = 30;
 
 /// `cargo xtask chaos`.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Faults of each run.
+    /// Faults of each seed.
     #[arg(long, default_value_t = SHORT)]
     faults: usize,
-    /// Seeds, a run each [default: one of the clock].
+    /// Seeds, each with runs of its own [default: one of the clock].
     #[arg(long, value_delimiter = ',', value_name = "SEED,…")]
     seed: Vec<u64>,
     /// The most trainers at a time.
@@ -51,6 +57,9 @@ pub(crate) struct Options {
     /// Only these kinds [default: all that this machine can have].
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND,…")]
     only: Vec<Kind>,
+    /// Keep the folders of runs that are well, too.
+    #[arg(long)]
+    keep: bool,
     /// The folder of the programs [default: where this one lies].
     #[arg(long)]
     programs: Option<PathBuf>,
@@ -64,15 +73,16 @@ impl Options {
             seed: Vec::new(),
             ranks: 4,
             only: Vec::new(),
+            keep: false,
             programs: None,
         }
     }
 }
 
-/// Plays a run for each seed.
+/// Plays the runs of each seed.
 ///
 /// # Errors
-/// With the first run that did not come out of its faults, or came out another one; its folder is kept.
+/// With the runs that did not come out of their faults, or came out others; their folders are kept.
 pub(crate) fn chaos(workspace: &Workspace, options: &Options) -> Result<(), Failure> {
     let programs = options.programs.clone().unwrap_or_else(|| workspace.programs.clone());
     for name in ["lockstep", "lockstep-coordinator", "lockstep-trainer"] {
@@ -88,42 +98,97 @@ pub(crate) fn chaos(workspace: &Workspace, options: &Options) -> Result<(), Fail
         true => vec![of_the_clock()],
         false => options.seed.clone(),
     };
+    let mut runs = Vec::new();
+    for seed in seeds {
+        let schedules = schedule::schedules(seed, options.faults, &kinds, options.ranks);
+        if schedules.is_empty() {
+            return Err(Failure::input(format!(
+                "no kind that was asked for can be had with {} trainers",
+                options.ranks
+            )));
+        }
+        runs.extend(schedules.into_iter().map(|(ground, faults)| (seed, ground, faults)));
+    }
+    let bucket_double = match runs.iter().any(|(_, ground, _)| *ground == Ground::Bucket) {
+        true => bucket_double(workspace, &programs)?,
+        false => PathBuf::new(),
+    };
     let interrupts = Interrupts::watch()?;
     let target = workspace.programs.parent().unwrap_or(&workspace.programs).join("chaos");
-    let mut played = Vec::new();
-    let mut result = Ok(());
-    for seed in &seeds {
-        let run = interrupts.left_to_child(|| one(&programs, &target, *seed, options, &kinds, &interrupts));
-        match run {
+    let (mut played, mut failed) = (Vec::new(), Vec::new());
+    for (seed, ground, faults) in &runs {
+        let run = Run {
+            seed: *seed,
+            ground: *ground,
+            faults,
+        };
+        let place = Place {
+            programs: &programs,
+            bucket_double: &bucket_double,
+            folder: target.join(format!("{}-{}", run.name(), std::process::id())),
+            ranks: options.ranks,
+            interrupts: &interrupts,
+        };
+        let result = interrupts.left_to_child(|| run.one(&place, options.keep));
+        match result {
             Ok(run) => played.push(run),
             Err(failure) => {
-                result = Err(failure);
-                break;
+                println!("{failure}");
+                failed.push(run.name());
             }
+        }
+        if interrupts.raised() {
+            break;
         }
     }
     if !played.is_empty() {
-        println!("\n{}\n", report::table(&played));
         let path = target.join("report.json");
         report::write(&path, &played)?;
-        let seeds: Vec<String> = played.iter().map(|run| run.seed.to_string()).collect();
-        println!("seeds {} are well; {}", seeds.join(", "), path.display());
+        println!(
+            "\n{}\n\n{}; {}",
+            report::table(&played),
+            report::totals(&played),
+            path.display()
+        );
     }
-    result
+    match failed.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::work(format!(
+            "{} of {} runs are not as they should be, as the lines above say: {}",
+            failed.len(),
+            runs.len(),
+            failed.join(", ")
+        ))),
+    }
+}
+
+/// Where the S3 server is; it is built where it is not beside the other programs.
+fn bucket_double(workspace: &Workspace, programs: &Path) -> Result<PathBuf, Failure> {
+    let beside = programs.join(BUCKET_DOUBLE);
+    if beside.is_file() {
+        return Ok(beside);
+    }
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--release", "--package", BUCKET_DOUBLE]);
+    run_program("the build of the S3 server", &mut cargo)?;
+    Ok(workspace.program(BUCKET_DOUBLE))
 }
 
 /// The kinds that are asked for, or all that can be had here.
 fn kinds(only: &[Kind]) -> Result<Vec<Kind>, Failure> {
-    let wanted = if only.is_empty() { Kind::all() } else { only };
+    let wanted: Vec<Kind> = match only.is_empty() {
+        true => Kind::by_default(),
+        false => only.to_vec(),
+    };
     let needs_root = |kind: &Kind| kind.needs_hosts() || kind.needs_disk();
     if !wanted.iter().any(needs_root) {
-        return Ok(wanted.to_vec());
+        return Ok(wanted);
     }
     match network::obstacle() {
-        None => Ok(wanted.to_vec()),
+        None => Ok(wanted),
         Some(obstacle) if only.is_empty() => {
             println!("without faults of network and disk: {obstacle}");
-            Ok(wanted.iter().filter(|kind| !needs_root(kind)).copied().collect())
+            Ok(wanted.into_iter().filter(|kind| !needs_root(kind)).collect())
         }
         Some(obstacle) => Err(Failure::input(format!(
             "no faults of network and disk here: {obstacle}"
@@ -137,94 +202,136 @@ fn of_the_clock() -> u64 {
         .map_or(0, |time| time.as_secs())
 }
 
-/// One seed in a folder of its own, which is kept if anything is not as it should be.
-fn one(
-    programs: &Path,
-    target: &Path,
+/// One run of a seed.
+struct Run<'a> {
     seed: u64,
-    options: &Options,
-    kinds: &[Kind],
-    interrupts: &Interrupts,
-) -> Result<Played, Failure> {
-    let folder = target.join(format!("seed-{seed}-{}", std::process::id()));
-    fs::create_dir_all(&folder).map_err(on_path("create", &folder))?;
-    let place = Place {
-        programs,
-        folder,
-        ranks: options.ranks,
-        interrupts,
-    };
-    let kept = |failure: Failure| {
-        let left = verdict::left_behind(&place.folder);
-        Failure::work(format!(
-            "seed {seed}: {failure}{}\n  the run is kept in {}",
-            left.map_or_else(String::new, |left| format!("\n  {left}")),
-            place.folder.display()
-        ))
-    };
-    let played = disturbed(&place, seed, options, kinds).map_err(kept)?;
-    if let Some(left) = verdict::left_behind(&place.folder) {
-        return Err(kept(Failure::work(left)));
-    }
-    fs::remove_dir_all(&place.folder).map_err(on_path("remove", &place.folder))?;
-    Ok(played)
+    ground: Ground,
+    faults: &'a [Fault],
 }
 
-/// Plays every fault, stops the run and judges it.
-fn disturbed(place: &Place, seed: u64, options: &Options, kinds: &[Kind]) -> Result<Played, Failure> {
-    let faults = schedule::schedule(seed, options.faults, kinds, options.ranks);
-    if faults.is_empty() {
-        return Err(Failure::input(format!(
-            "no kind that was asked for can be had with {} trainers",
-            options.ranks
-        )));
+impl Run<'_> {
+    /// The name of its folder.
+    fn name(&self) -> String {
+        match self.ground {
+            Ground::Folder => format!("seed-{}", self.seed),
+            Ground::Bucket => format!("seed-{}-bucket", self.seed),
+        }
     }
-    println!(
-        "\nseed {seed}: {} faults on at most {} trainers",
-        faults.len(),
-        options.ranks
-    );
-    let began = Instant::now();
-    verdict::prepare(place)?;
-    let hosts = match faults.iter().any(|fault| fault.kind.needs_hosts()) {
-        true => Some(Hosts::new()?),
-        false => None,
-    };
-    let store = Store::new(&place.folder, faults.iter().any(|fault| fault.kind.needs_disk()))?;
-    let mut world = World::begin(place, hosts, store)?;
-    let mut outcomes = Vec::new();
-    for (number, fault) in (1..).zip(&faults) {
-        let outcome = play::play(fault, &mut world).map_err(|failure| {
-            let oddities: String = world.oddities.iter().map(|oddity| format!("\n  {oddity}")).collect();
-            Failure::work(format!("fault {number}, {}: {failure}{oddities}", fault.kind.name()))
-        })?;
-        println!("{}", outcome.line(number, world.steps.count()));
-        outcomes.push(outcome);
+
+    /// Plays it in a folder of its own, which is kept if anything is not as it should be, or if it shall be.
+    fn one(&self, place: &Place, keep: bool) -> Result<Played, Failure> {
+        fs::create_dir_all(&place.folder).map_err(on_path("create", &place.folder))?;
+        let kept = |failure: Failure| {
+            let left = verdict::left_behind(&place.folder);
+            Failure::work(format!(
+                "{}: {failure}{}\n  the run is kept in {}",
+                self.name(),
+                left.map_or_else(String::new, |left| format!("\n  {left}")),
+                place.folder.display()
+            ))
+        };
+        let played = self.disturbed(place).map_err(kept)?;
+        if let Some(left) = verdict::left_behind(&place.folder) {
+            return Err(kept(Failure::work(left)));
+        }
+        match keep {
+            true => println!("the run is kept in {}", place.folder.display()),
+            false => fs::remove_dir_all(&place.folder).map_err(on_path("remove", &place.folder))?,
+        }
+        Ok(played)
     }
-    let (steps, oddities) = world.stop()?;
-    let seconds = began.elapsed().as_secs_f64();
-    let mut wrong = oddities;
-    match verdict::audited(place) {
-        Ok(generations) => outcomes
-            .iter_mut()
-            .for_each(|outcome| outcome.count_replayed(&generations)),
-        Err(failure) => wrong.push(failure.to_string()),
+
+    /// Plays every fault, stops the run and judges it.
+    fn disturbed(&self, place: &Place) -> Result<Played, Failure> {
+        let name = self.name();
+        println!(
+            "\n{name}: {} faults on at most {} trainers",
+            self.faults.len(),
+            place.ranks
+        );
+        let began = Instant::now();
+        let mut world = World::begin(place, self.hosts()?, self.store(place)?)?;
+        let started = began.elapsed();
+        let mut outcomes = Vec::new();
+        for (number, fault) in (1..).zip(self.faults) {
+            let outcome = play::play(fault, &mut world).map_err(|failure| {
+                let oddities: String = world.oddities.iter().map(|oddity| format!("\n  {oddity}")).collect();
+                Failure::work(format!("fault {number}, {}: {failure}{oddities}", fault.name()))
+            })?;
+            println!("{}", outcome.line(number, world.steps.count()));
+            outcomes.push(outcome);
+        }
+        let stopping = Instant::now();
+        let ended = world.stop()?;
+        let start_and_stop = started + stopping.elapsed();
+        let proving = Instant::now();
+        let mut wrong = ended.oddities;
+        match verdict::audited(place) {
+            Ok(ledger) => {
+                for outcome in &mut outcomes {
+                    outcome.count_replayed(&ledger.generations);
+                }
+                wrong.extend(self.faults_that_did_not_show(&ledger, &ended.drilled));
+            }
+            Err(failure) => wrong.push(failure.to_string()),
+        }
+        if let Err(failure) = verdict::judge(place, &ended.steps) {
+            wrong.push(failure.to_string());
+        }
+        if !wrong.is_empty() {
+            return Err(Failure::work(wrong.join("\n  ")));
+        }
+        let (seconds, proof_seconds) = (began.elapsed().as_secs_f64(), proving.elapsed().as_secs_f64());
+        println!(
+            "{name}: all {} steps have the hashes of a run that nothing disturbs ({seconds:.0} s, {proof_seconds:.0} of them for the proofs)",
+            ended.steps.count(),
+        );
+        Ok(Played {
+            seed: self.seed,
+            checkpoints_in: self.ground,
+            steps: ended.steps.count(),
+            checkpoints_given_up: verdict::checkpoints_given_up(&place.folder)?,
+            seconds,
+            start_and_stop_seconds: start_and_stop.as_secs_f64(),
+            proof_seconds,
+            outcomes,
+        })
     }
-    if let Err(failure) = verdict::judge(place, &steps) {
-        wrong.push(failure.to_string());
+
+    fn hosts(&self) -> Result<Option<Hosts>, Failure> {
+        match self.faults.iter().any(|fault| fault.kind.needs_hosts()) {
+            true => Hosts::new().map(Some),
+            false => Ok(None),
+        }
     }
-    if !wrong.is_empty() {
-        return Err(Failure::work(wrong.join("\n  ")));
+
+    /// Where its checkpoints lie, with config and data beside it.
+    fn store(&self, place: &Place) -> Result<Store, Failure> {
+        let needs_disk = self.faults.iter().any(|fault| fault.kind.needs_disk());
+        let store = match self.ground {
+            Ground::Folder => Store::in_folder(&place.folder, needs_disk),
+            Ground::Bucket => Store::in_bucket(&place.folder, place.bucket_double, self.seed),
+        }?;
+        verdict::prepare(place, &store.location())?;
+        Ok(store)
     }
-    println!(
-        "seed {seed}: all {} steps have the hashes of a run that nothing disturbs ({seconds:.0} s, {:.0} s with that run)",
-        steps.count(),
-        began.elapsed().as_secs_f64()
-    );
-    Ok(Played {
-        seed,
-        steps: steps.count(),
-        seconds,
-        outcomes,
-    })
+
+    /// What the ledger should say of the faults, and does not.
+    fn faults_that_did_not_show(&self, ledger: &verdict::Ledger, drilled: &[(u32, &'static str)]) -> Vec<String> {
+        let mut missing: Vec<String> = ledger
+            .not_set_apart(drilled)
+            .iter()
+            .map(|(pid, array)| {
+                format!("a bit changed in {array}a tensor of process {pid}, and no decision in the ledger sets it apart for that")
+            })
+            .collect();
+        let damages = |fault: &&Fault| fault.kind == Kind::DamageCheckpoint;
+        let (damaged, refused) = (self.faults.iter().filter(damages).count(), ledger.checkpoints_refused());
+        if refused > damaged {
+            missing.push(format!(
+                "{damaged} checkpoints were damaged, and {refused} could not be loaded"
+            ));
+        }
+        missing
+    }
 }

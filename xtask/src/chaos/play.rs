@@ -1,24 +1,29 @@
-//! The faults themselves: each kind is one function that makes it happen and waits until the run is over it.
+//! The faults themselves: each kind is one function that makes it happen and waits until the run is over it. Those of
+//! processes and of the network are here; [`memory`], [`checkpoints`] and [`pair`] have the others.
 //!
 //! Before a fault every trainer that lives makes steps with the others. So the first step of a world that the fault has made
 //! is known by its ranks, and the time from the fault to that step is the time that the run has lost.
+
+mod checkpoints;
+mod memory;
+mod pair;
 
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::chaos::kind::Kind;
-use crate::chaos::report::Outcome;
+use crate::chaos::report::{Outcome, Times};
 use crate::chaos::schedule::{Dice, Fault};
-use crate::chaos::world::{Fate, World};
+use crate::chaos::trainer::{Fate, Trainer};
+use crate::chaos::world::World;
 use crate::failure::Failure;
+
+pub(super) use crate::chaos::play::checkpoints::CHECKPOINT_EVERY;
 
 /// Values of the run's config by which it notices that a rank hangs, and gives one up.
 pub(super) const DEADLINE: Duration = Duration::from_secs(4);
 pub(super) const GIVES_UP: Duration = Duration::from_secs(4);
-
-/// Steps between two checkpoints.
-pub(super) const CHECKPOINT_EVERY: u64 = 50;
 
 /// So long after a fault steps may still be told that were made before it: a coordinator gathers them for 50 ms.
 const ECHO: Duration = Duration::from_millis(150);
@@ -33,11 +38,13 @@ const SLOW_RATE: &str = "4mbit";
 
 /// Plays a fault on a run that is well, and leaves one that is well.
 pub(super) fn play(fault: &Fault, world: &mut World) -> Result<Outcome, Failure> {
+    let began = Instant::now();
     prepare(fault, world)?;
+    let prepared = began.elapsed();
     let mut dice = fault.dice.clone();
-    let said = world.coordinator.log_end();
+    world.begin_fault();
     let generation = world.steps.newest().map_or(0, |step| step.generation);
-    let seconds = match fault.kind {
+    let recovery = match fault.kind {
         Kind::Kill => kill(world, &mut dice),
         Kind::KillTwo => kill_two(world, &mut dice),
         Kind::KillInRecovery => kill_in_recovery(world, &mut dice),
@@ -48,16 +55,25 @@ pub(super) fn play(fault: &Fault, world: &mut World) -> Result<Outcome, Failure>
         Kind::Join => join(world),
         Kind::KillCoordinator => kill_coordinator(world, &mut dice),
         Kind::KillBoth => kill_both(world, &mut dice),
-        Kind::KillAll => kill_all(world),
-        Kind::DamageCheckpoint => damage_checkpoint(world, &mut dice),
-        Kind::FullDisk => full_disk(world),
+        Kind::Pair => match fault.pair {
+            Some(halves) => pair::pair(world, halves, &mut dice),
+            None => Err(Failure::work("a pair has no halves")),
+        },
+        Kind::FlipWorking | Kind::FlipMaster | Kind::FlipMomentum => memory::flip(world, fault.kind, &mut dice),
+        Kind::KillAll => checkpoints::kill_all(world),
+        Kind::DamageCheckpoint => checkpoints::damage(world, &mut dice),
+        Kind::TornCheckpoint => checkpoints::tear(world, &mut dice),
+        Kind::FullDisk => checkpoints::full_disk(world),
+        Kind::StoreFails => checkpoints::store_fails(world, &mut dice),
+        Kind::StoreSlow => checkpoints::store_slow(world, &mut dice),
+        Kind::KillWhileStoreFails => checkpoints::kill_while_store_fails(world, &mut dice),
         Kind::Cut => cut(world),
         Kind::Slow => slow(world),
-    }?
-    .as_secs_f64();
+    }?;
+    let times = Times::new(prepared, recovery, began.elapsed());
     let now = world.steps.newest().map_or(0, |step| step.generation);
-    let log = world.coordinator.log_since(said);
-    Ok(Outcome::new(fault.kind, seconds, (generation, now), &log))
+    let said = world.said_of_fault();
+    Ok(Outcome::new((fault.kind, fault.pair), times, (generation, now), &said))
 }
 
 /// Brings the world to as many trainers as the fault needs.
@@ -74,7 +90,7 @@ fn prepare(fault: &Fault, world: &mut World) -> Result<(), Failure> {
     }
     world.settle()?;
     let most = world.most();
-    while fault.kind.brings_one() && world.living() >= most {
+    while world.living() + fault.brings > most {
         world.ask_one_to_go(0);
         world.settle()?;
     }
@@ -143,12 +159,16 @@ fn stop(world: &mut World, dice: &mut Dice) -> Result<Duration, Failure> {
     trainer.process.signal(Signal::STOP);
     let time = until_others_train(world, began)?;
     world.let_pass(dice.within(GIVES_UP))?;
-    come_back(world, |trainer| trainer.process.signal(Signal::CONT))?;
+    come_back(world, wake)?;
     Ok(time)
 }
 
+fn wake(trainer: &Trainer) {
+    trainer.process.signal(Signal::CONT);
+}
+
 /// Those who were away go on: each ends, or trains with the others again.
-fn come_back(world: &mut World, wake: impl Fn(&crate::chaos::world::Trainer)) -> Result<(), Failure> {
+fn come_back(world: &mut World, wake: impl Fn(&Trainer)) -> Result<(), Failure> {
     for trainer in world.all_trainers() {
         if trainer.fate == Fate::IsAway {
             wake(trainer);
@@ -209,34 +229,6 @@ fn kill_both(world: &mut World, dice: &mut Dice) -> Result<Duration, Failure> {
     std::thread::sleep(dice.within(DOWN));
     world.start_coordinator_again()?;
     until_others_train(world, began)
-}
-
-fn kill_all(world: &mut World) -> Result<Duration, Failure> {
-    let began = Instant::now();
-    let lived = world.living();
-    while world.kill_one(0).is_some() {}
-    for _ in 0..lived {
-        world.start_trainer()?;
-    }
-    until_others_train(world, began)
-}
-
-fn damage_checkpoint(world: &mut World, dice: &mut Dice) -> Result<Duration, Failure> {
-    world.until("there is a checkpoint", |world| world.store().has_one())?;
-    world.store().damage_newest(dice)?;
-    kill_all(world)
-}
-
-fn full_disk(world: &mut World) -> Result<Duration, Failure> {
-    world.store().fill()?;
-    let began = Instant::now();
-    let last = world.steps.count();
-    let time = until_a_new_step(world, began)?;
-    world.until("two checkpoints are due", |world| {
-        Ok(world.steps.count() > last + 2 * CHECKPOINT_EVERY)
-    })?;
-    world.store().free()?;
-    Ok(time)
 }
 
 fn cut(world: &mut World) -> Result<Duration, Failure> {

@@ -1,7 +1,7 @@
 //! A process that the harness has started: its log, signals, and its certain end.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -17,9 +17,14 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts a program in `folder`, in which its log is kept as `NAME.log`. The kernel kills it if this process goes without
-    /// having ended it.
-    pub(super) fn start(name: &str, folder: &Path, words: &[String]) -> Result<Process, Failure> {
+    /// Starts a program in `folder`, in which its log is kept as `NAME.log`, with `variables` in its environment. The kernel
+    /// kills it if this process goes without having ended it.
+    pub(super) fn start(
+        name: &str,
+        folder: &Path,
+        words: &[String],
+        variables: &[(String, String)],
+    ) -> Result<Process, Failure> {
         let log = folder.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log);
         let out = file.map_err(on_path("open", &log))?;
@@ -29,7 +34,8 @@ impl Process {
             .args(words)
             .current_dir(folder)
             .envs([("OMP_NUM_THREADS", "1"), ("MKL_NUM_THREADS", "1"), ("NO_COLOR", "1")])
-            .stdin(Stdio::null())
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::piped())
             .stdout(out)
             .stderr(err)
             .spawn()
@@ -43,6 +49,19 @@ impl Process {
             child,
             log,
         })
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Says a line to it.
+    pub(super) fn tell(&mut self, line: &str) -> Result<(), Failure> {
+        let told = match &mut self.child.stdin {
+            Some(stdin) => stdin.write_all(format!("{line}\n").as_bytes()),
+            None => Err(std::io::ErrorKind::BrokenPipe.into()),
+        };
+        told.map_err(|error| Failure::work(format!("{} does not listen: {error}", self.name)))
     }
 
     pub(super) fn signal(&self, signal: Signal) {
@@ -120,7 +139,7 @@ mod tests {
     #[test]
     fn what_is_started_is_seen_in_its_folder_and_is_gone_when_dropped_even_if_it_is_stopped() {
         let folder = tempfile::tempdir().unwrap();
-        let process = Process::start("sleeper", folder.path(), &words("sleep 600")).unwrap();
+        let process = Process::start("sleeper", folder.path(), &words("sleep 600"), &[]).unwrap();
         assert_eq!(living_in(folder.path()), [process.child.id()]);
         process.signal(Signal::STOP);
         drop(process);
@@ -128,9 +147,20 @@ mod tests {
     }
 
     #[test]
+    fn a_process_hears_what_it_is_told_and_finds_its_variables() {
+        let folder = tempfile::tempdir().unwrap();
+        let variables = [("ANSWER".to_owned(), "forty-two".to_owned())];
+        let program = ["sh", "-c", "read question; echo $question $ANSWER"].map(str::to_owned);
+        let mut process = Process::start("listener", folder.path(), &program, &variables).unwrap();
+        process.tell("it is").unwrap();
+        while process.ended().unwrap().is_none() {}
+        assert_eq!(process.last_words(), "it is forty-two");
+    }
+
+    #[test]
     fn what_a_process_says_is_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let mut process = Process::start("speaker", folder.path(), &words("echo it speaks")).unwrap();
+        let mut process = Process::start("speaker", folder.path(), &words("echo it speaks"), &[]).unwrap();
         while process.ended().unwrap().is_none() {}
         assert_eq!(process.last_words(), "it speaks");
         assert_eq!(process.log_since(3), "speaks\n");

@@ -1,29 +1,41 @@
-//! Where the checkpoints of the run lie: a folder, on a small disk of its own where one shall be full. Checkpoints are found
-//! and damaged here.
+//! Where the checkpoints of the run lie: a folder, on a small disk of its own where one shall be full, or a bucket of an S3
+//! server, whose files lie in a folder too. Checkpoints are found and damaged here.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::chaos::network::set;
+use crate::chaos::process::Process;
 use crate::chaos::schedule::Dice;
 use crate::failure::{Failure, on_path};
 
 /// The store's folder in the place of the run.
-pub(super) const STORE: &str = "checkpoints";
+const STORE: &str = "checkpoints";
+/// Where checkpoints lie in the bucket, and the bucket in its server.
+const PREFIX: &str = "chaos";
+const BUCKET: &str = "bucket";
 /// What fills the disk.
 const FILLER: &str = "filler";
 /// Room for many times what is kept.
 const SIZE: &str = "32m";
+/// How long the server may take to serve.
+const STARTING: Duration = Duration::from_secs(30);
 
-/// The store; its disk is taken away when this is dropped.
+/// The store; its disk is taken away when this is dropped, and its server ends.
 pub(super) struct Store {
+    /// Where its files lie.
     folder: PathBuf,
     is_disk: bool,
+    bucket: Option<Process>,
+    /// What its users need in their environment.
+    variables: Vec<(String, String)>,
 }
 
 impl Store {
-    pub(super) fn new(place: &Path, is_disk: bool) -> Result<Store, Failure> {
+    pub(super) fn in_folder(place: &Path, is_disk: bool) -> Result<Store, Failure> {
         let folder = place.join(STORE);
         fs::create_dir_all(&folder).map_err(on_path("create", &folder))?;
         if is_disk {
@@ -32,7 +44,63 @@ impl Store {
                 &format!("-t tmpfs -o size={SIZE} lockstep-chaos {}", folder.display()),
             )?;
         }
-        Ok(Store { folder, is_disk })
+        Ok(Store {
+            folder,
+            is_disk,
+            bucket: None,
+            variables: Vec::new(),
+        })
+    }
+
+    /// Starts an S3 server; `program` is `bucket-double`.
+    pub(super) fn in_bucket(place: &Path, program: &Path, seed: u64) -> Result<Store, Failure> {
+        let words = [program.display().to_string(), STORE.to_owned(), seed.to_string()];
+        let mut bucket = Process::start("bucket", place, &words, &[])?;
+        let since = Instant::now();
+        loop {
+            let said = bucket.log_since(0);
+            if let Some((lines, _)) = said.split_once("\n\n") {
+                let pair = |line: &str| {
+                    line.split_once('=')
+                        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                };
+                return Ok(Store {
+                    folder: place.join(STORE).join(BUCKET).join(PREFIX),
+                    is_disk: false,
+                    bucket: Some(bucket),
+                    variables: lines.lines().filter_map(pair).collect(),
+                });
+            }
+            if bucket.ended()?.is_some() || since.elapsed() > STARTING {
+                return Err(Failure::work(format!("the S3 server does not serve; it said: {said}")));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What a config calls it.
+    pub(super) fn location(&self) -> String {
+        match self.bucket {
+            None => STORE.to_owned(),
+            Some(_) => format!("s3://{BUCKET}/{PREFIX}"),
+        }
+    }
+
+    pub(super) fn variables(&self) -> &[(String, String)] {
+        &self.variables
+    }
+
+    /// What goes wrong with the server from now on, in the words of `bucket-double`.
+    pub(super) fn trouble(&mut self, orders: &str) -> Result<(), Failure> {
+        match &mut self.bucket {
+            Some(bucket) => bucket.tell(orders),
+            None => Err(Failure::work("the checkpoints of this run lie in no bucket")),
+        }
+    }
+
+    /// The step of the newest checkpoint; 0: there is none.
+    pub(super) fn newest_step(&self) -> Result<u64, Failure> {
+        Ok(self.manifests()?.pop().map_or(0, |(step, _)| step))
     }
 
     pub(super) fn has_one(&self) -> Result<bool, Failure> {
@@ -41,20 +109,47 @@ impl Store {
 
     /// The manifest of the checkpoint that would be loaded.
     fn newest(&self) -> Result<Option<PathBuf>, Failure> {
-        let mut newest = None;
+        Ok(self.manifests()?.pop().map(|(_, manifest)| manifest))
+    }
+
+    /// All manifests with their steps, the newest last.
+    fn manifests(&self) -> Result<Vec<(u64, PathBuf)>, Failure> {
+        let mut manifests = Vec::new();
         for step in entries(&self.folder)? {
             let name = step.file_name().unwrap_or_default().to_string_lossy();
             let Some(Ok(number)) = name.strip_prefix("step-").map(str::parse::<u64>) else {
                 continue;
             };
-            for manifest in entries(&step)? {
-                let is_manifest = manifest.extension().is_some_and(|end| end == "json");
-                if is_manifest && newest.as_ref().is_none_or(|(step, _)| *step < number) {
-                    newest = Some((number, manifest));
-                }
-            }
+            let files = entries(&step)?.into_iter();
+            manifests.extend(
+                files
+                    .filter(|file| file.extension().is_some_and(|end| end == "json"))
+                    .map(|file| (number, file)),
+            );
         }
-        Ok(newest.map(|(_, manifest)| manifest))
+        manifests.sort();
+        Ok(manifests)
+    }
+
+    /// The files of parts that are there, also of those that are being written.
+    pub(super) fn parts(&self) -> Result<BTreeSet<PathBuf>, Failure> {
+        Ok(entries(&self.folder.join("parts"))?.into_iter().collect())
+    }
+
+    /// Those of `parts` that belong to no checkpoint: half of what is written, or the half of a checkpoint.
+    pub(super) fn torn(&self, parts: &BTreeSet<PathBuf>) -> Result<Vec<String>, Failure> {
+        let mut text = String::new();
+        for (_, manifest) in self.manifests()? {
+            text += &fs::read_to_string(&manifest).map_err(on_path("read", &manifest))?;
+        }
+        let names = parts
+            .iter()
+            .filter_map(|part| Some(part.file_name()?.to_string_lossy().into_owned()));
+        let is_whole = |name: &str| {
+            name.strip_suffix(".safetensors")
+                .is_some_and(|hash| text.contains(hash))
+        };
+        Ok(names.filter(|name| !is_whole(name)).collect())
     }
 
     /// Changes a byte of the newest manifest or of one of its parts, cuts the file short, or removes it.
@@ -63,7 +158,8 @@ impl Store {
             return Ok(());
         };
         let text = fs::read_to_string(&manifest).map_err(on_path("read", &manifest))?;
-        let parts: Vec<PathBuf> = entries(&self.folder.join("parts"))?
+        let parts: Vec<PathBuf> = self
+            .parts()?
             .into_iter()
             .filter(|part| {
                 part.file_stem()
@@ -147,7 +243,7 @@ mod tests {
 
     fn with_two_checkpoints() -> (tempfile::TempDir, Store) {
         let place = tempfile::tempdir().unwrap();
-        let store = Store::new(place.path(), false).unwrap();
+        let store = Store::in_folder(place.path(), false).unwrap();
         assert!(!store.has_one().unwrap());
         fs::create_dir(store.folder.join("parts")).unwrap();
         for (step, part) in [(100, "aa"), (20, "bb")] {
@@ -185,5 +281,18 @@ mod tests {
             damaged[changed[0]] = true;
         }
         assert_eq!(damaged, [true; 2], "manifest and part have their turn");
+    }
+
+    #[test]
+    fn parts_that_no_checkpoint_names_are_torn() {
+        let (_place, store) = with_two_checkpoints();
+        let had = store.parts().unwrap();
+        assert!(store.torn(&had).unwrap().is_empty());
+        for name in ["cc.safetensors", "aa.safetensors#1"] {
+            fs::write(store.folder.join("parts").join(name), "half").unwrap();
+        }
+        let new = store.parts().unwrap().difference(&had).cloned().collect();
+        assert_eq!(store.torn(&new).unwrap(), ["aa.safetensors#1", "cc.safetensors"]);
+        assert_eq!(store.newest_step().unwrap(), 100);
     }
 }

@@ -1,5 +1,6 @@
 //! Whether a disturbed run is the run that it would have been: the same steps, the same bytes, and nothing left behind.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use crate::chaos::play::{CHECKPOINT_EVERY, DEADLINE, GIVES_UP};
 use crate::chaos::process::{Process, living_in};
 use crate::chaos::report::Generation;
 use crate::chaos::steps::{Steps, no_gap_and_no_repeat};
-use crate::chaos::store::{self, STORE};
+use crate::chaos::store;
 use crate::chaos::world::{LOOK, Place, RUN};
 use crate::failure::{Failure, on_path};
 
@@ -43,11 +44,11 @@ every = 0
 snapshot_every = 10
 "#;
 
-/// Writes config and data into the place.
-pub(super) fn prepare(place: &Place) -> Result<(), Failure> {
+/// Writes config and data into the place; `store` is where the config has its checkpoints.
+pub(super) fn prepare(place: &Place, store: &str) -> Result<(), Failure> {
     let config = format!(
         "{CONFIG}patience_seconds = {:.1}\n[collective]\ndeadline_seconds = {:.1}\n\
-         [checkpoint]\nevery = {CHECKPOINT_EVERY}\nstore = \"{STORE}\"\n",
+         [checkpoint]\nevery = {CHECKPOINT_EVERY}\nstore = \"{store}\"\n",
         GIVES_UP.as_secs_f64(),
         DEADLINE.as_secs_f64()
     );
@@ -67,7 +68,7 @@ fn lockstep(place: &Place, words: &str) -> Result<String, Failure> {
     let words: Vec<String> = std::iter::once(program)
         .chain(words.split_whitespace().map(str::to_owned))
         .collect();
-    let mut process = Process::start("lockstep", &place.folder, &words)?;
+    let mut process = Process::start("lockstep", &place.folder, &words, &[])?;
     let said = process.log_end();
     loop {
         if place.interrupts.raised() {
@@ -86,18 +87,61 @@ fn lockstep(place: &Place, words: &str) -> Result<String, Failure> {
     }
 }
 
-/// The generations of the run, from its ledger, which is audited before.
-pub(super) fn audited(place: &Place) -> Result<Vec<Generation>, Failure> {
-    #[derive(Deserialize)]
-    struct Ledger {
-        generations: Vec<Generation>,
+/// What a run's ledger says, as `lockstep ledger show --json` has it.
+#[derive(Deserialize)]
+pub(super) struct Ledger {
+    pub(super) generations: Vec<Generation>,
+    decisions: Vec<Decision>,
+}
+
+#[derive(Deserialize)]
+struct Decision {
+    reason: String,
+}
+
+impl Ledger {
+    /// Checkpoints that could not be loaded.
+    pub(super) fn checkpoints_refused(&self) -> usize {
+        let refused = |decision: &&Decision| decision.reason.contains(" cannot be loaded and will not be used again");
+        self.decisions.iter().filter(refused).count()
     }
+
+    /// The processes whose memory was changed and of which the ledger does not say so, of `drilled` by process id and array.
+    pub(super) fn not_set_apart<'a>(&self, drilled: &'a [(u32, &'static str)]) -> Vec<&'a (u32, &'static str)> {
+        let is_named = |(pid, array): &(u32, &str)| {
+            let pid = format!("(pid {pid}, ");
+            self.decisions.iter().any(|Decision { reason }| {
+                reason.contains(&pid) && reason.contains(" is set apart, ") && reason.contains(array)
+            })
+        };
+        drilled.iter().filter(|drilled| !is_named(drilled)).collect()
+    }
+}
+
+/// The ledger of the run, which is audited before.
+pub(super) fn audited(place: &Place) -> Result<Ledger, Failure> {
     lockstep(place, &format!("ledger audit {RUN}"))?;
     lockstep(place, &format!("ledger replay {RUN}"))?;
     let text = lockstep(place, &format!("ledger show --json {RUN}"))?;
-    let ledger: Ledger = serde_json::from_str(&text)
-        .map_err(|error| Failure::work(format!("`lockstep ledger show --json` cannot be understood: {error}")))?;
-    Ok(ledger.generations)
+    serde_json::from_str(&text)
+        .map_err(|error| Failure::work(format!("`lockstep ledger show --json` cannot be understood: {error}")))
+}
+
+/// Steps of which there is no checkpoint, with the reason in a log, because it was given up.
+pub(super) fn checkpoints_given_up(place: &Path) -> Result<usize, Failure> {
+    let mut steps = BTreeSet::new();
+    for entry in fs::read_dir(place).map_err(on_path("read", place))? {
+        let path = entry.map_err(on_path("read", place))?.path();
+        if path.extension().is_some_and(|end| end == "log") {
+            let text = fs::read(&path).map_err(on_path("read", &path))?;
+            let text = String::from_utf8_lossy(&text);
+            let given_up = text
+                .lines()
+                .filter_map(|line| line.split_once("no checkpoint of step "));
+            steps.extend(given_up.filter_map(|(_, why)| why.split_once(':')?.0.parse::<u64>().ok()));
+        }
+    }
+    Ok(steps.len())
 }
 
 /// Makes the same run undisturbed and compares.
@@ -179,8 +223,35 @@ pub(super) fn left_behind(folder: &Path) -> Option<String> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_rank_whose_memory_has_changed_must_be_set_apart_by_its_process_and_its_array() {
+        let text = r#"{"generations":[],"decisions":[
+            {"reason":"rank 1 (pid 70, trainer-3 on h) is set apart, and the others go on without it: the master of w is not"},
+            {"reason":"the checkpoint of step 50 cannot be loaded and will not be used again: it is damaged"}]}"#;
+        let ledger: Ledger = serde_json::from_str(text).unwrap();
+        let drilled = [(70, "the master of "), (7, "the master of "), (70, "the momentum of ")];
+        assert_eq!(ledger.not_set_apart(&drilled), [&drilled[1], &drilled[2]]);
+        assert_eq!(ledger.checkpoints_refused(), 1);
+    }
+
     fn file(header: &str, tensors: &[u8]) -> Vec<u8> {
         [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), tensors].concat()
+    }
+
+    #[test]
+    fn a_checkpoint_that_was_given_up_is_counted_once_whoever_says_it() {
+        let place = tempfile::tempdir().unwrap();
+        let write = |name: &str, text| fs::write(place.path().join(name), text).unwrap();
+        write(
+            "trainer-0.log",
+            "no checkpoint of step 50: it is full\nno checkpoint of step 100: it is full\n",
+        );
+        write(
+            "trainer-1.log",
+            "no checkpoint of step 50: it is full\nthe checkpoint of step 150 is committed\n",
+        );
+        write("text.txt", "no checkpoint of step 200: this is no log\n");
+        assert_eq!(checkpoints_given_up(place.path()).unwrap(), 2);
     }
 
     #[test]

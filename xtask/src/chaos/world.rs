@@ -14,6 +14,7 @@ use crate::chaos::network::Hosts;
 use crate::chaos::process::Process;
 use crate::chaos::steps::{Step, Steps};
 use crate::chaos::store::Store;
+use crate::chaos::trainer::{Fate, Trainer};
 use crate::failure::{Failure, on_path};
 use crate::process::Interrupts;
 
@@ -29,28 +30,13 @@ const COORDINATOR: &str = "coordinator";
 pub(super) struct Place<'a> {
     /// The folder of the programs.
     pub(super) programs: &'a Path,
+    /// The S3 server, where checkpoints lie in one.
+    pub(super) bucket_double: &'a Path,
     /// An own folder, with `run.toml` and its data.
     pub(super) folder: PathBuf,
     /// Trainers that begin.
     pub(super) ranks: u32,
     pub(super) interrupts: &'a Interrupts,
-}
-
-/// What may become of a trainer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// It trains until the run is over.
-    Trains,
-    /// It is stopped or cut off, and may have been given up.
-    IsAway,
-    /// It was asked to go, and ends with exit code 3.
-    Goes,
-}
-
-pub(super) struct Trainer {
-    pub(super) process: Process,
-    pub(super) fate: Fate,
-    pub(super) host: usize,
 }
 
 pub(super) struct World<'a> {
@@ -64,6 +50,10 @@ pub(super) struct World<'a> {
     /// Trainers that were ever started.
     started: u32,
     pub(super) steps: Steps,
+    /// Where the coordinator's log ended at the moment of the fault.
+    moment: u64,
+    /// Trainers in whose memory a bit was changed: process id, and the array in the words of the ledger.
+    drilled: Vec<(u32, &'static str)>,
     /// What should not have happened.
     pub(super) oddities: Vec<String>,
 }
@@ -77,7 +67,7 @@ impl<'a> World<'a> {
         if let Some(hosts) = &mut hosts {
             hosts.relay(address.port())?;
         }
-        let coordinator = start_coordinator(place, hosts.as_ref(), address)?;
+        let coordinator = start_coordinator(place, hosts.as_ref(), &store, address)?;
         let steps = Steps::new(&place.folder.join(RUN));
         let mut world = World {
             place,
@@ -88,6 +78,8 @@ impl<'a> World<'a> {
             trainers: Vec::new(),
             started: 0,
             steps,
+            moment: 0,
+            drilled: Vec::new(),
             oddities: Vec::new(),
         };
         world.until_coordinator_serves(0)?;
@@ -101,6 +93,16 @@ impl<'a> World<'a> {
     /// Waits until `holds`; what it waited for names the failure.
     pub(super) fn until(
         &mut self,
+        what: &str,
+        holds: impl FnMut(&mut World<'a>) -> Result<bool, Failure>,
+    ) -> Result<(), Failure> {
+        self.until_looking_every(LOOK, what, holds)
+    }
+
+    /// As [`World::until`], for what must be seen sooner.
+    pub(super) fn until_looking_every(
+        &mut self,
+        look: Duration,
         what: &str,
         mut holds: impl FnMut(&mut World<'a>) -> Result<bool, Failure>,
     ) -> Result<(), Failure> {
@@ -119,7 +121,7 @@ impl<'a> World<'a> {
                     self.coordinator.last_words()
                 )));
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(look);
         }
     }
 
@@ -141,11 +143,11 @@ impl<'a> World<'a> {
                 self.coordinator.last_words()
             )));
         }
-        self.reap(3)
+        self.reap()
     }
 
-    /// Forgets trainers that have ended; one that goes does so with this code.
-    fn reap(&mut self, code_of_leaving: i32) -> Result<(), Failure> {
+    /// Forgets trainers that have ended.
+    fn reap(&mut self) -> Result<(), Failure> {
         let mut index = 0;
         while index < self.trainers.len() {
             let trainer = &mut self.trainers[index];
@@ -153,19 +155,9 @@ impl<'a> World<'a> {
                 index += 1;
                 continue;
             };
-            let is_well = match trainer.fate {
-                Fate::Trains => false,
-                Fate::IsAway => true,
-                Fate::Goes => status.code() == Some(code_of_leaving),
-            };
-            if !is_well {
-                let asked = if trainer.fate == Fate::Goes {
-                    "was asked to go and"
-                } else {
-                    ""
-                };
+            if let Some(asked) = trainer.should_not_have_ended(status) {
                 self.oddities.push(format!(
-                    "{} {asked} ended ({status}) after step {}; it said last:\n    {}",
+                    "{} {asked}ended ({status}) after step {}; it said last:\n    {}",
                     trainer.process.name,
                     self.steps.count(),
                     trainer.process.last_words()
@@ -177,6 +169,18 @@ impl<'a> World<'a> {
     }
 
     pub(super) fn start_trainer(&mut self) -> Result<(), Failure> {
+        self.start_one(Fate::Trains, &[]).map(drop)
+    }
+
+    /// Starts a trainer whose memory changes as `drill` says; its name. `array` is what the ledger will say.
+    pub(super) fn start_drilled(&mut self, drill: String, array: &'static str) -> Result<String, Failure> {
+        let name = self.start_one(Fate::IsDrilled, &[("LOCKSTEP_DRILL".to_owned(), drill)])?;
+        let pid = self.trainers.last().map_or(0, |trainer| trainer.process.pid());
+        self.drilled.push((pid, array));
+        Ok(name)
+    }
+
+    fn start_one(&mut self, fate: Fate, drill: &[(String, String)]) -> Result<String, Failure> {
         let name = format!("trainer-{}", self.started);
         let host = self.started as usize % 2;
         self.started += 1;
@@ -193,13 +197,15 @@ impl<'a> World<'a> {
         if let Some(hosts) = &self.hosts {
             words.extend(["--advertise".to_owned(), hosts.address(host).to_owned()]);
         }
-        let process = Process::start(&name, &self.place.folder, &words)?;
-        self.trainers.push(Trainer {
-            process,
-            fate: Fate::Trains,
-            host,
-        });
-        Ok(())
+        let variables = [self.store.variables(), drill].concat();
+        let process = Process::start(&name, &self.place.folder, &words, &variables)?;
+        self.trainers.push(Trainer { process, fate, host });
+        Ok(name)
+    }
+
+    /// The trainer of that name, if it has not ended.
+    pub(super) fn trainer(&self, name: &str) -> Option<&Trainer> {
+        self.trainers.iter().find(|trainer| trainer.process.name == name)
     }
 
     /// The most trainers that the run may have.
@@ -207,7 +213,7 @@ impl<'a> World<'a> {
         self.place.ranks
     }
 
-    /// Trainers that are not away, and were not asked to go.
+    /// Trainers that are not away, were not asked to go, and whose memory stays as it is.
     pub(super) fn living(&self) -> u32 {
         let living = |trainer: &&Trainer| trainer.fate == Fate::Trains;
         self.trainers.iter().filter(living).count() as u32
@@ -259,9 +265,20 @@ impl<'a> World<'a> {
         self.coordinator.kill();
     }
 
+    /// Kills all processes before any of them can do anything about it.
+    pub(super) fn kill_everything(&mut self) {
+        self.coordinator.signal(Signal::KILL);
+        for trainer in &self.trainers {
+            trainer.process.signal(Signal::KILL);
+        }
+        self.coordinator.kill();
+        // Dropped, and so waited for.
+        self.trainers.clear();
+    }
+
     pub(super) fn start_coordinator_again(&mut self) -> Result<(), Failure> {
         let said = self.coordinator.log_end();
-        self.coordinator = start_coordinator(self.place, self.hosts.as_ref(), self.address)?;
+        self.coordinator = start_coordinator(self.place, self.hosts.as_ref(), &self.store, self.address)?;
         self.until_coordinator_serves(said)?;
         self.steps.begin_anew();
         self.steps.look()?;
@@ -297,8 +314,23 @@ impl<'a> World<'a> {
         Ok(())
     }
 
+    /// The fault happens now.
+    pub(super) fn begin_fault(&mut self) -> Instant {
+        self.moment = self.coordinator.log_end();
+        Instant::now()
+    }
+
+    /// What the coordinator has said since then.
+    pub(super) fn said_of_fault(&self) -> String {
+        self.coordinator.log_since(self.moment)
+    }
+
     pub(super) fn store(&self) -> &Store {
         &self.store
+    }
+
+    pub(super) fn store_mut(&mut self) -> &mut Store {
+        &mut self.store
     }
 
     pub(super) fn hosts(&self) -> Option<&Hosts> {
@@ -306,7 +338,7 @@ impl<'a> World<'a> {
     }
 
     /// Stops the run in order, and waits for all that it consists of.
-    pub(super) fn stop(mut self) -> Result<(Steps, Vec<String>), Failure> {
+    pub(super) fn stop(mut self) -> Result<Ended, Failure> {
         self.coordinator.signal(Signal::TERM);
         let since = Instant::now();
         for trainer in &mut self.trainers {
@@ -315,7 +347,7 @@ impl<'a> World<'a> {
         let mut coordinator = None;
         while coordinator.is_none() || !self.trainers.is_empty() {
             coordinator = self.coordinator.ended()?;
-            self.reap(3)?;
+            self.reap()?;
             if since.elapsed() > PATIENCE || self.place.interrupts.raised() {
                 let left: Vec<&str> = self
                     .trainers
@@ -338,11 +370,27 @@ impl<'a> World<'a> {
             ));
         }
         self.steps.look()?;
-        Ok((self.steps, self.oddities))
+        Ok(Ended {
+            steps: self.steps,
+            drilled: self.drilled,
+            oddities: self.oddities,
+        })
     }
 }
 
-fn start_coordinator(place: &Place, hosts: Option<&Hosts>, address: SocketAddr) -> Result<Process, Failure> {
+/// What a run leaves that was stopped.
+pub(super) struct Ended {
+    pub(super) steps: Steps,
+    pub(super) drilled: Vec<(u32, &'static str)>,
+    pub(super) oddities: Vec<String>,
+}
+
+fn start_coordinator(
+    place: &Place,
+    hosts: Option<&Hosts>,
+    store: &Store,
+    address: SocketAddr,
+) -> Result<Process, Failure> {
     let run = place.folder.join(RUN);
     fs::create_dir_all(&run).map_err(on_path("create", &run))?;
     let mut words = hosts.map_or_else(Vec::new, |hosts| hosts.entering(0));
@@ -359,5 +407,5 @@ fn start_coordinator(place: &Place, hosts: Option<&Hosts>, address: SocketAddr) 
         RUN,
     ];
     words.extend(more.map(str::to_owned));
-    Process::start(COORDINATOR, &place.folder, &words)
+    Process::start(COORDINATOR, &place.folder, &words, store.variables())
 }

@@ -3,18 +3,22 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bucket_double::Trouble;
 use lockstep_checkpoint::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::mutilation::Victim;
-use crate::s3_server::{S3Server, Trouble};
+use crate::s3_server::S3Server;
 use crate::scene::{Scene, seed};
 
+/// Slow answers come later than the client waits.
 const TROUBLE: Trouble = Trouble {
     refused: 0.06,
-    lost: 0.04,
+    lost: 0.03,
+    cut: 0.01,
     slow: 0.01,
+    delay: Duration::from_millis(1500),
 };
 
 /// The client gives a request up before the server's slow answers come.
@@ -57,12 +61,13 @@ fn any_world_reads_what_any_other_wrote_through_a_bad_network() {
     let steps: Vec<u64> = store.list().unwrap().iter().map(|name| name.step).collect();
     assert_eq!(steps, [8, 7, 6, 3, 0]);
     let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
-    let troubles = &server.troubles;
+    let troubles = server.troubles();
     println!(
-        "{} requests, {} refused, {} answers lost, {} slow",
+        "{} requests, {} refused, {} answers lost, {} cut, {} slow",
         count(&troubles.requests),
         count(&troubles.refused),
         count(&troubles.lost),
+        count(&troubles.cut),
         count(&troubles.slow)
     );
     assert!(count(&troubles.refused) > 0 && count(&troubles.lost) > 0);
@@ -128,6 +133,7 @@ fn a_server_that_never_answers_meets_the_deadline() {
     let server = S3Server::start(
         Trouble {
             slow: 1.0,
+            delay: TROUBLE.delay,
             ..Trouble::default()
         },
         0,
