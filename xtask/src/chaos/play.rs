@@ -24,6 +24,8 @@ pub(super) use crate::chaos::play::checkpoints::CHECKPOINT_EVERY;
 /// Values of the run's config by which it notices that a rank hangs, and gives one up.
 pub(super) const DEADLINE: Duration = Duration::from_secs(4);
 pub(super) const GIVES_UP: Duration = Duration::from_secs(4);
+/// Shorter than the deadline, so that a trainer that is stopped is found by its silence.
+pub(super) const LEASE: Duration = Duration::from_secs(3);
 
 /// So long after a fault steps may still be told that were made before it: a coordinator gathers them for 50 ms.
 const ECHO: Duration = Duration::from_millis(150);

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::chaos::network;
-use crate::chaos::play::{CHECKPOINT_EVERY, DEADLINE, GIVES_UP};
+use crate::chaos::play::{CHECKPOINT_EVERY, DEADLINE, GIVES_UP, LEASE};
 use crate::chaos::process::{Process, living_in};
 use crate::chaos::report::Generation;
 use crate::chaos::steps::{Steps, no_gap_and_no_repeat};
@@ -47,9 +47,10 @@ snapshot_every = 10
 /// Writes config and data into the place; `store` is where the config has its checkpoints.
 pub(super) fn prepare(place: &Place, store: &str) -> Result<(), Failure> {
     let config = format!(
-        "{CONFIG}patience_seconds = {:.1}\n[collective]\ndeadline_seconds = {:.1}\n\
+        "{CONFIG}patience_seconds = {:.1}\nlease_seconds = {:.1}\n[collective]\ndeadline_seconds = {:.1}\n\
          [checkpoint]\nevery = {CHECKPOINT_EVERY}\nstore = \"{store}\"\n",
         GIVES_UP.as_secs_f64(),
+        LEASE.as_secs_f64(),
         DEADLINE.as_secs_f64()
     );
     let text: String = (0..2000)
