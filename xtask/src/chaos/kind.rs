@@ -35,6 +35,8 @@ pub(crate) enum Kind {
     FlipMaster,
     /// A bit of a momentum changes in the memory of its owner.
     FlipMomentum,
+    /// The device thread of a trainer hangs, and its process lives on.
+    Hang,
     /// Every trainer is killed at once; only checkpoints are left.
     KillAll,
     /// The newest checkpoint is damaged, and then every trainer is killed.
@@ -113,7 +115,7 @@ impl Kind {
     pub(super) fn least_trainers(self) -> u32 {
         match self {
             Kind::Join | Kind::KillCoordinator | Kind::FreezeShort => 1,
-            Kind::FlipWorking | Kind::FlipMaster | Kind::FlipMomentum => 1,
+            Kind::FlipWorking | Kind::FlipMaster | Kind::FlipMomentum | Kind::Hang => 1,
             Kind::KillAll | Kind::DamageCheckpoint | Kind::TornCheckpoint | Kind::FullDisk => 1,
             Kind::StoreFails | Kind::StoreSlow => 1,
             Kind::KillTwo | Kind::KillInRecovery => 3,
@@ -128,7 +130,7 @@ impl Kind {
 
     /// Trainers that it brings, which must find room.
     pub(super) fn brings(self) -> u32 {
-        u32::from(matches!(self, Kind::Join | Kind::KillWhileJoining) || self.flips())
+        u32::from(matches!(self, Kind::Join | Kind::KillWhileJoining | Kind::Hang) || self.flips())
     }
 
     /// Whether a bit changes in the memory of a trainer that it brings.

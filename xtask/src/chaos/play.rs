@@ -1,10 +1,11 @@
 //! The faults themselves: each kind is one function that makes it happen and waits until the run is over it. Those of
-//! processes and of the network are here; [`memory`], [`checkpoints`] and [`pair`] have the others.
+//! processes and of the network are here; [`hang`], [`memory`], [`checkpoints`] and [`pair`] have the others.
 //!
 //! Before a fault every trainer that lives makes steps with the others. So the first step of a world that the fault has made
 //! is known by its ranks, and the time from the fault to that step is the time that the run has lost.
 
 mod checkpoints;
+mod hang;
 mod memory;
 mod pair;
 
@@ -62,6 +63,7 @@ pub(super) fn play(fault: &Fault, world: &mut World) -> Result<Outcome, Failure>
             None => Err(Failure::work("a pair has no halves")),
         },
         Kind::FlipWorking | Kind::FlipMaster | Kind::FlipMomentum => memory::flip(world, fault.kind, &mut dice),
+        Kind::Hang => hang::hang(world, &mut dice),
         Kind::KillAll => checkpoints::kill_all(world),
         Kind::DamageCheckpoint => checkpoints::damage(world, &mut dice),
         Kind::TornCheckpoint => checkpoints::tear(world, &mut dice),

@@ -180,6 +180,17 @@ impl<'a> World<'a> {
         Ok(name)
     }
 
+    /// Starts a trainer whose device thread will hang; its name.
+    pub(super) fn start_that_hangs(&mut self, drill: String) -> Result<String, Failure> {
+        self.start_one(Fate::IsAway, &[("LOCKSTEP_DRILL".to_owned(), drill)])
+    }
+
+    /// Kills a trainer, and forgets it.
+    pub(super) fn end_one(&mut self, name: &str) {
+        // Dropped, and so killed and waited for.
+        self.trainers.retain(|trainer| trainer.process.name != name);
+    }
+
     fn start_one(&mut self, fate: Fate, drill: &[(String, String)]) -> Result<String, Failure> {
         let name = format!("trainer-{}", self.started);
         let host = self.started as usize % 2;

@@ -34,14 +34,19 @@ pub(super) fn start_drilled(world: &mut World, kind: Kind, dice: &mut Dice) -> R
         Kind::FlipMomentum => ("flip-momentum", "the momentum of "),
         _ => ("flip-working", "the working copy of "),
     };
-    let drill = drill(order, world.steps.count() + 1 + dice.below(GAP));
+    let drill = orders(order, ":any", world.steps.count(), dice);
     world.start_drilled(drill, array)
 }
 
+/// Orders of a drill for steps after `made`, at random ones.
+pub(super) fn orders(order: &str, of: &str, made: u64, dice: &mut Dice) -> String {
+    drill(order, of, made + 1 + dice.below(GAP))
+}
+
 /// Orders from this step on.
-fn drill(order: &str, from: u64) -> String {
+fn drill(order: &str, of: &str, from: u64) -> String {
     let steps = (from..from + LAST).step_by(GAP as usize);
-    let orders: Vec<String> = steps.map(|step| format!("{order}@{step}:any")).collect();
+    let orders: Vec<String> = steps.map(|step| format!("{order}@{step}{of}")).collect();
     orders.join(",")
 }
 
@@ -73,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_drill_has_orders_for_all_steps_until_it_has_come() {
-        let drill = drill("flip-master", 17);
+        let drill = drill("flip-master", ":any", 17);
         assert!(drill.starts_with("flip-master@17:any,flip-master@57:any,"), "{drill}");
         assert!(drill.ends_with("flip-master@7977:any"), "{drill}");
     }
