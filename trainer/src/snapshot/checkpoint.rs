@@ -3,9 +3,10 @@
 //! Way of data: engine → [`Frozen`] → the thread of [`Writing`] (hash, write) → the coordinator hears of it; and back:
 //! manifest → [`Loading`] → engine.
 
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use lockstep_checkpoint::{CheckpointError, CheckpointName, Limits, Part, PartEntry, Reader, Store};
 use lockstep_proto::domain::{BlockRun, Checkpoint, Written};
@@ -120,10 +121,16 @@ pub struct Frozen {
     pub words: Vec<(String, u64)>,
 }
 
-/// The thread that writes a rank's parts in one generation. Dropping it waits until what it has is written.
+/// How long the end of a generation waits for parts that are still being written. A store that does not answer must not hold
+/// a rank back that the others wait for; then its part is written for nothing.
+const LAST_PARTS: Duration = Duration::from_secs(1);
+
+/// The thread that writes a rank's parts in one generation. Dropping it waits a moment until what it has is written.
 pub struct Writing {
     frozen: Option<SyncSender<Frozen>>,
     thread: Option<JoinHandle<()>>,
+    /// Hears of nothing, until the thread ends.
+    ended: Receiver<()>,
 }
 
 impl Writing {
@@ -132,13 +139,18 @@ impl Writing {
         // One that waits while another is written: a store that is slower than that gets fewer checkpoints.
         let (frozen, jobs) = sync_channel(1);
         let place = place.clone();
+        let (ends, ended) = sync_channel(0);
         let thread = std::thread::Builder::new()
             .name("checkpoints".to_owned())
-            .spawn(move || carry(&place, &jobs, &voice))
+            .spawn(move || {
+                let _ends: SyncSender<()> = ends;
+                carry(&place, &jobs, &voice);
+            })
             .map_err(|error| TrainerError::Broken(format!("the thread of checkpoints cannot be started: {error}")))?;
         Ok(Writing {
             frozen: Some(frozen),
             thread: Some(thread),
+            ended,
         })
     }
 
@@ -171,7 +183,15 @@ impl Writing {
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        self.end();
+        drop(self.frozen.take());
+        match self.ended.recv_timeout(LAST_PARTS) {
+            Err(RecvTimeoutError::Timeout) => {
+                tracing::warn!(
+                    "a part of a checkpoint is still being written, and its generation does not wait for it"
+                );
+            }
+            _ => self.end(),
+        }
     }
 }
 

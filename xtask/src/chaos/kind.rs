@@ -49,7 +49,7 @@ pub(crate) enum Kind {
     StoreFails,
     /// The S3 store of the checkpoints answers late for some time.
     StoreSlow,
-    /// A trainer is killed while the S3 store of the checkpoints fails [only where it is asked for].
+    /// A trainer is killed while the S3 store of the checkpoints fails.
     KillWhileStoreFails,
     /// The network drops every packet between two hosts, for longer than anybody waits.
     Cut,
@@ -83,18 +83,12 @@ pub(super) const HALVES: [Kind; 9] = [
 impl Kind {
     /// Those that come where none is asked for.
     pub(crate) fn by_default() -> Vec<Kind> {
-        let kinds = Kind::value_variants().iter().copied();
-        kinds.filter(|kind| !kind.is_only_by_name()).collect()
+        Kind::value_variants().to_vec()
     }
 
     pub(crate) fn name(self) -> String {
         self.to_possible_value()
             .map_or_else(String::new, |value| value.get_name().to_owned())
-    }
-
-    /// Whether it comes only where it is asked for: what is known to end a run.
-    fn is_only_by_name(self) -> bool {
-        self == Kind::KillWhileStoreFails
     }
 
     /// How often it comes among the others in a run whose checkpoints lie there.
