@@ -32,8 +32,10 @@ impl Run {
             self.phase == Phase::Regrouping && self.regroup.as_ref().is_some_and(|regroup| regroup.is_aborted);
         let is_older =
             member.rank.is_some() && stamp.generation < self.generation.as_ref().map_or(0, |g| g.stamp.generation);
-        if is_trained && (is_older || step > self.committed && (is_aborted || member.astray.is_some())) {
-            return Ok(None); // it had not heard yet that its last steps do not stand
+        // The abort is on its way to it, before any answer: it takes its farewell back, even if its steps stand.
+        let takes_back = member.rank.is_some() && (is_aborted || member.stopped);
+        if is_trained && (is_older || takes_back || step > self.committed && member.astray.is_some()) {
+            return Ok(None);
         }
         if member.finished.is_none() {
             member.finished = Some((outcome.clone(), step));

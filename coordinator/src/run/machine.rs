@@ -41,10 +41,11 @@ impl Run {
                 checkpoint_is_bad,
                 drifted,
             } => {
-                if let (true, Some(cause), Some(_)) = (checkpoint_is_bad, &cause, self.present(peer, stamp)) {
+                let counts = self.phase != Phase::Ended && self.present(peer, stamp).is_some();
+                if let (true, Some(cause), true) = (checkpoint_is_bad, &cause, counts) {
                     self.refuse_checkpoint(cause, &mut directives);
                 }
-                if let (Some(rank), Some(cause), Some(_)) = (drifted, &cause, self.present(peer, stamp)) {
+                if let (Some(rank), Some(cause), true) = (drifted, &cause, counts) {
                     self.set_apart(rank, cause, &mut directives);
                 }
                 self.stopped(peer, stamp, cause, parts, &mut directives)
