@@ -67,7 +67,7 @@ fn a_run_completes_and_leaves_its_record_in_ledger_and_files() {
                 steps.push(step.step);
             }
             RunEvent::Validation { step, .. } => validated.push(step),
-            RunEvent::State { .. } | RunEvent::Ended(_) => {}
+            RunEvent::State { .. } | RunEvent::Decided { .. } | RunEvent::Ended(_) => {}
         }
     }
     assert_eq!((steps, validated), ((1..=23).collect(), vec![5, 10, 15, 20, 23]));
