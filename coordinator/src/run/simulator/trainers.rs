@@ -48,6 +48,8 @@ pub(super) struct Trainer {
     parts: BTreeSet<Part>,
     leaving: bool,
     pub(super) refused: bool,
+    /// Whether the run goes on, or ends, without it.
+    released: bool,
     finished: bool,
     acknowledged: bool,
     /// The newest term that it has heard from.
@@ -162,6 +164,7 @@ impl Trainers {
             parts: BTreeSet::new(),
             leaving: false,
             refused: false,
+            released: false,
             finished: false,
             acknowledged: false,
             term: self.term,
@@ -198,6 +201,8 @@ impl Trainers {
         self.term = term;
         for trainer in &mut self.all {
             trainer.to_coordinator.clear();
+            // It has nothing to come back for.
+            trainer.alive &= !trainer.released;
             let arrives = rng.random_range(0..=trainer.to_trainer.len());
             trainer.late.extend(trainer.to_trainer.drain(arrives..));
             // One that has not spoken yet finds the new one at once.
@@ -340,6 +345,7 @@ impl Trainers {
             }
             CoordinatorBody::Release { outcome, .. } => {
                 trainer.state = State::Idle;
+                trainer.released = true;
                 self.say_farewell(index, outcome);
             }
             CoordinatorBody::SnapshotStands { step } if is_present && trainer.state != State::Idle => {
