@@ -48,7 +48,7 @@ impl RunConfig {
         let validation = validation(root.section("validation")?)?;
         let checkpoint = checkpoint(root.section("checkpoint")?)?;
         let collective = collective(root.section("collective")?, &run)?;
-        let fault = fault::read(root.section("fault")?, &run)?;
+        let fault = fault::read(root.section("fault")?, &run, &collective)?;
         let coordinator = coordinator(root.section("coordinator")?)?;
         root.done()?;
         Ok(RunConfig {

@@ -40,6 +40,8 @@ impl RunConfig {
         text.key("lease_seconds", fault.lease_seconds);
         self.policies(&mut text);
         text.key("max_skips", fault.max_skips);
+        text.key("max_rewinds", fault.max_rewinds);
+        self.rewinds(&mut text);
         text.key("drift_every", whole(fault.drift_every));
         text.section("coordinator");
         text.key("bind", self.coordinator.bind.to_string());
@@ -49,7 +51,8 @@ impl RunConfig {
     }
 
     /// BLAKE3, in hex, of everything that decides the trained bits: the resolved TOML without `run.name`,
-    /// `[checkpoint]` and `[coordinator]`, of `[collective]` the wire alone, and of `[fault]` which steps are skipped.
+    /// `[checkpoint]` and `[coordinator]`, of `[collective]` the wire alone, and of `[fault]` which steps are skipped
+    /// and where a rewind leads, if there may be one.
     pub fn hash(&self) -> String {
         let mut text = Text(String::new());
         text.section("run");
@@ -59,6 +62,9 @@ impl RunConfig {
         text.key("wire", self.collective.wire.word());
         text.section("fault");
         self.policies(&mut text);
+        if self.fault.may_rewind() {
+            self.rewinds(&mut text);
+        }
         blake3::hash(text.0.as_bytes()).to_hex().to_string()
     }
 
@@ -67,6 +73,13 @@ impl RunConfig {
         text.key("on_not_finite", self.fault.on_not_finite.word());
         text.key("on_spike", self.fault.on_spike.word());
         text.key("spike_sigmas", self.fault.spike_sigmas);
+    }
+
+    /// Where a rewind leads.
+    fn rewinds(&self, text: &mut Text) {
+        text.key("rewind_steps", whole(self.fault.rewind_steps));
+        text.key("rewind_skip", self.fault.rewind_skip);
+        text.key("rewind_factor", self.fault.rewind_factor);
     }
 
     fn run_without_name(&self, text: &mut Text) {

@@ -270,12 +270,23 @@ fn collective() -> impl Strategy<Value = CollectiveSection> {
 
 fn fault(lanes: u32) -> impl Strategy<Value = FaultSection> {
     let most = (1..=lanes).prop_flat_map(move |least| (Just(least), proptest::option::of(least..=lanes)));
-    let not_finite = prop_oneof![Just(OnNotFinite::Stop), Just(OnNotFinite::Skip)];
-    let spike = prop_oneof![Just(OnSpike::Off), Just(OnSpike::Stop), Just(OnSpike::Skip)];
+    let not_finite = prop_oneof![
+        Just(OnNotFinite::Stop),
+        Just(OnNotFinite::Skip),
+        Just(OnNotFinite::Rewind)
+    ];
+    let spike = prop_oneof![
+        Just(OnSpike::Off),
+        Just(OnSpike::Stop),
+        Just(OnSpike::Skip),
+        Just(OnSpike::Rewind)
+    ];
     let skips = (not_finite, spike, 1e-3..=1e3f64, any::<u32>(), 0..=MAX);
+    let rewinds = (0..=1000u32, 0..=MAX, any::<bool>(), 1e-3..=0.999f64);
     let times = (1e-3..=86_400.0f64, 2.0..=86_400.0f64);
-    (most, 0..=MAX, any::<u32>(), times, skips).prop_map(
-        |((min_ranks, max_ranks), snapshot_every, max_restarts, times, skips)| {
+    (most, 0..=MAX, any::<u32>(), times, skips, rewinds).prop_map(
+        |((min_ranks, max_ranks), snapshot_every, max_restarts, times, skips, rewinds)| {
+            let (max_rewinds, rewind_steps, rewind_skip, rewind_factor) = rewinds;
             let (patience_seconds, lease_seconds) = times;
             let (on_not_finite, on_spike, spike_sigmas, max_skips, drift_every) = skips;
             FaultSection {
@@ -289,6 +300,10 @@ fn fault(lanes: u32) -> impl Strategy<Value = FaultSection> {
                 on_spike,
                 spike_sigmas,
                 max_skips,
+                max_rewinds,
+                rewind_steps,
+                rewind_skip,
+                rewind_factor,
                 drift_every,
             }
         },
@@ -373,7 +388,13 @@ proptest! {
         other.checkpoint = CheckpointSection { every: 7, keep_last: 2, keep_every: 14, store: Some("elsewhere".into()) };
         other.coordinator = CoordinatorSection { bind: ([127, 0, 0, 1], 1).into(), plan_window_seconds: 1.0, record_events: false };
         let FaultSection { on_not_finite, on_spike, spike_sigmas, .. } = config.fault;
+        let FaultSection { rewind_steps, rewind_skip, rewind_factor, .. } = config.fault;
         other.fault = FaultSection { on_not_finite, on_spike, spike_sigmas, ..FaultSection::default() };
+        if config.fault.may_rewind() {
+            let ours = other.hash();
+            other.fault = FaultSection { rewind_steps, rewind_skip, rewind_factor, ..other.fault };
+            prop_assert_ne!(other.hash(), ours);
+        }
         other.collective = CollectiveSection { wire: config.collective.wire, ..CollectiveSection::default() };
         prop_assert_eq!(other.hash(), config.hash());
         other.collective.wire = if other.collective.wire == Wire::Fp32 { Wire::Bf16 } else { Wire::Fp32 };

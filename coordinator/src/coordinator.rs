@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{broadcast, oneshot};
 
+use crate::branches::Rewinds;
 use crate::files::{FileError, RunFiles, World};
 use crate::ledger::{FactsRow, Ledger, LedgerError, Recorder, RunRow};
 use crate::plan::Planner;
@@ -150,6 +151,7 @@ impl Coordinator {
             window: Duration::try_from_secs_f64(config.coordinator.plan_window_seconds).unwrap_or(Duration::ZERO),
             secret: [0; 32],
             planner,
+            rewinds: rewinds(&config),
         };
         Run::new(facts.clone()).map_err(StartError::World)?;
         let address = config.coordinator.bind;
@@ -184,11 +186,7 @@ impl Coordinator {
         };
         let mut files = RunFiles::create(&run_dir, &ledger.run().config_toml, world)?;
         let validations = ledger.validations()?;
-        let steps = recorded
-            .committed
-            .iter()
-            .map(|commit| commit.to_committed_step(total_steps));
-        files.restore(steps, &validations, &|ranks| config.backend_name(ranks))?;
+        files.restore(&ledger.history()?, total_steps, &|ranks| config.backend_name(ranks))?;
         (facts.term, facts.secret) = (ledger.term(), ledger.secret());
         let last = recorded
             .committed
@@ -276,6 +274,17 @@ fn worlds(config: &RunConfig, ranks: u32) -> Worlds {
         most: config.fault.max_ranks.unwrap_or(config.run.lanes),
         patience: Duration::try_from_secs_f64(config.fault.patience_seconds).unwrap_or(Duration::MAX),
     }
+}
+
+/// How far the run goes back before a step that cannot be used, if a policy wants it to.
+fn rewinds(config: &RunConfig) -> Option<Rewinds> {
+    let fault = &config.fault;
+    fault.may_rewind().then_some(Rewinds {
+        most: fault.max_rewinds,
+        steps: fault.rewind_steps,
+        skips: fault.rewind_skip,
+        rate_factor: fault.rewind_factor,
+    })
 }
 
 fn runtime() -> Result<Runtime, StartError> {

@@ -26,6 +26,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use lockstep_proto::domain::{Checkpoint, Directive as Urgent, Generation, Part, Plan, RunEnd, Validation};
 use redb::{ConcurrencyMode, Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle};
 
+use crate::branches::{Branches, Rewind};
 pub use crate::ledger::audit::{Audit, Proof, audit};
 pub use crate::ledger::events::{EVENTS_VERSION, FactsRow, Heard};
 pub(crate) use crate::ledger::events::{Recorder, event_of_member};
@@ -55,13 +56,14 @@ const COMMITTED: Rows = TableDefinition::new("committed");
 const VALIDATIONS: Rows = TableDefinition::new("validations");
 const SNAPSHOTS: Rows = TableDefinition::new("snapshots");
 const CHECKPOINTS: Rows = TableDefinition::new("checkpoints");
+const REWINDS: Rows = TableDefinition::new("rewinds");
 const DECISIONS: Rows = TableDefinition::new("decisions");
 const ENDS: Rows = TableDefinition::new("ends");
 const FACTS: Rows = TableDefinition::new("facts");
 const EVENTS: Rows = TableDefinition::new("events");
 
 /// Every table.
-const TABLES: [Rows; 16] = [
+const TABLES: [Rows; 17] = [
     RUN,
     TERMS,
     GENERATIONS,
@@ -74,6 +76,7 @@ const TABLES: [Rows; 16] = [
     VALIDATIONS,
     SNAPSHOTS,
     CHECKPOINTS,
+    REWINDS,
     DECISIONS,
     ENDS,
     FACTS,
@@ -152,6 +155,17 @@ pub enum LedgerError {
     },
 }
 
+/// Something that was committed on some branch.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry {
+    /// A step.
+    Step(Box<Commit>),
+    /// The validation of a step.
+    Validation(u64, Validation),
+    /// The branch was closed, and another one began.
+    Rewound(Rewind),
+}
+
 /// The open ledger of a run. While it lives, nobody else can open the folder.
 #[derive(Debug)]
 pub struct Ledger {
@@ -160,6 +174,8 @@ pub struct Ledger {
     run: RunRow,
     term: u64,
     secret: [u8; 32],
+    /// The branches of the run, from which the keys of steps are made.
+    branches: Branches,
     next_decision: u64,
     next_wish: u64,
     next_checkpoint: u64,
@@ -195,6 +211,7 @@ impl Ledger {
             run,
             term: 0,
             secret: secret::of(folder)?,
+            branches: Branches::default(),
             next_decision: 0,
             next_wish: 0,
             next_checkpoint: 0,
@@ -236,6 +253,7 @@ impl Ledger {
         self.next_checkpoint = self
             .last::<CheckpointRow>(CHECKPOINTS, "checkpoints")?
             .map_or(0, |(number, _)| number + 1);
+        self.branches = Branches::of(self.all(REWINDS, "rewinds")?);
         self.next_event = self.last_key(EVENTS)?.map_or(1, |number| number + 1);
         let row = TermRow {
             pid: std::process::id(),
@@ -287,6 +305,7 @@ impl Ledger {
         let mut rows = Vec::with_capacity(records.len());
         let (mut next_decision, mut next_wish) = (self.next_decision, self.next_wish);
         let mut next_checkpoint = self.next_checkpoint;
+        let mut branches = self.branches.clone();
         for record in records {
             match record {
                 Record::Generation(generation) => {
@@ -316,13 +335,21 @@ impl Ledger {
                 }
                 Record::Plans(plans) => {
                     for plan in plans {
-                        rows.push(self.row(PLANS, plan.step, plan)?);
+                        rows.push(self.row(PLANS, branches.key(plan.step), plan)?);
                     }
                 }
                 Record::Urgent(urgent) => rows.push(self.row(URGENT, urgent.sequence, urgent)?),
-                Record::Committed(commit) => rows.push(self.row(COMMITTED, commit.plan.step, commit.as_ref())?),
-                Record::Validation { step, validation } => rows.push(self.row(VALIDATIONS, *step, validation)?),
-                Record::Snapshot { step, parts } => rows.push(self.row(SNAPSHOTS, *step, parts)?),
+                Record::Committed(commit) => {
+                    rows.push(self.row(COMMITTED, branches.key(commit.plan.step), commit.as_ref())?);
+                }
+                Record::Validation { step, validation } => {
+                    rows.push(self.row(VALIDATIONS, branches.key(*step), validation)?);
+                }
+                Record::Snapshot { step, parts } => rows.push(self.row(SNAPSHOTS, branches.key(*step), parts)?),
+                Record::Rewound(rewind) => {
+                    rows.push(self.row(REWINDS, rewind.number, rewind)?);
+                    branches.close(rewind.clone());
+                }
                 Record::Checkpoint(checkpoint) => {
                     let row = CheckpointRow {
                         checkpoint: *checkpoint,
@@ -361,6 +388,7 @@ impl Ledger {
         (self.next_decision, self.next_wish) = (next_decision, next_wish);
         self.next_checkpoint = next_checkpoint;
         self.next_event = next_event;
+        self.branches = branches;
         rows.truncate(records);
         Ok(rows)
     }
@@ -425,6 +453,7 @@ impl Ledger {
         Ok(Recorded {
             is_ended: ended.is_some_and(|ended| ended >= newest),
             begun: self.all::<Begun>(BEGUN, "begun")?,
+            rewinds: self.branches.rewinds().to_vec(),
             plans: self.plans()?,
             committed: self.committed()?,
             urgent: self
@@ -433,9 +462,7 @@ impl Ledger {
             wish: wish.map_or(Wish::Train, |row| row.wish),
             snapshots: self.snapshots()?,
             checkpoints: self.checkpoints()?,
-            newest_validation: self
-                .last::<Validation>(VALIDATIONS, "validations")?
-                .map_or(0, |(step, _)| step),
+            newest_validation: self.validations()?.last().map_or(0, |(step, _)| *step),
             farewells: farewells.into_iter().map(FarewellRow::into_parts).collect(),
             generations,
         })
@@ -457,28 +484,56 @@ impl Ledger {
         self.all(GENERATIONS, "generations")
     }
 
-    /// Every issued plan, by step.
+    /// Every issued plan of the live branch, by step.
     ///
     /// # Errors
     /// When the store fails or a row is of another version.
     pub fn plans(&self) -> Result<Vec<Plan>, LedgerError> {
-        self.all(PLANS, "plans")
+        let plans = self.of_the_live_branch(PLANS, "plans")?;
+        Ok(plans.into_iter().map(|(_, plan)| plan).collect())
     }
 
-    /// Every committed step, in order.
+    /// Every committed step of the live branch, in order.
     ///
     /// # Errors
     /// When the store fails or a row is of another version.
     pub fn committed(&self) -> Result<Vec<Commit>, LedgerError> {
-        self.all(COMMITTED, "committed")
+        let committed = self.of_the_live_branch(COMMITTED, "committed")?;
+        Ok(committed.into_iter().map(|(_, commit)| commit).collect())
     }
 
-    /// Every validation with its step, in order.
+    /// What was committed on any branch, in the order in which it was.
+    ///
+    /// # Errors
+    /// When the store fails or a row is of another version.
+    pub fn history(&self) -> Result<Vec<Entry>, LedgerError> {
+        let mut entries = Vec::new();
+        let mut rewinds = self.branches.rewinds().iter().cloned().peekable();
+        let mut validations = self
+            .all_with_keys::<Validation>(VALIDATIONS, "validations")?
+            .into_iter()
+            .peekable();
+        for (key, commit) in self.all_with_keys::<Commit>(COMMITTED, "committed")? {
+            let (branch, _) = Branches::of_key(key);
+            while let Some(rewind) = rewinds.next_if(|rewind| rewind.number <= branch) {
+                entries.push(Entry::Rewound(rewind));
+            }
+            entries.push(Entry::Step(Box::new(commit)));
+            while let Some((of, validation)) = validations.next_if(|(of, _)| *of <= key) {
+                let (_, step) = Branches::of_key(of);
+                entries.push(Entry::Validation(step, validation));
+            }
+        }
+        entries.extend(rewinds.map(Entry::Rewound));
+        Ok(entries)
+    }
+
+    /// Every validation of the live branch with its step, in order.
     ///
     /// # Errors
     /// When the store fails or a row is of another version.
     pub fn validations(&self) -> Result<Vec<(u64, Validation)>, LedgerError> {
-        self.all_with_keys(VALIDATIONS, "validations")
+        self.of_the_live_branch(VALIDATIONS, "validations")
     }
 
     /// The parts of every snapshot that stood, by step.
@@ -489,7 +544,7 @@ impl Ledger {
         self.all(SNAPSHOTS, "snapshots")
     }
 
-    /// Every checkpoint that was committed and not refused since, in the order of their commits.
+    /// Every checkpoint of the live branch that was committed and not refused since, in the order of their commits.
     ///
     /// # Errors
     /// When the store fails or a row is of another version.
@@ -501,6 +556,7 @@ impl Ledger {
                 Some(_) => good.retain(|known| *known != row.checkpoint),
             }
         }
+        good.retain(|checkpoint| self.branches.is_live(checkpoint.step, checkpoint.generation));
         Ok(good)
     }
 
@@ -543,6 +599,19 @@ impl Ledger {
             key.value(),
             decode(&self.file, table, key.value(), value.value())?,
         )))
+    }
+
+    /// The rows of a table of steps that are of the live branch, by step.
+    fn of_the_live_branch<T: serde::de::DeserializeOwned>(
+        &self,
+        rows: Rows,
+        table: &'static str,
+    ) -> Result<Vec<(u64, T)>, LedgerError> {
+        let rows = self.all_with_keys(rows, table)?.into_iter();
+        let live = rows.filter(|(key, _)| self.branches.has(*key));
+        let mut live: Vec<(u64, T)> = live.map(|(key, value)| (Branches::of_key(key).1, value)).collect();
+        live.sort_by_key(|(step, _)| *step);
+        Ok(live)
     }
 
     fn all<T: serde::de::DeserializeOwned>(&self, rows: Rows, table: &'static str) -> Result<Vec<T>, LedgerError> {

@@ -232,6 +232,9 @@ fn status_text(status: &RunStatus) -> String {
             status.skipped_steps
         ));
     }
+    if let Some(reason) = &status.last_rewind {
+        lines.push(format!("rewinds     {}, the last one: {reason}", status.rewinds));
+    }
     lines.join("\n") + "\n"
 }
 

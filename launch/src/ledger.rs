@@ -100,6 +100,19 @@ fn text(contents: &Contents) -> String {
         )),
         None => lines.push("committed    no step".to_owned()),
     }
+    for rewind in &contents.rewinds {
+        lines.push(format!(
+            "rewind {:<5} of term {}, from step {} to step {}, samples {} to before {} skipped, learning rates × {}: {}",
+            rewind.number,
+            rewind.term,
+            rewind.unusable,
+            rewind.to,
+            rewind.skipped.start,
+            rewind.skipped.end,
+            rewind.rate_factor,
+            rewind.reason
+        ));
+    }
     for (step, generation) in &contents.snapshots {
         lines.push(format!("snapshot     of step {step}, by generation {generation}"));
     }

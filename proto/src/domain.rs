@@ -322,6 +322,8 @@ pub enum MemberBody {
         checkpoint_is_bad: bool,
         /// The rank in whose memory a bit has changed by itself, where that is the cause.
         drifted: Option<u32>,
+        /// The step whose loss or gradient cannot be used, where the run is to go back before it.
+        unusable: Option<u64>,
     },
     /// What this rank owned after a step lies in the store of checkpoints, or why it does not.
     Wrote {
@@ -450,10 +452,12 @@ pub enum CoordinatorBody {
         /// One sentence.
         reason: String,
     },
-    /// Every part of this snapshot is held by its owner and by a buddy: older ones may be freed.
+    /// Every part of this snapshot is held by its owner and by a buddy.
     SnapshotStands {
         /// The step whose parameters it holds.
         step: u64,
+        /// Parts of earlier steps than this one may be freed.
+        free_before: u64,
     },
     /// The run is over for this member: it ends.
     Release {
@@ -601,6 +605,10 @@ pub struct RunStatus {
     pub skipped_steps: u64,
     /// Why the newest of them was.
     pub last_skip: Option<String>,
+    /// How often the run went back before a step that could not be used.
+    pub rewinds: u64,
+    /// Why it did the last time.
+    pub last_rewind: Option<String>,
 }
 
 /// One line of `members`.

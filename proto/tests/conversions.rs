@@ -154,6 +154,7 @@ fn members() -> Vec<MemberBody> {
             parts: vec![part(), Part { part: 2, ..part() }],
             checkpoint_is_bad: true,
             drifted: Some(0),
+            unusable: Some(0),
         },
         MemberBody::Stopped {
             step: 0,
@@ -161,6 +162,7 @@ fn members() -> Vec<MemberBody> {
             parts: Vec::new(),
             checkpoint_is_bad: false,
             drifted: None,
+            unusable: None,
         },
         MemberBody::Wrote {
             step: 12,
@@ -269,7 +271,10 @@ fn coordinator() -> Vec<CoordinatorBody> {
             sequence: 3,
             kind: DirectiveKind::Regroup,
         }),
-        CoordinatorBody::SnapshotStands { step: 12 },
+        CoordinatorBody::SnapshotStands {
+            step: 12,
+            free_before: 8,
+        },
         CoordinatorBody::Release {
             outcome: Outcome::Stopped,
             reason: "it was asked to leave".into(),

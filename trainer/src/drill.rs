@@ -5,11 +5,13 @@
 //! - `nan@STEP.MICRO_BATCH`: the loss of that micro-batch is NaN, and a value of its gradient, on whichever rank it falls and
 //!   whenever it is made, as those of a bad sample would be
 //! - `spike@STEP.MICRO_BATCH*FACTOR`: its loss is FACTOR times as large
+//! - `nan-sample@SAMPLE`, `spike-sample@SAMPLE*FACTOR`: the same of whichever micro-batch the sample of that number falls into
 //! - `slow@STEP*MILLISECONDS`: from that step on every one takes so much longer on this rank
 //! - `hang@STEP`: before that step the device thread stands still for good, and the process lives on; once in its life
 //! - `flip-working@STEP:TENSOR`, `flip-master@…`, `flip-momentum@…`: before that step one bit of the tensor's working copy,
 //!   or of what this rank owns of it, changes; once in the life of this process. `any` is the first tensor that there is
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,9 +25,17 @@ const VARIABLE: &str = "LOCKSTEP_DRILL";
 /// A micro-batch whose loss is another one.
 #[derive(Clone, Debug, PartialEq)]
 struct Loss {
-    step: u64,
-    micro_batch: u32,
+    of: Of,
     factor: f64,
+}
+
+/// Which micro-batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    /// That of this number in this step.
+    Step(u64, u32),
+    /// The one with this sample in it.
+    Sample(u64),
 }
 
 /// A bit that changes. Clones know of each other whether it has.
@@ -72,7 +82,7 @@ impl Drill {
         for order in orders.split(',').map(str::trim).filter(|order| !order.is_empty()) {
             drill.add(order).ok_or_else(|| {
                 TrainerError::Refused(format!(
-                    "{VARIABLE} has the order {order:?}; known are nan@STEP.MICRO_BATCH, spike@STEP.MICRO_BATCH*FACTOR, slow@STEP*MILLISECONDS, hang@STEP, and flip-working, flip-master and flip-momentum with @STEP:TENSOR"
+                    "{VARIABLE} has the order {order:?}; known are nan@STEP.MICRO_BATCH, spike@STEP.MICRO_BATCH*FACTOR, nan-sample@SAMPLE, spike-sample@SAMPLE*FACTOR, slow@STEP*MILLISECONDS, hang@STEP, and flip-working, flip-master and flip-momentum with @STEP:TENSOR"
                 ))
             })?;
         }
@@ -108,19 +118,21 @@ impl Drill {
             return Some(());
         }
         let (place, factor) = match kind {
-            "nan" => (rest, f64::NAN),
-            "spike" => {
+            "nan" | "nan-sample" => (rest, f64::NAN),
+            "spike" | "spike-sample" => {
                 let (place, factor) = rest.split_once('*')?;
                 (place, factor.parse().ok()?)
             }
             _ => return None,
         };
-        let (step, micro_batch) = place.split_once('.')?;
-        self.losses.push(Loss {
-            step: step.parse().ok()?,
-            micro_batch: micro_batch.parse().ok()?,
-            factor,
-        });
+        let of = match kind.ends_with("-sample") {
+            true => Of::Sample(place.parse().ok()?),
+            false => {
+                let (step, micro_batch) = place.split_once('.')?;
+                Of::Step(step.parse().ok()?, micro_batch.parse().ok()?)
+            }
+        };
+        self.losses.push(Loss { of, factor });
         Some(())
     }
 
@@ -144,9 +156,12 @@ impl Drill {
         begun.map(|(_, longer)| *longer).sum()
     }
 
-    /// What the loss of a micro-batch is multiplied by.
-    pub fn factor(&self, step: u64, micro_batch: u32) -> Option<f64> {
-        let here = |loss: &&Loss| (loss.step, loss.micro_batch) == (step, micro_batch);
+    /// What the loss of a micro-batch, given by its step and its number there, is multiplied by; `samples` are its own.
+    pub fn factor(&self, (step, micro_batch): (u64, u32), samples: &Range<u64>) -> Option<f64> {
+        let here = |loss: &&Loss| match loss.of {
+            Of::Step(of, number) => (of, number) == (step, micro_batch),
+            Of::Sample(sample) => samples.contains(&sample),
+        };
         self.losses.iter().find(here).map(|loss| loss.factor)
     }
 }
@@ -158,9 +173,13 @@ mod tests {
     #[test]
     fn orders_are_read_and_what_is_none_is_refused_by_its_words() {
         let drill = Drill::parse("nan@5.3, spike@7.0*1e3").unwrap();
-        assert!(drill.factor(5, 3).unwrap().is_nan());
-        assert_eq!(drill.factor(7, 0), Some(1e3));
-        assert_eq!(drill.factor(7, 1), None);
+        assert!(drill.factor((5, 3), &(0..2)).unwrap().is_nan());
+        assert_eq!(drill.factor((7, 0), &(0..2)), Some(1e3));
+        assert_eq!(drill.factor((7, 1), &(0..2)), None);
+        let drill = Drill::parse("nan-sample@9,spike-sample@12*5").unwrap();
+        assert!(drill.factor((1, 0), &(8..10)).unwrap().is_nan());
+        assert_eq!(drill.factor((3, 1), &(12..14)), Some(5.0));
+        assert_eq!(drill.factor((3, 0), &(10..12)), None);
         let drill = Drill::parse("flip-working@3:wte.weight,flip-momentum@4:any").unwrap();
         assert_eq!(drill.flip(2), None);
         assert_eq!(drill.flip(3), Some((Array::WorkingCopy, "wte.weight".to_owned())));
@@ -178,6 +197,8 @@ mod tests {
             "nan@five.3",
             "spike@7.0",
             "spike@7.0*much",
+            "nan-sample@4.1",
+            "spike-sample@4",
             "fire@1.1",
             "flip-master@2",
             "flip-master@2:",

@@ -49,6 +49,14 @@ pub enum TrainerError {
     /// A step whose loss or gradient is not finite.
     #[error("{0}")]
     NotFinite(String),
+    /// A step whose loss or gradient cannot be used, before which the run is to go back; every rank says the same.
+    #[error("{reason}")]
+    Unusable {
+        /// The step.
+        step: u64,
+        /// One sentence.
+        reason: String,
+    },
     /// A bit in some rank's memory has changed by itself; every rank says the same.
     #[error("{}", .0.sentence)]
     Drift(crate::step::drift::Drift),

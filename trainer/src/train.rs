@@ -174,11 +174,11 @@ fn run(
                 // Another rank was lost before it had reported the last steps.
                 Err(SessionError::Aborted { reason }) if member.keeper.is_some() => {
                     tracing::warn!("the last steps are made again: {reason}");
-                    session.stopped(*made, None, member.parts(), false, None);
+                    session.stopped(*made, None, member.parts(), false, None, None);
                 }
                 Err(error) => return Err(error.into()),
             },
-            Ok(End::Regroup) => session.stopped(*made, None, member.parts(), false, None),
+            Ok(End::Regroup) => session.stopped(*made, None, member.parts(), false, None, None),
             Err(error) if member.outlives(&error) => {
                 let cause = (!session.abort_signal().is_set()).then(|| error.to_string());
                 tracing::warn!("this generation is over: {error}");
@@ -187,8 +187,12 @@ fn run(
                     TrainerError::Drift(drift) => Some(drift.rank),
                     _ => None,
                 };
+                let unusable = match &error {
+                    TrainerError::Unusable { step, .. } => Some(*step),
+                    _ => None,
+                };
                 member.has_drifted |= drifted.is_some() && drifted == member.rank_in(&generation);
-                session.stopped(*made, cause, member.parts(), is_bad, drifted);
+                session.stopped(*made, cause, member.parts(), is_bad, drifted, unusable);
             }
             Err(error) => return Err(error),
         }
@@ -288,6 +292,7 @@ impl Member {
             TrainerError::Collective(error) => !matches!(error, CollectiveError::Misuse { .. }),
             TrainerError::Session(SessionError::Aborted { .. } | SessionError::Deadline { .. }) => true,
             TrainerError::Parts(_) | TrainerError::Checkpoint(_) | TrainerError::Drift(_) => true,
+            TrainerError::Unusable { .. } => true,
             _ => false,
         };
         self.keeper.is_some() && of_generation

@@ -23,8 +23,23 @@ pub struct FaultSection {
     pub spike_sigmas: f64,
     /// So many steps in a row may be skipped; the next one that would be stops the run.
     pub max_skips: u32,
+    /// So many times the run may go back; the next time that it would have to ends it.
+    pub max_rewinds: u32,
+    /// A rewind goes back so many steps before the last good one, or to the beginning.
+    pub rewind_steps: u64,
+    /// Whether the samples of the steps that are left behind, those of the bad one among them, are not trained again.
+    pub rewind_skip: bool,
+    /// After a rewind every learning rate is multiplied by this.
+    pub rewind_factor: f64,
     /// Steps between two comparisons of what memory holds with what was written there; 0: none.
     pub drift_every: u64,
+}
+
+impl FaultSection {
+    /// Whether a step may make the run go back.
+    pub fn may_rewind(&self) -> bool {
+        self.on_not_finite == OnNotFinite::Rewind || self.on_spike == OnSpike::Rewind
+    }
 }
 
 impl Default for FaultSection {
@@ -40,6 +55,10 @@ impl Default for FaultSection {
             on_spike: OnSpike::Off,
             spike_sigmas: 6.0,
             max_skips: 10,
+            max_rewinds: 3,
+            rewind_steps: 20,
+            rewind_skip: true,
+            rewind_factor: 1.0,
             drift_every: 1,
         }
     }
@@ -52,6 +71,8 @@ pub enum OnNotFinite {
     Stop,
     /// It changes nothing, and the run goes on with the next one.
     Skip,
+    /// The run goes back to a step before it, and goes on from there by another plan.
+    Rewind,
 }
 
 /// What becomes of a step whose loss lies far above those before it.
@@ -63,14 +84,18 @@ pub enum OnSpike {
     Stop,
     /// It changes nothing, and the run goes on with the next one.
     Skip,
+    /// The run goes back to a step before it, and goes on from there by another plan.
+    Rewind,
 }
 
 words!(OnNotFinite {
     Stop = "stop",
     Skip = "skip",
+    Rewind = "rewind",
 });
 words!(OnSpike {
     Off = "off",
     Stop = "stop",
     Skip = "skip",
+    Rewind = "rewind",
 });

@@ -4,6 +4,8 @@
 use lockstep_proto::domain::CommittedStep;
 use serde::{Serialize, Serializer};
 
+use crate::branches::Rewind;
+
 /// A committed step. `samples` and `tokens` are of the run so far, `batch` is the step's own samples.
 #[derive(Debug, Serialize)]
 pub struct StepLine<'a> {
@@ -78,6 +80,39 @@ impl StepLine<'_> {
             orthogonality_error: orthogonality.map(|orthogonality| orthogonality.error),
             orthogonality_tensor: orthogonality.map(|orthogonality| &orthogonality.tensor[..]),
             skipped: step.skipped.as_deref(),
+        }
+    }
+}
+
+/// A rewind: what follows is of another branch.
+#[derive(Serialize)]
+pub(super) struct RewindLine<'a> {
+    pub(super) rewind: RewindNumbers<'a>,
+}
+
+/// What a rewind did.
+#[derive(Serialize)]
+pub(super) struct RewindNumbers<'a> {
+    number: u64,
+    /// The step that could not be used.
+    unusable: u64,
+    /// The step that the run went back to.
+    to: u64,
+    /// The samples from the first to before the second are not trained.
+    skipped_samples: [u64; 2],
+    rate_factor: f64,
+    reason: &'a str,
+}
+
+impl<'a> From<&'a Rewind> for RewindNumbers<'a> {
+    fn from(rewind: &'a Rewind) -> RewindNumbers<'a> {
+        RewindNumbers {
+            number: rewind.number,
+            unusable: rewind.unusable,
+            to: rewind.to,
+            skipped_samples: [rewind.skipped.start, rewind.skipped.end],
+            rate_factor: rewind.rate_factor,
+            reason: &rewind.reason,
         }
     }
 }

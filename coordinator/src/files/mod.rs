@@ -14,9 +14,11 @@ use std::path::{Path, PathBuf};
 
 use lockstep_proto::domain::{CommittedStep, RunEnd, Validation};
 
+use crate::branches::Rewind;
 pub use crate::files::metrics::StepLine;
 pub use crate::files::summary::{Summary, World};
 use crate::files::tensorboard::EventFile;
+use crate::ledger::Entry;
 
 /// A file of the run's folder cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -63,27 +65,41 @@ impl RunFiles {
     /// When a file cannot be written.
     pub fn restore<'b>(
         &mut self,
-        steps: impl Iterator<Item = CommittedStep>,
-        validations: &[(u64, Validation)],
+        history: &[Entry],
+        total_steps: u64,
         backend_of: &dyn Fn(u32) -> &'b str,
     ) -> Result<(), FileError> {
-        let mut validations = validations.iter().peekable();
-        for (index, step) in steps.enumerate() {
-            if index == 0 {
-                self.summary.begins_with(&step, backend_of(step.ranks));
-            }
-            self.summary.committed(&step);
-            self.of_world(&step, backend_of(step.ranks));
-            self.line(&StepLine::of(&step))?;
-            while let Some((of, validation)) = validations.next_if(|(of, _)| *of <= step.step) {
-                self.summary.validation_loss = Some(validation.loss);
-                self.line(&metrics::ValidationLine {
-                    step: *of,
-                    validation_loss: validation.loss,
-                })?;
+        let mut is_first = true;
+        for entry in history {
+            match entry {
+                Entry::Step(commit) => {
+                    let step = commit.to_committed_step(total_steps);
+                    if std::mem::replace(&mut is_first, false) {
+                        self.summary.begins_with(&step, backend_of(step.ranks));
+                    }
+                    self.summary.committed(&step);
+                    self.of_world(&step, backend_of(step.ranks));
+                    self.line(&StepLine::of(&step))?;
+                }
+                Entry::Validation(step, validation) => self.note_validation(*step, *validation)?,
+                Entry::Rewound(rewind) => self.rewound(rewind)?,
             }
         }
         self.flush()
+    }
+
+    /// The run has gone back: the lines of the steps that it left behind stay where they are, and this one follows them.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn rewound(&mut self, rewind: &Rewind) -> Result<(), FileError> {
+        self.summary.rewound(rewind);
+        self.line(&metrics::RewindLine { rewind: rewind.into() })
+    }
+
+    /// How often the run has gone back, and why the last time.
+    pub fn rewinds(&self) -> (u64, Option<&str>) {
+        (self.summary.rewinds, self.summary.last_rewind.as_deref())
     }
 
     /// A step was committed.
@@ -128,12 +144,16 @@ impl RunFiles {
     /// # Errors
     /// When a file cannot be written.
     pub fn validated(&mut self, step: u64, validation: Validation) -> Result<(), FileError> {
+        self.note_validation(step, validation)?;
+        self.events.scalars(step, &[("validation_loss", validation.loss)])
+    }
+
+    fn note_validation(&mut self, step: u64, validation: Validation) -> Result<(), FileError> {
         self.summary.validation_loss = Some(validation.loss);
         self.line(&metrics::ValidationLine {
             step,
             validation_loss: validation.loss,
-        })?;
-        self.events.scalars(step, &[("validation_loss", validation.loss)])
+        })
     }
 
     /// Hands everything to the system, so that readers see whole lines.
@@ -286,7 +306,7 @@ mod tests {
         let expected = serde_json::json!({
             "steps": 2, "samples": 16, "tokens": 256, "train_loss": 1.5, "validation_loss": 1.75,
             "tokens_per_second": 512.0, "training_seconds": 0.5, "peak_memory_mib": 321,
-            "parameter_hash": "ab".repeat(32), "skipped_steps": 0, "worlds": [{ "from_step": 1, "ranks": 2, "backend": "host" }],
+            "parameter_hash": "ab".repeat(32), "skipped_steps": 0, "rewinds": 0, "worlds": [{ "from_step": 1, "ranks": 2, "backend": "host" }],
             "exit": "stopped", "reason": "asked",
         });
         assert_eq!(summary, expected);

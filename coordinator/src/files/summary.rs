@@ -3,6 +3,8 @@
 use lockstep_proto::domain::{CommittedStep, Outcome, RunEnd};
 use serde::Serialize;
 
+use crate::branches::Rewind;
+
 /// One world of the run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct World {
@@ -35,6 +37,11 @@ pub struct Summary {
     /// Why the newest of them did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) last_skip: Option<String>,
+    /// How often the run went back.
+    pub(super) rewinds: u64,
+    /// Why it did the last time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) last_rewind: Option<String>,
     worlds: Vec<World>,
     /// `completed`, `stopped` or `failed`.
     exit: &'static str,
@@ -55,6 +62,8 @@ impl Summary {
             parameter_hash: None,
             skipped_steps: 0,
             last_skip: None,
+            rewinds: 0,
+            last_rewind: None,
             worlds: vec![world],
             exit: "failed",
             reason: String::new(),
@@ -77,6 +86,15 @@ impl Summary {
             self.tokens_per_second = Some(self.tokens as f64 / self.training_seconds);
         }
         self.parameter_hash = Some(blake3::Hash::from_bytes(step.parameter_hash).to_hex().to_string());
+    }
+
+    /// The run is where it was after an earlier step. The time that the steps left behind took stays spent.
+    pub(super) fn rewound(&mut self, rewind: &Rewind) {
+        self.rewinds = rewind.number;
+        self.last_rewind = Some(rewind.reason.clone());
+        (self.steps, self.samples, self.tokens) = (rewind.to, rewind.samples, rewind.tokens);
+        let hex = |hash: [u8; 32]| blake3::Hash::from_bytes(hash).to_hex().to_string();
+        self.parameter_hash = rewind.parameter_hash.map(hex);
     }
 
     /// The world of the first step, where earlier terms made it.

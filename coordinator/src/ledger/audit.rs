@@ -1,11 +1,12 @@
 //! Proofs from the ledger alone.
 //!
 //! Way of data: every table → [`Tables`], with a violation for each row that cannot be read → one function for each
-//! claim (`steps`: what was trained; `formations`: who trained it and what was decided; `reports`: what the events
-//! prove of it) → a [`Proof`] with its figures and every violation, by row.
+//! claim (`steps`: what was trained; `rewinds`: where the run went back; `formations`: who trained it and what was decided;
+//! `reports`: what the events prove of it) → a [`Proof`] with its figures and every violation, by row.
 
 mod formations;
 mod reports;
+mod rewinds;
 mod steps;
 
 use std::collections::BTreeMap;
@@ -15,10 +16,11 @@ use lockstep_proto::domain::{Directive as Urgent, Generation, Part, Plan, RunEnd
 use redb::TableHandle;
 use serde::de::DeserializeOwned;
 
+use crate::branches::{Branches, Rewind};
 use crate::ledger::rows::{record_of, typed_record_of};
 use crate::ledger::{
-    COMMITTED, DECISIONS, DecisionRow, ENDS, FACTS, FactsRow, GENERATIONS, LedgerError, PLANS, RUN, Reader, RunRow,
-    SNAPSHOTS, TABLES, TERMS, TermRow, URGENT, VALIDATIONS,
+    COMMITTED, DECISIONS, DecisionRow, ENDS, FACTS, FactsRow, GENERATIONS, LedgerError, PLANS, REWINDS, RUN, Reader,
+    RunRow, SNAPSHOTS, TABLES, TERMS, TermRow, URGENT, VALIDATIONS,
 };
 use crate::plan::Planner;
 use crate::run::Commit;
@@ -121,7 +123,7 @@ impl From<Commit> for Step {
     }
 }
 
-/// The ledger, decoded.
+/// The ledger, decoded. Plans, steps, validations and snapshots have the keys that [`Branches`] gives them.
 struct Tables {
     run: Option<RunRow>,
     terms: BTreeMap<u64, TermRow>,
@@ -132,6 +134,8 @@ struct Tables {
     urgent: BTreeMap<u64, Urgent>,
     validations: BTreeMap<u64, Validation>,
     snapshots: BTreeMap<u64, Vec<Part>>,
+    rewinds: BTreeMap<u64, Rewind>,
+    branches: Branches,
     decisions: BTreeMap<u64, DecisionRow>,
     ends: BTreeMap<u64, RunEnd>,
 }
@@ -139,7 +143,24 @@ struct Tables {
 impl Tables {
     /// The last committed step.
     fn last_committed(&self) -> u64 {
-        self.committed.last_key_value().map_or(0, |(step, _)| *step)
+        self.last_of(self.branches.newest(), |_| true)
+    }
+
+    /// The last step of a branch that some condition holds for; if there is none, the one that the branch went on from.
+    fn last_of(&self, branch: u64, holds: impl Fn(&Step) -> bool) -> u64 {
+        let of_branch = Branches::key_of(branch, 0)..Branches::key_of(branch + 1, 0);
+        let mut steps = self.committed.range(of_branch).rev();
+        let last = steps
+            .find(|(_, step)| holds(step))
+            .map(|(key, _)| Branches::of_key(*key).1);
+        last.unwrap_or_else(|| self.branches.begins_after(branch))
+    }
+
+    /// The committed steps of the live branch, in their order.
+    fn live(&self) -> BTreeMap<u64, (u64, &Step)> {
+        let live = self.committed.iter().filter(|(key, _)| self.branches.has(**key));
+        live.map(|(key, step)| (Branches::of_key(*key).1, (*key, step)))
+            .collect()
     }
 }
 
@@ -149,7 +170,10 @@ impl Tables {
 /// When the store fails. What is wrong with the ledger's content is a violation and no error.
 pub fn audit(reader: &Reader) -> Result<Audit, LedgerError> {
     let mut readable = Proof::of("every row can be read");
+    let rewinds: BTreeMap<u64, Rewind> = load(reader, REWINDS.name(), &mut readable)?;
     let tables = Tables {
+        branches: Branches::of(rewinds.values().cloned().collect()),
+        rewinds,
         run: load::<RunRow>(reader, RUN.name(), &mut readable)?.remove(&0),
         terms: load(reader, TERMS.name(), &mut readable)?,
         facts: load(reader, FACTS.name(), &mut readable)?,
@@ -181,6 +205,7 @@ pub fn audit(reader: &Reader) -> Result<Audit, LedgerError> {
     let planner = config.as_ref().map(|config| Planner::new(config, 0));
     let mut proofs = vec![readable, run];
     proofs.extend(steps::proofs(&tables, planner.as_ref()));
+    proofs.push(rewinds::proof(&tables, config.as_ref()));
     proofs.extend(formations::proofs(&tables, config.as_ref(), planner.as_ref()));
     proofs.extend(reports::proofs(&tables, events));
     Ok(Audit { proofs })
@@ -245,6 +270,34 @@ fn load_as<T: DeserializeOwned, K: From<T>>(
         Err(cause) => readable.broken(format!("row {key} of the table {table} cannot be read: {cause}")),
     })?;
     Ok(rows)
+}
+
+/// A row of a table whose keys tell branch and step, for sentences.
+fn row(key: u64) -> String {
+    match Branches::of_key(key) {
+        (0, step) => format!("row {step}"),
+        (branch, step) => format!("row {step} of branch {branch}"),
+    }
+}
+
+/// Checks that the steps of each branch follow each other without a gap from where it begins.
+fn branches_without_gaps(proof: &mut Proof, table: &str, tables: &Tables, keys: impl Iterator<Item = u64>) {
+    let mut of_branch: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for key in keys {
+        let (branch, step) = Branches::of_key(key);
+        of_branch.entry(branch).or_default().push(step);
+    }
+    for (branch, steps) in of_branch {
+        proof.holds(branch <= tables.branches.newest(), || {
+            format!("the table {table} has steps of branch {branch}, which no rewind began")
+        });
+        without_gaps(
+            proof,
+            table,
+            tables.branches.begins_after(branch) + 1,
+            steps.into_iter(),
+        );
+    }
 }
 
 /// Checks that keys are `first`, `first + 1` … and names those that are missing.

@@ -13,6 +13,7 @@ use lockstep_proto::v1;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use crate::branches::Rewinds;
 use crate::plan::Planner;
 use crate::run::{Decision, Event, Peer, Run, RunFacts, Worlds};
 
@@ -231,6 +232,7 @@ fn parts(event: &Event) -> (Peer, What) {
             parts,
             checkpoint_is_bad,
             drifted,
+            unusable,
         } => {
             let body = MemberBody::Stopped {
                 step: 0,
@@ -238,6 +240,7 @@ fn parts(event: &Event) -> (Peer, What) {
                 parts: parts.clone(),
                 checkpoint_is_bad: *checkpoint_is_bad,
                 drifted: *drifted,
+                unusable: *unusable,
             };
             said(peer, *stamp, body)
         }
@@ -319,6 +322,7 @@ pub(crate) fn event_of_member(peer: Peer, stamp: Stamp, body: MemberBody) -> Eve
             parts,
             checkpoint_is_bad,
             drifted,
+            unusable,
         } => Event::Stopped {
             peer,
             stamp,
@@ -326,6 +330,7 @@ pub(crate) fn event_of_member(peer: Peer, stamp: Stamp, body: MemberBody) -> Eve
             parts,
             checkpoint_is_bad,
             drifted,
+            unusable,
         },
         MemberBody::Wrote { step, written } => Event::Wrote {
             peer,
@@ -417,6 +422,9 @@ pub struct FactsRow {
     pub return_patience: Duration,
     /// Whether nobody of an earlier term trains any more.
     pub is_resumed: bool,
+    /// How far the run goes back before a step that cannot be used; none: it never does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewinds: Option<Rewinds>,
 }
 
 impl FactsRow {
@@ -435,6 +443,7 @@ impl FactsRow {
             window,
             secret: _,
             planner: _,
+            rewinds,
         } = facts;
         FactsRow {
             config_hash: config_hash.clone(),
@@ -445,6 +454,7 @@ impl FactsRow {
             window: *window,
             return_patience: *return_patience,
             is_resumed: *is_resumed,
+            rewinds: *rewinds,
         }
     }
 
@@ -462,6 +472,7 @@ impl FactsRow {
             is_resumed: self.is_resumed,
             secret: [0; 32],
             planner,
+            rewinds: self.rewinds,
         }
     }
 }

@@ -9,6 +9,7 @@ use lockstep_config::RunConfig;
 use redb::backends::InMemoryBackend;
 use redb::{Database, ReadableDatabase, TableHandle};
 
+use crate::branches::Branches;
 use crate::ledger::rows::{encode, record_of, typed_record_of};
 use crate::ledger::{
     DECISIONS, DecisionRow, EVENTS, FACTS, FactsRow, Heard, Ledger, LedgerError, RUN, Reader, Row, RunRow, SNAPSHOTS,
@@ -305,6 +306,7 @@ impl Ledger {
             run,
             term: 0,
             secret: [0; 32],
+            branches: Branches::default(),
             next_decision: 0,
             next_wish: 0,
             next_checkpoint: 0,

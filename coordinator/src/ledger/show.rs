@@ -8,9 +8,10 @@ use redb::TableHandle;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::branches::{Branches, Rewind};
 use crate::ledger::rows::{parts_of, record_of, typed_record_of};
 use crate::ledger::{
-    COMMITTED, DECISIONS, ENDS, EVENTS, FACTS, GENERATIONS, PLANS, RUN, SNAPSHOTS, TERMS, VALIDATIONS,
+    COMMITTED, DECISIONS, ENDS, EVENTS, FACTS, GENERATIONS, PLANS, REWINDS, RUN, SNAPSHOTS, TERMS, VALIDATIONS,
 };
 use crate::ledger::{DecisionRow, Heard, LedgerError, Reader, RunRow, TableSize, TermRow, store};
 use crate::run::Commit;
@@ -26,6 +27,8 @@ pub struct Contents {
     pub recorded_terms: Vec<u64>,
     /// Every formation of members into ranks.
     pub generations: Vec<Generation>,
+    /// Every branch that was closed. What follows is of the live one.
+    pub rewinds: Vec<Rewind>,
     /// The steps for which plans were issued: the first, and the last.
     pub issued: Option<(u64, u64)>,
     /// The first committed step and the last.
@@ -95,11 +98,13 @@ pub fn show(reader: &Reader) -> Result<Contents, LedgerError> {
     reader.each(FACTS.name(), |term, _| recorded_terms.push(term))?;
     reader.each(SNAPSHOTS.name(), |step, bytes| {
         let generation = parts_of(bytes).and_then(|parts| parts.first().map(|part| part.generation));
-        snapshots.push((step, generation.unwrap_or(0)));
+        snapshots.push((Branches::of_key(step).1, generation.unwrap_or(0)));
     })?;
-    let committed = match reader.ends_of(COMMITTED.name())? {
+    let rewinds: Vec<Rewind> = all(reader, REWINDS.name())?.into_iter().map(|row| row.record).collect();
+    let branches = Branches::of(rewinds);
+    let committed = match live_steps(reader, COMMITTED.name(), &branches)? {
         Some((first, last)) => {
-            let commit: Commit = one(reader, COMMITTED.name(), last)?;
+            let commit: Commit = one(reader, COMMITTED.name(), branches.key(last))?;
             Some(Committed {
                 first,
                 last,
@@ -111,7 +116,14 @@ pub fn show(reader: &Reader) -> Result<Contents, LedgerError> {
         }
         None => None,
     };
+    let mut validations = all(reader, VALIDATIONS.name())?;
+    validations.retain(|row| branches.has(row.key));
+    for row in &mut validations {
+        row.key = Branches::of_key(row.key).1;
+    }
+    validations.sort_by_key(|row| row.key);
     Ok(Contents {
+        rewinds: branches.rewinds().to_vec(),
         run: run.record,
         terms: all(reader, TERMS.name())?,
         recorded_terms,
@@ -119,14 +131,28 @@ pub fn show(reader: &Reader) -> Result<Contents, LedgerError> {
             .into_iter()
             .map(|row| row.record)
             .collect(),
-        issued: reader.ends_of(PLANS.name())?,
+        issued: live_steps(reader, PLANS.name(), &branches)?,
         committed,
         snapshots,
-        validations: all(reader, VALIDATIONS.name())?,
+        validations,
         decisions: records(all(reader, DECISIONS.name())?),
         ends: all(reader, ENDS.name())?,
         size: size(reader)?,
     })
+}
+
+/// The first and the last step of the live branch in a table of steps.
+fn live_steps(reader: &Reader, table: &str, branches: &Branches) -> Result<Option<(u64, u64)>, LedgerError> {
+    let Some((first, last)) = reader.ends_of(table)? else {
+        return Ok(None);
+    };
+    let (branch, step) = Branches::of_key(last);
+    // Nothing may have come since the last rewind.
+    let last = match branch == branches.newest() {
+        true => step,
+        false => branches.begins_after(branches.newest()),
+    };
+    Ok((last > 0).then(|| (Branches::of_key(first).1, last)))
 }
 
 fn size(reader: &Reader) -> Result<Size, LedgerError> {

@@ -22,7 +22,8 @@ impl Run {
             return Ok(None);
         };
         let is_known = self.checkpoints.iter().any(|checkpoint| checkpoint.step == step);
-        if self.phase == Phase::Ended || is_known || self.committing.contains(&step) || step > self.issued_through {
+        let is_under_way = self.committing.iter().any(|checkpoint| checkpoint.step == step);
+        if self.phase == Phase::Ended || is_known || is_under_way || step > self.issued_through {
             return Ok(None);
         }
         match written {
@@ -64,13 +65,14 @@ impl Run {
                 continue;
             };
             let stamp = self.stamp();
-            self.committing.insert(step);
+            let checkpoint = Checkpoint {
+                term: stamp.term,
+                generation: stamp.generation,
+                step,
+            };
+            self.committing.insert(checkpoint);
             directives.push(Directive::Commit(Box::new(Commission {
-                checkpoint: Checkpoint {
-                    term: stamp.term,
-                    generation: stamp.generation,
-                    step,
-                },
+                checkpoint,
                 cursor: past.plan.first_sample.saturating_add(past.plan.samples),
                 schedule_version: past.plan.version,
                 parameter_hash,
@@ -95,7 +97,7 @@ impl Run {
         result: Result<(), String>,
         directives: &mut Vec<Directive>,
     ) -> Answer {
-        if !self.committing.remove(&checkpoint.step) || self.phase == Phase::Ended {
+        if !self.committing.remove(&checkpoint) || self.phase == Phase::Ended {
             return Ok(None);
         }
         match result {
@@ -145,7 +147,7 @@ impl Run {
     pub(super) fn what_to_resume(&self) -> Option<Resume> {
         let snapshot = self.newest_whole_snapshot();
         let total = self.facts.planner.total_steps();
-        // Newest by step: without rewinds no two branches have the same one.
+        // Newest by step: those of closed branches are not known any more.
         let newest = self.checkpoints.iter().filter(|checkpoint| checkpoint.step < total);
         let Some(checkpoint) = newest.max_by_key(|checkpoint| checkpoint.step) else {
             return snapshot;

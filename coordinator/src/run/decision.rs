@@ -6,6 +6,8 @@ use lockstep_proto::domain::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::branches::Rewind;
+
 /// A connection of a member: a new stream is a new peer, whoever is behind it.
 pub type Peer = u64;
 
@@ -83,6 +85,8 @@ pub enum Event {
         checkpoint_is_bad: bool,
         /// The rank in whose memory a bit has changed by itself, where that is the cause.
         drifted: Option<u32>,
+        /// The step whose loss or gradient cannot be used, where the run is to go back before it.
+        unusable: Option<u64>,
     },
     /// A rank's part of a checkpoint lies in the store, or does not.
     Wrote {
@@ -231,6 +235,8 @@ pub enum Record {
         /// Why.
         reason: String,
     },
+    /// A branch is closed, and another one begins.
+    Rewound(Rewind),
     /// A decision that people may ask about later.
     Decision {
         /// One sentence.

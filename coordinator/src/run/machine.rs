@@ -40,6 +40,7 @@ impl Run {
                 parts,
                 checkpoint_is_bad,
                 drifted,
+                unusable,
             } => {
                 let counts = self.phase != Phase::Ended && self.present(peer, stamp).is_some();
                 if let (true, Some(cause), true) = (checkpoint_is_bad, &cause, counts) {
@@ -47,6 +48,9 @@ impl Run {
                 }
                 if let (Some(rank), Some(cause), true) = (drifted, &cause, counts) {
                     self.set_apart(rank, cause, &mut directives);
+                }
+                if let (Some(step), Some(cause), true) = (unusable, &cause, counts) {
+                    self.note_unusable(step, cause);
                 }
                 self.stopped(peer, stamp, cause, parts, &mut directives)
             }
@@ -135,7 +139,11 @@ impl Run {
             ),
             Phase::Paused => "paused by an operator: the ranks wait at the end of a step for resume or stop".to_owned(),
             Phase::Finishing | Phase::Stopping if !self.committing.is_empty() && self.all_said_farewell() => {
-                let steps: Vec<String> = self.committing.iter().map(u64::to_string).collect();
+                let steps: Vec<String> = self
+                    .committing
+                    .iter()
+                    .map(|checkpoint| checkpoint.step.to_string())
+                    .collect();
                 format!(
                     "waiting for the checkpoint of step {} to be committed",
                     steps.join(" and ")
@@ -377,14 +385,16 @@ impl Run {
             };
             self.committed = step;
             self.fruitless = 0;
-            self.past.push(Past {
-                plan: plan.clone(),
-                hash: hashes[0],
-            });
             let metrics = reported.metrics.unwrap_or_default();
             self.measure(metrics.step_ms);
             self.samples += plan.samples;
             self.tokens = self.tokens.saturating_add(metrics.tokens);
+            self.past.push(Past {
+                plan: plan.clone(),
+                hash: hashes[0],
+                samples: self.samples,
+                tokens: self.tokens,
+            });
             let commit = Commit {
                 stamp: self.stamp(),
                 plan,

@@ -9,10 +9,11 @@
 //!    formed only when every member of it has left its collectives, or is gone. A generation goes on in a new term only
 //!    when all of its ranks have come back as they were.
 //! 2. Terms and generations only rise.
-//! 3. No sample twice and none left out: the committed steps' sample ranges follow each other without gap or overlap.
+//! 3. No sample twice and none left out: the committed steps' sample ranges follow each other without gap or overlap,
+//!    but for the samples that a rewind skips.
 //! 4. No plan is altered after it was issued; plans are issued in order, each once.
 //! 5. A step is committed only when every rank of the generation reported one equal hash for it; a committed step
-//!    stays committed: steps are committed in order, each once. What a later generation makes of it again must be equal.
+//!    stays committed unless a rewind leaves it behind: steps are committed in order, each once. What a later generation makes of it again must be equal.
 //! 6. Nothing is sent before it is durable: a generation, plan, directive or acknowledgement follows its record.
 //! 7. A window reaches at least two plans ahead of the committed step while the run trains, never past the last step
 //!    and never further than [`LONGEST_WINDOW`].
@@ -27,6 +28,8 @@
 //!     only when it was committed and not refused since.
 //! 14. The events that the ledger keeps lead to the same records again.
 //! 15. A snapshot that stands can be resumed from, for as long as a member that held it is there for each of its parts.
+//! 16. A rewind goes back to a committed step, makes the next plan another one, and is one of at most so many; nothing that a
+//!     closed branch made is resumed from.
 
 mod checkpoints;
 mod commands;
@@ -38,6 +41,7 @@ mod leases;
 mod machine;
 mod regroup;
 mod returning;
+mod rewind;
 #[cfg(test)]
 mod simulator;
 mod snapshots;
@@ -55,6 +59,7 @@ use lockstep_proto::domain::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::branches::{Branches, Rewinds};
 use crate::plan::Planner;
 pub use crate::run::decision::{
     Begun, Commission, Commit, Decision, Directive, Event, Farewell, Peer, Record, Refusal, Wish,
@@ -119,6 +124,8 @@ pub struct RunFacts {
     pub secret: [u8; 32],
     /// Makes the plans.
     pub planner: Planner,
+    /// How far the run goes back before a step that cannot be used; none: it never does.
+    pub rewinds: Option<Rewinds>,
 }
 
 /// What the run waits for.
@@ -237,6 +244,9 @@ impl Member {
 struct Past {
     plan: Plan,
     hash: [u8; 32],
+    /// Samples and counted tokens of the run after it.
+    samples: u64,
+    tokens: u64,
 }
 
 /// The end of a generation that is followed by another one.
@@ -274,6 +284,10 @@ pub struct Run {
     returning: Option<Returning>,
     /// Generations that were aborted one after the other without a new step.
     fruitless: u32,
+    /// The branches that were closed.
+    branches: Branches,
+    /// The step that cannot be used, and why, until its generation is left.
+    unusable: Option<(u64, String)>,
     /// The newest urgent directive.
     urgent: Urgent,
     wish: Wish,
@@ -292,8 +306,8 @@ pub struct Run {
     snapshot: u64,
     /// Parts of checkpoints that are written, by step and rank.
     writing: BTreeMap<u64, BTreeMap<u32, Written>>,
-    /// Steps whose manifests are being committed.
-    committing: BTreeSet<u64>,
+    /// Checkpoints whose manifests are being committed.
+    committing: BTreeSet<Checkpoint>,
     /// The checkpoints that can be loaded.
     checkpoints: Vec<Checkpoint>,
     now: Duration,
@@ -339,6 +353,8 @@ impl Run {
             regroup: None,
             returning: None,
             fruitless: 0,
+            branches: Branches::default(),
+            unusable: None,
             urgent: Urgent::default(),
             wish: Wish::Train,
             issued: VecDeque::new(),

@@ -143,6 +143,10 @@ impl Run {
         if self.phase != Phase::Regrouping || self.waits_in_collectives() {
             return;
         }
+        self.rewind_if_due(directives);
+        if self.phase == Phase::Ended {
+            return;
+        }
         self.phase = Phase::WaitingForMembers;
         self.form_if_enough(directives);
     }

@@ -12,6 +12,7 @@ use lockstep_proto::domain::{
     Standing,
 };
 
+use crate::branches::{Branches, Rewind};
 use crate::run::machine::Answer;
 use crate::run::{
     Begun, Commit, Directive, Farewell, LONGEST_WINDOW, Member, Past, Peer, Phase, Record, Refusal, Regroup, Run,
@@ -31,9 +32,11 @@ pub struct Recorded {
     pub generations: Vec<Generation>,
     /// Those of them that began to train, in order.
     pub begun: Vec<Begun>,
-    /// Every issued plan, by step.
+    /// Every branch that was closed, in order.
+    pub rewinds: Vec<Rewind>,
+    /// Every issued plan of the live branch, by step.
     pub plans: Vec<Plan>,
-    /// Every committed step, in order.
+    /// Every committed step of the live branch, in order.
     pub committed: Vec<Commit>,
     /// The newest urgent directive.
     pub urgent: Urgent,
@@ -41,9 +44,9 @@ pub struct Recorded {
     pub wish: Wish,
     /// Every snapshot that stood, by step.
     pub snapshots: Vec<Vec<Part>>,
-    /// The checkpoints that can be loaded.
+    /// The checkpoints of the live branch that can be loaded.
     pub checkpoints: Vec<Checkpoint>,
-    /// The newest step that was validated; 0: none.
+    /// The newest step of the live branch that was validated; 0: none.
     pub newest_validation: u64,
     /// Who ended in which generation, by rank.
     pub farewells: Vec<(u64, u32, Farewell)>,
@@ -73,6 +76,14 @@ impl Recorded {
             Record::Snapshot { parts, .. } => self.snapshots.push(parts.clone()),
             Record::Checkpoint(checkpoint) => self.checkpoints.push(*checkpoint),
             Record::CheckpointRefused { checkpoint, .. } => self.checkpoints.retain(|known| known != checkpoint),
+            Record::Rewound(rewind) => {
+                let to = rewind.to;
+                self.plans.retain(|plan| plan.step <= to);
+                self.committed.retain(|commit| commit.plan.step <= to);
+                self.checkpoints.retain(|checkpoint| checkpoint.step <= to);
+                self.newest_validation = self.newest_validation.min(to);
+                self.rewinds.push(rewind.clone());
+            }
             Record::Decision { .. } => {}
             Record::End(_) => (self.is_ended, self.wish) = (true, Wish::Train),
         }
@@ -120,12 +131,15 @@ impl Run {
             run.past.push(Past {
                 plan: commit.plan,
                 hash: commit.parameter_hash,
+                samples: commit.samples,
+                tokens: commit.tokens,
             });
         }
-        if let Some(last) = recorded.plans.last() {
-            run.issued_through = last.step;
-            run.cursor = last.first_sample.saturating_add(last.samples);
-        }
+        run.branches = Branches::of(recorded.rewinds);
+        let last = recorded.plans.last();
+        run.issued_through = last.map_or(0, |last| last.step);
+        let end = last.map_or(0, |last| last.first_sample.saturating_add(last.samples));
+        run.cursor = run.branches.cursor_after(run.issued_through, end);
         let committed = run.committed;
         run.issued = recorded
             .plans
@@ -157,6 +171,14 @@ impl Run {
         });
         if recorded.begun.last().is_none_or(|begun| begun.generation != number) {
             let reason = "its ranks had not begun to train when the coordinator of the term before was lost";
+            run.returning = Some(Returning {
+                has_begun: false,
+                broken: Some((reason.to_owned(), Duration::ZERO)),
+            });
+        }
+        let closed = run.branches.rewinds().last().map(|rewind| rewind.generation);
+        if closed == Some(number) {
+            let reason = "the run had gone back to an earlier step when the coordinator of the term before was lost";
             run.returning = Some(Returning {
                 has_begun: false,
                 broken: Some((reason.to_owned(), Duration::ZERO)),

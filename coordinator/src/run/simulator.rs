@@ -500,6 +500,7 @@ impl Simulation {
                 parts: Vec::new(),
                 checkpoint_is_bad: false,
                 drifted: None,
+                unusable: None,
             });
         }
         let report = StepReport {

@@ -79,7 +79,26 @@ impl Run {
         self.snapshot = step;
         let parts = parts.into_iter().map(|(part, _)| part).collect();
         directives.push(Directive::Persist(Record::Snapshot { step, parts }));
-        self.broadcast(CoordinatorBody::SnapshotStands { step }, directives);
+        let free_before = self.free_before(step);
+        self.broadcast(CoordinatorBody::SnapshotStands { step, free_before }, directives);
+    }
+
+    /// What may be freed when the snapshot of a step stands: what is older, but for what a rewind may have to go back to.
+    fn free_before(&self, step: u64) -> u64 {
+        let Some(rewinds) = &self.facts.rewinds else {
+            return step;
+        };
+        let farthest = step.saturating_sub(rewinds.steps);
+        let whole = |(of, generation): &(u64, u64), holders: &Holders| {
+            let world = self.worlds_of.get(generation).copied();
+            self.branches.is_live(*of, *generation) && world.is_some_and(|world| whole(holders, world, 1).is_some())
+        };
+        let there = self.members.values().filter(|member| member.finished.is_none());
+        let held = held(there.map(|member| (member.info.parts_address.clone(), member.parts.clone())));
+        let mut newest = held.iter().rev().filter(|((of, _), _)| *of <= farthest);
+        newest
+            .find(|(name, holders)| whole(name, holders))
+            .map_or(0, |((of, _), _)| *of)
     }
 
     /// The parts that a generation can resume from, if they are all held.
@@ -98,6 +117,7 @@ impl Run {
         let held = held(there.map(|member| (member.info.parts_address.clone(), member.parts.clone())));
         held.into_iter()
             .rev()
+            .filter(|((step, generation), _)| self.branches.is_live(*step, *generation))
             .filter(|((step, _), _)| *step <= self.committed && *step < self.facts.planner.total_steps())
             .find_map(|((step, generation), holders)| {
                 let world = *self.worlds_of.get(&generation)?;

@@ -58,7 +58,7 @@ impl Run {
     pub(super) fn issue(&mut self, through: u64, checkpoint: bool, directives: &mut Vec<Directive>) {
         let mut plans: Vec<Plan> = Vec::new();
         for step in self.issued_through + 1..=through {
-            let mut plan = self.facts.planner.plan(step, self.cursor);
+            let mut plan = self.branches.change(self.facts.planner.plan(step, self.cursor));
             plan.checkpoint |= checkpoint && step == through && !plan.last;
             self.cursor = self.cursor.saturating_add(plan.samples);
             plans.push(plan);

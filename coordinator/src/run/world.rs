@@ -188,6 +188,7 @@ impl Run {
         self.snapshot = generation.resume.as_ref().map_or(0, |resume| resume.step);
         self.generation = Some(generation.clone());
         self.regroup = None;
+        self.unusable = None;
         self.begins_anew = false;
         self.reports.clear();
         self.writing.clear();

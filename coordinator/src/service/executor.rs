@@ -280,6 +280,11 @@ impl Executor {
                         validation: *validation,
                     }
                 }
+                Record::Rewound(rewind) => {
+                    self.parts.files.rewound(rewind)?;
+                    wrote = true;
+                    continue;
+                }
                 Record::Decision { reason } => {
                     tracing::info!("decided: {reason}");
                     self.publish(RunEvent::Decided { reason: reason.clone() });
@@ -377,6 +382,7 @@ impl Executor {
     fn status(&self) -> RunStatus {
         let run = &self.parts.run;
         let (skipped_steps, last_skip) = self.parts.files.skipped();
+        let (rewinds, last_rewind) = self.parts.files.rewinds();
         RunStatus {
             header: Header {
                 run_id: self.parts.ledger.run().run_id.clone(),
@@ -396,6 +402,8 @@ impl Executor {
             transports: run.transports(),
             skipped_steps,
             last_skip: last_skip.map(str::to_owned),
+            rewinds,
+            last_rewind: last_rewind.map(str::to_owned),
         }
     }
 }

@@ -234,6 +234,7 @@ impl Trainer {
                     parts,
                     checkpoint_is_bad: false,
                     drifted: None,
+                    unusable: None,
                 })
                 .await;
             }

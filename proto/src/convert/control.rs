@@ -19,6 +19,8 @@ impl From<&RunStatus> for v1::StatusReply {
             loss: status.loss,
             skipped_steps: status.skipped_steps,
             last_skip: status.last_skip.clone(),
+            rewinds: status.rewinds,
+            last_rewind: status.last_rewind.clone(),
             validation_loss: status.validation_loss,
             tokens_per_second: status.tokens_per_second,
             transports: status
@@ -50,6 +52,8 @@ impl TryFrom<v1::StatusReply> for RunStatus {
             loss: reply.loss,
             skipped_steps: reply.skipped_steps,
             last_skip: reply.last_skip,
+            rewinds: reply.rewinds,
+            last_rewind: reply.last_rewind,
             validation_loss: reply.validation_loss,
             tokens_per_second: reply.tokens_per_second,
             transports: reply

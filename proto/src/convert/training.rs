@@ -33,9 +33,11 @@ impl From<&FromMember> for v1::MemberMessage {
                 parts,
                 checkpoint_is_bad,
                 drifted,
+                unusable,
             } => Body::Stopped(v1::Stopped {
                 checkpoint_is_bad: *checkpoint_is_bad,
                 drifted: *drifted,
+                unusable: *unusable,
                 step: *step,
                 cause: cause.clone().unwrap_or_default(),
                 parts: parts.iter().map(part_out).collect(),
@@ -95,6 +97,7 @@ impl TryFrom<v1::MemberMessage> for FromMember {
                 parts: stopped.parts.into_iter().map(part_in).collect::<Result<_, _>>()?,
                 checkpoint_is_bad: stopped.checkpoint_is_bad,
                 drifted: stopped.drifted,
+                unusable: stopped.unusable,
             },
             Body::Wrote(wrote) => MemberBody::Wrote {
                 step: wrote.step,
@@ -316,7 +319,10 @@ impl From<&FromCoordinator> for v1::CoordinatorMessage {
                 } as i32,
             }),
             CoordinatorBody::Abort { reason } => Body::Abort(v1::Abort { reason: reason.clone() }),
-            CoordinatorBody::SnapshotStands { step } => Body::SnapshotStands(v1::SnapshotStands { step: *step }),
+            CoordinatorBody::SnapshotStands { step, free_before } => Body::SnapshotStands(v1::SnapshotStands {
+                step: *step,
+                free_before: *free_before,
+            }),
             CoordinatorBody::Release { outcome, reason } => Body::Release(v1::Release {
                 outcome: Some(outcome.into()),
                 reason: reason.clone(),
@@ -374,7 +380,9 @@ impl TryFrom<v1::CoordinatorMessage> for FromCoordinator {
                 },
             }),
             Body::Abort(v1::Abort { reason }) => CoordinatorBody::Abort { reason },
-            Body::SnapshotStands(v1::SnapshotStands { step }) => CoordinatorBody::SnapshotStands { step },
+            Body::SnapshotStands(v1::SnapshotStands { step, free_before }) => {
+                CoordinatorBody::SnapshotStands { step, free_before }
+            }
             Body::Release(release) => CoordinatorBody::Release {
                 outcome: required("Release", "outcome", release.outcome)?.try_into()?,
                 reason: release.reason,

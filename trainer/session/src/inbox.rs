@@ -85,8 +85,8 @@ pub(crate) struct State {
     broken: Option<SessionError>,
     /// Whether the stream is gone.
     gone: bool,
-    /// The newest snapshot that stands.
-    pub(crate) stands: u64,
+    /// Parts of snapshots of earlier steps may be freed. As the present generation was told: a rewind may make it fall.
+    pub(crate) free_before: u64,
 }
 
 #[derive(Debug)]
@@ -222,8 +222,8 @@ impl Inbox {
         }
     }
 
-    pub(crate) fn stands(&self) -> u64 {
-        self.lock().stands
+    pub(crate) fn free_before(&self) -> u64 {
+        self.lock().free_before
     }
 
     pub(crate) fn directive(&self) -> Directive {
@@ -429,8 +429,8 @@ impl Inbox {
                     state.has_plans = false;
                     state.plans.clear();
                     state.last_step = None;
-                    // Older than what it begins with is of no use; newer snapshots could not be had any more.
-                    state.stands = generation.resume.as_ref().map_or(0, |resume| resume.step);
+                    // Until it is told otherwise, all that it holds may be what somebody resumes from.
+                    state.free_before = 0;
                     state.generation = Some(generation);
                 }
             }
@@ -465,8 +465,8 @@ impl Inbox {
                 return;
             }
             // After it has said what it holds, a member frees nothing: somebody may be told to fetch it.
-            CoordinatorBody::SnapshotStands { step } if !of_older_generation && !was_left => {
-                state.stands = state.stands.max(step);
+            CoordinatorBody::SnapshotStands { free_before, .. } if !of_older_generation && !was_left => {
+                state.free_before = state.free_before.max(free_before);
             }
             CoordinatorBody::Acknowledged { step, finished } => {
                 state

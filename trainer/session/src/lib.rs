@@ -122,7 +122,8 @@ impl Session {
     /// Says that this rank has left the collectives of its generation, holds the parameters of `step` and the parts of
     /// snapshots `parts`, and waits for the next generation. `cause`: why, where it was not told to.
     /// `checkpoint_is_bad`: the checkpoint that it was to load is damaged or not there. `drifted`: the rank in whose memory a
-    /// bit has changed by itself, where that is why.
+    /// bit has changed by itself, where that is why. `unusable`: the step whose loss or gradient cannot be used, where the run
+    /// is to go back before it.
     pub fn stopped(
         &self,
         step: u64,
@@ -130,6 +131,7 @@ impl Session {
         parts: Vec<Part>,
         checkpoint_is_bad: bool,
         drifted: Option<u32>,
+        unusable: Option<u64>,
     ) {
         let farewell = FromMember {
             header: self.header.clone(),
@@ -139,6 +141,7 @@ impl Session {
                 parts,
                 checkpoint_is_bad,
                 drifted,
+                unusable,
             },
         };
         self.inbox.leave(self.header.stamp, farewell);
@@ -152,9 +155,9 @@ impl Session {
         }
     }
 
-    /// The step of the newest snapshot that stands: older ones may be freed. 0: none.
-    pub fn snapshot_that_stands(&self) -> u64 {
-        self.inbox.stands()
+    /// Parts of snapshots of earlier steps than this one are of no use any more. 0: none may be freed.
+    pub fn parts_may_be_freed_before(&self) -> u64 {
+        self.inbox.free_before()
     }
 
     /// The communicator id of this generation: made here on the lowest rank, received on the others.

@@ -100,7 +100,7 @@ impl Keeping {
         self.keeper.keep(self.name(step), Arc::new(bytes))
     }
 
-    /// Frees what is older than the newest snapshot that stands.
+    /// Frees the parts of steps before `step`.
     pub fn free_before(&self, step: u64) {
         self.keeper.free_before(step);
     }

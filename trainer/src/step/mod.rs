@@ -44,7 +44,7 @@ use lockstep_checkpoint::TensorEntry;
 use lockstep_collective::communication::Communication;
 use lockstep_collective::{BufferId, LaneTree, Transport, Wire};
 use lockstep_config::Reduction;
-use lockstep_data::{MicroBatch, lane_micro_batches};
+use lockstep_data::{MicroBatch, lane_micro_batches, micro_batch_samples};
 use lockstep_inventory::Treatment;
 use lockstep_optim::decision::{LossModel, ModelState};
 use lockstep_proto::domain::Plan;
@@ -278,6 +278,10 @@ impl Engine {
         match self.policy.rule(plan.step, finding, &mut self.losses_so_far) {
             Ruling::Go => {}
             Ruling::Skip(reason) => return self.skip(reason, &first, (began, clock)),
+            Ruling::Rewind(reason) => {
+                let step = plan.step;
+                return Err(TrainerError::Unusable { step, reason });
+            }
             Ruling::Stop(sentence) => return Err(TrainerError::NotFinite(sentence)),
         }
         let scale = first.scale(clip_norm);
@@ -332,7 +336,8 @@ impl Engine {
             self.activity.goes_on("forward");
             let mut gate = self.gates.with(&mut self.communication);
             let mut loss = self.model.loss(&self.weights, view(&batch), &mut gate)?;
-            if let Some(factor) = self.drill.factor(plan.step, index) {
+            let samples = micro_batch_samples(plan.first_sample, batch.rows, index);
+            if let Some(factor) = self.drill.factor((plan.step, index), &samples) {
                 loss = loss.f_mul_scalar(factor)?;
                 self.spoil(factor)?;
             }

@@ -1,11 +1,12 @@
-//! What becomes of a step whose loss or gradient cannot be used: it stops the run, or it is skipped.
+//! What becomes of a step whose loss or gradient cannot be used: it stops the run, it is skipped, or the run goes back.
 //!
 //! Data flows: what the first exchange says of the step ([`Finding`]) → [`Policy::rule`], with what is known of the losses
 //! so far ([`LossRecord`]) → [`Ruling`]. All of it comes from exchanged slots and from state that every rank holds alike, so
 //! that all ranks rule alike.
 //!
 //! A skipped step changes nothing that is trained: parameters, momentum, the optimiser's count of steps and the model of the
-//! loss stay as they were. Its samples count as consumed, and the learning rate goes on along its schedule.
+//! loss stay as they were. Its samples count as consumed, and the learning rate goes on along its schedule. Where the run is to
+//! go back, no rank makes the step: the coordinator decides how far, and changes the plan.
 
 use std::time::Instant;
 
@@ -88,8 +89,17 @@ pub enum Ruling {
     Go,
     /// It is reported and changes nothing, for this reason.
     Skip(String),
+    /// The run goes back to a step before it, for this reason.
+    Rewind(String),
     /// The run ends, with this sentence.
     Stop(String),
+}
+
+/// What a policy says of a step that cannot be used.
+enum Then {
+    Stop,
+    Skip,
+    Rewind,
 }
 
 /// The policies of `[fault]` about steps.
@@ -115,11 +125,15 @@ impl Policy {
     /// Rules on step `step`, and notes in the record what became of it.
     pub fn rule(&self, step: u64, finding: Finding, record: &mut LossRecord) -> Ruling {
         const UNCHANGED: &str = "no parameter has changed";
-        let (reason, advice, skips) = match finding {
+        let (reason, advice, then) = match finding {
             Finding::NotFinite(what) => (
                 format!("step {step}: {what}"),
                 "Try a lower learning rate or set optimizer.clip_norm; fault.on_not_finite = \"skip\" leaves such steps out",
-                self.on_not_finite == OnNotFinite::Skip,
+                match self.on_not_finite {
+                    OnNotFinite::Stop => Then::Stop,
+                    OnNotFinite::Skip => Then::Skip,
+                    OnNotFinite::Rewind => Then::Rewind,
+                },
             ),
             Finding::Finite { loss } => {
                 let far = record.deviations(loss).filter(|far| *far > self.sigmas);
@@ -134,12 +148,18 @@ impl Policy {
                         self.sigmas
                     ),
                     "Look at its samples, or lower the learning rate; fault.on_spike = \"skip\" leaves such steps out",
-                    self.on_spike == OnSpike::Skip,
+                    match self.on_spike {
+                        OnSpike::Off | OnSpike::Stop => Then::Stop,
+                        OnSpike::Skip => Then::Skip,
+                        OnSpike::Rewind => Then::Rewind,
+                    },
                 )
             }
         };
-        if !skips {
-            return Ruling::Stop(format!("{reason}; {UNCHANGED}. {advice}"));
+        match then {
+            Then::Stop => return Ruling::Stop(format!("{reason}; {UNCHANGED}. {advice}")),
+            Then::Rewind => return Ruling::Rewind(reason),
+            Then::Skip => {}
         }
         if record.skips >= self.max_skips {
             return Ruling::Stop(format!(

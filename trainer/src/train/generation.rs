@@ -145,7 +145,9 @@ impl Rank {
 
     /// Freezes what this rank owns, and lets it be kept and copied while the next steps go on.
     fn snapshot(&self) -> Result<(), TrainerError> {
-        let is_wanted = self.config.fault.snapshot_every > 0 && self.generation.ranks() > 1;
+        let fault = &self.config.fault;
+        // A single rank would lose its own with itself, but it may be told to go back.
+        let is_wanted = fault.snapshot_every > 0 && (self.generation.ranks() > 1 || fault.may_rewind());
         let Some(keeping) = self.keeping.as_ref().filter(|_| is_wanted) else {
             return Ok(());
         };
@@ -231,7 +233,7 @@ impl Rank {
             }
             self.keep_ms = began.elapsed().as_secs_f64() * 1e3;
             if let Some(keeping) = &self.keeping {
-                keeping.free_before(session.snapshot_that_stands());
+                keeping.free_before(session.parts_may_be_freed_before());
             }
             match directive {
                 Some(DirectiveKind::Stop) => return Ok(End::Over(Outcome::Stopped)),

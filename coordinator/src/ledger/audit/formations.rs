@@ -4,7 +4,8 @@ use lockstep_config::RunConfig;
 use lockstep_data::rank_lanes;
 use lockstep_proto::domain::{DirectiveKind, Generation, Outcome};
 
-use super::{Proof, Tables, without_gaps};
+use super::{Proof, Tables, row, without_gaps};
+use crate::branches::Branches;
 use crate::plan::Planner;
 
 pub(super) fn proofs(tables: &Tables, config: Option<&RunConfig>, planner: Option<&Planner>) -> Vec<Proof> {
@@ -89,13 +90,12 @@ fn worlds(tables: &Tables, config: Option<&RunConfig>) -> Proof {
     })
 }
 
-/// The last step that was committed when a generation was formed: what the generations before it committed.
+/// The last step that was committed when a generation was formed: what the generations before it committed, of the branch that
+/// was the newest then.
 fn committed_before(tables: &Tables, generation: &Generation) -> u64 {
-    let of_earlier = |number: u64| number < generation.stamp.generation;
-    let mut steps = tables.committed.iter().rev();
-    steps
-        .find(|(_, step)| of_earlier(step.stamp.generation))
-        .map_or(0, |(step, _)| *step)
+    let number = generation.stamp.generation;
+    let branch = tables.branches.at_generation(number).newest();
+    tables.last_of(branch, |step| step.stamp.generation < number)
 }
 
 fn resumes(tables: &Tables) -> Proof {
@@ -118,6 +118,18 @@ fn resumes(tables: &Tables) -> Proof {
                 resume.step
             ))
         });
+        proof.holds(
+            tables
+                .branches
+                .at_generation(*key)
+                .is_live(resume.step, resume.generation),
+            || {
+                of(format!(
+                    "resumes from step {} of generation {}, which is of a branch that a rewind had closed",
+                    resume.step, resume.generation
+                ))
+            },
+        );
         let made_by = tables
             .generations
             .get(&resume.generation)
@@ -149,7 +161,7 @@ fn stamps(tables: &Tables) -> Proof {
     let mut proof = Proof::of("each step was committed by a generation of its time, by all of its ranks");
     let mut before = None;
     for (key, step) in &tables.committed {
-        let of = |what: String| format!("row {key} of the table committed {what}");
+        let of = |what: String| format!("{} of the table committed {what}", row(*key));
         let number = step.stamp.generation;
         match tables.generations.get(&number) {
             None => proof.broken(of(format!(
@@ -188,7 +200,8 @@ fn stamps(tables: &Tables) -> Proof {
 fn snapshots(tables: &Tables) -> Proof {
     let mut proof = Proof::of("snapshots are whole, and of committed steps");
     for (key, parts) in &tables.snapshots {
-        let of = |what: String| format!("row {key} of the table snapshots {what}");
+        let of = |what: String| format!("{} of the table snapshots {what}", row(*key));
+        let (_, number) = Branches::of_key(*key);
         let committed = tables.committed.get(key);
         proof.holds(committed.is_some(), || {
             of("is of a step that is not committed".to_owned())
@@ -209,7 +222,7 @@ fn snapshots(tables: &Tables) -> Proof {
                 first.generation
             ))
         });
-        proof.holds(parts.iter().all(|part| part.step == *key), || {
+        proof.holds(parts.iter().all(|part| part.step == number), || {
             of("has a part of another step".to_owned())
         });
         proof.holds(
@@ -263,8 +276,8 @@ fn ends(tables: &Tables, planner: Option<&Planner>) -> Proof {
         proof.holds(tables.terms.contains_key(term), || {
             of("is of a term that the table terms lacks".to_owned())
         });
-        let last = tables.committed.iter().rev().find(|(_, step)| step.stamp.term <= *term);
-        let last = last.map_or(0, |(step, _)| *step);
+        let rewinds = tables.rewinds.values().filter(|rewind| rewind.term <= *term);
+        let last = tables.last_of(rewinds.count() as u64, |step| step.stamp.term <= *term);
         proof.holds(end.last_step == last, || {
             of(format!(
                 "names step {}, and the last one that was committed then is {last}",

@@ -6,7 +6,8 @@ use std::time::Duration;
 use lockstep_proto::domain::{Outcome, StepReport};
 use redb::TableHandle;
 
-use super::{Proof, Tables};
+use super::{Proof, Tables, row};
+use crate::branches::Branches;
 use crate::ledger::{EVENTS, Heard, LedgerError, Reader};
 use crate::run::Event;
 
@@ -14,11 +15,11 @@ use crate::run::Event;
 pub(super) struct Events {
     order: Proof,
     count: u64,
-    /// Ranks that reported a committed step with its hash, in the generation that committed it.
+    /// Ranks that reported a committed step, by its key, with its hash, in the generation that committed it.
     reported: BTreeMap<u64, BTreeSet<u32>>,
     /// Reports with the committed hash by later generations, which made the step again.
     again: u64,
-    /// Events, with their step, that reported another hash than the committed one.
+    /// Events, with the key of their step, that reported another hash than the committed one.
     differing: Vec<(u64, u64)>,
 }
 
@@ -85,16 +86,18 @@ impl Events {
     }
 
     fn report(&mut self, number: u64, report: &StepReport, tables: &Tables) {
-        let Some(step) = tables.committed.get(&report.step) else {
+        // Whatever was closed later, it is a report of the branch that its generation made steps of.
+        let key = tables.branches.at_generation(report.stamp.generation).key(report.step);
+        let Some(step) = tables.committed.get(&key) else {
             return;
         };
         let has_made_it = report.stamp.generation == step.stamp.generation;
         match report.parameter_hash == step.parameter_hash {
             true if has_made_it => {
-                self.reported.entry(report.step).or_default().insert(report.rank);
+                self.reported.entry(key).or_default().insert(report.rank);
             }
             true => self.again += 1,
-            false => self.differing.push((number, report.step)),
+            false => self.differing.push((number, key)),
         }
     }
 }
@@ -119,7 +122,8 @@ pub(super) fn proofs(tables: &Tables, events: Events) -> Vec<Proof> {
         reports += ranks.len() as u64;
         proof.holds(ranks.iter().copied().eq(0..step.ranks), || {
             format!(
-                "row {key} of the table committed says that {} ranks reported its hash, and in the events the ranks {ranks:?} did",
+                "{} of the table committed says that {} ranks reported its hash, and in the events the ranks {ranks:?} did",
+                row(*key),
                 step.ranks
             )
         });
@@ -127,9 +131,11 @@ pub(super) fn proofs(tables: &Tables, events: Events) -> Vec<Proof> {
     // A run that ended because of such a report has done what it should.
     let failed = |end: &&lockstep_proto::domain::RunEnd| matches!(end.outcome, Outcome::Failed { .. });
     if tables.ends.values().find(failed).is_none() {
-        for (number, step) in differing {
+        for (number, key) in differing {
+            let (_, step) = Branches::of_key(key);
             proof.broken(format!(
-                "row {number} of the table events reports another hash for step {step} than row {step} of the table committed has"
+                "row {number} of the table events reports another hash for step {step} than {} of the table committed has",
+                row(key)
             ));
         }
     }

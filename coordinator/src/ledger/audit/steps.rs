@@ -2,7 +2,8 @@
 
 use lockstep_proto::domain::{DirectiveKind, Plan};
 
-use super::{Proof, Tables, without_gaps};
+use super::{Proof, Tables, branches_without_gaps, row};
+use crate::branches::Branches;
 use crate::plan::Planner;
 
 pub(super) fn proofs(tables: &Tables, planner: Option<&Planner>) -> Vec<Proof> {
@@ -19,18 +20,23 @@ pub(super) fn proofs(tables: &Tables, planner: Option<&Planner>) -> Vec<Proof> {
 
 fn in_order(tables: &Tables) -> Proof {
     let mut proof = Proof::of("committed steps follow each other without gap, each once");
-    without_gaps(&mut proof, "committed", 1, tables.committed.keys().copied());
+    branches_without_gaps(&mut proof, "committed", tables, tables.committed.keys().copied());
     for (key, step) in &tables.committed {
-        proof.holds(step.plan.step == *key, || {
-            format!("row {key} of the table committed holds step {}", step.plan.step)
+        let (branch, number) = Branches::of_key(*key);
+        let named = row(*key);
+        proof.holds(step.plan.step == number, || {
+            format!("{named} of the table committed holds step {}", step.plan.step)
         });
         proof.holds(step.loss.is_finite() || step.is_skipped, || {
-            format!("row {key} of the table committed has the loss {}", step.loss)
+            format!("{named} of the table committed has the loss {}", step.loss)
         });
-        let before = key.checked_sub(1).and_then(|before| tables.committed.get(&before));
+        let before = number
+            .checked_sub(1)
+            .map(|before| tables.branches.up_to(branch).key(before));
+        let before = before.and_then(|before| tables.committed.get(&before));
         let is_as_before = before.is_none_or(|before| before.parameter_hash == step.parameter_hash);
         proof.holds(!step.is_skipped || is_as_before, || {
-            format!("row {key} of the table committed is of a skipped step, and the parameters have changed")
+            format!("{named} of the table committed is of a skipped step, and the parameters have changed")
         });
     }
     match tables.last_committed() {
@@ -39,14 +45,25 @@ fn in_order(tables: &Tables) -> Proof {
     }
 }
 
-/// Where a list of plans leaves its samples: an end for each, and the sentence where one does not begin at the last end.
-fn follow<'p>(proof: &mut Proof, table: &str, plans: impl Iterator<Item = (u64, &'p Plan)>) -> u64 {
-    let mut end = 0;
+/// Where a list of plans leaves its samples, and the sentence where one does not begin where it should: at the end of the one
+/// before, or, as the first of its branch, where the rewind said.
+fn follow<'p>(
+    proof: &mut Proof,
+    (table, branches): (&str, &Branches),
+    plans: impl Iterator<Item = (u64, &'p Plan)>,
+) -> u64 {
+    let (mut end, mut branch) = (0, 0);
     for (key, plan) in plans {
+        let (of, _) = Branches::of_key(key);
+        if let Some(rewind) = branches.rewind(of).filter(|_| of != branch) {
+            end = rewind.skipped.end;
+        }
+        branch = of;
         proof.holds(plan.first_sample == end, || {
             let what = if plan.first_sample > end { "left out" } else { "taken twice" };
+            let named = row(key);
             format!(
-                "row {key} of the table {table} begins at sample {}, and the one before ended before sample {end}: samples are {what}",
+                "{named} of the table {table} begins at sample {}, and the one before ended before sample {end}: samples are {what}",
                 plan.first_sample
             )
         });
@@ -56,10 +73,20 @@ fn follow<'p>(proof: &mut Proof, table: &str, plans: impl Iterator<Item = (u64, 
 }
 
 fn each_sample_once(tables: &Tables) -> Proof {
-    let mut proof = Proof::of("every sample position was trained exactly once");
-    let plans = tables.committed.iter().map(|(key, step)| (*key, &step.plan));
-    let end = follow(&mut proof, "committed", plans);
-    proof.with(format!("samples 0 to {end}, without gap or overlap"))
+    let mut proof = Proof::of("every sample position was trained exactly once, but for those that a rewind skipped");
+    let live = tables.live();
+    let plans = live.values().map(|(key, step)| (*key, &step.plan));
+    let end = follow(&mut proof, ("committed", &tables.branches), plans);
+    let mut figures = format!("samples 0 to {end}, without gap or overlap");
+    let mut of_live: Vec<u64> = live.values().map(|(key, _)| Branches::of_key(*key).0).collect();
+    of_live.dedup();
+    for rewind in of_live.into_iter().filter_map(|branch| tables.branches.rewind(branch)) {
+        if !rewind.skipped.is_empty() {
+            let (first, last) = (rewind.skipped.start, rewind.skipped.end);
+            figures += &format!("; {first} to {last} skipped by rewind {}", rewind.number);
+        }
+    }
+    proof.with(figures)
 }
 
 fn as_issued(tables: &Tables) -> Proof {
@@ -67,12 +94,14 @@ fn as_issued(tables: &Tables) -> Proof {
     for (key, step) in &tables.committed {
         match tables.plans.get(key) {
             None => proof.broken(format!(
-                "row {key} of the table committed has no plan: row {key} of the table plans is missing"
+                "{named} of the table committed has no plan: {named} of the table plans is missing",
+                named = row(*key)
             )),
             Some(plan) => proof.holds(*plan == step.plan, || {
                 format!(
-                    "row {key} of the table committed has another plan than row {key} of the table plans: {}",
-                    difference(&step.plan, plan)
+                    "{named} of the table committed has another plan than {named} of the table plans: {}",
+                    difference(&step.plan, plan),
+                    named = row(*key)
                 )
             }),
         }
@@ -82,13 +111,17 @@ fn as_issued(tables: &Tables) -> Proof {
 
 fn issued(tables: &Tables) -> Proof {
     let mut proof = Proof::of("plans were issued in order, each once");
-    without_gaps(&mut proof, "plans", 1, tables.plans.keys().copied());
+    branches_without_gaps(&mut proof, "plans", tables, tables.plans.keys().copied());
     for (key, plan) in &tables.plans {
-        proof.holds(plan.step == *key, || {
-            format!("row {key} of the table plans is for step {}", plan.step)
+        proof.holds(plan.step == Branches::of_key(*key).1, || {
+            format!("{} of the table plans is for step {}", row(*key), plan.step)
         });
     }
-    let end = follow(&mut proof, "plans", tables.plans.iter().map(|(key, plan)| (*key, plan)));
+    let end = follow(
+        &mut proof,
+        ("plans", &tables.branches),
+        tables.plans.iter().map(|(key, plan)| (*key, plan)),
+    );
     let ahead = tables.plans.len().saturating_sub(tables.committed.len());
     proof.with(format!(
         "{} plans, {ahead} of them ahead, to sample {end}",
@@ -99,19 +132,26 @@ fn issued(tables: &Tables) -> Proof {
 fn as_planned(tables: &Tables, planner: &Planner) -> Proof {
     let mut proof = Proof::of("plans are those that the config makes");
     for (key, plan) in &tables.plans {
-        if *key == 0 || *key > planner.total_steps() {
+        let (branch, step) = Branches::of_key(*key);
+        let named = row(*key);
+        if step == 0 || step > planner.total_steps() {
             let total = planner.total_steps();
             proof.broken(format!(
-                "row {key} of the table plans is for a step that the config has not: it has {total}"
+                "{named} of the table plans is for a step that the config has not: it has {total}"
             ));
             continue;
         }
-        let mut made = planner.plan(*key, planner.cursor_after(key - 1));
+        let branches = tables.branches.up_to(branch);
+        let skipped = branches.rewind(branch).map_or(0, |rewind| {
+            rewind.skipped.end.saturating_sub(planner.cursor_after(rewind.to))
+        });
+        let cursor = planner.cursor_after(step - 1).saturating_add(skipped);
+        let mut made = branches.change(planner.plan(step, cursor));
         // An operator may have asked for one more checkpoint.
         made.checkpoint |= plan.checkpoint;
         proof.holds(made == *plan, || {
             format!(
-                "row {key} of the table plans is not what the config makes: {}",
+                "{named} of the table plans is not what the config makes: {}",
                 difference(plan, &made)
             )
         });
@@ -162,19 +202,25 @@ fn difference(one: &Plan, other: &Plan) -> String {
 
 fn totals(tables: &Tables) -> Proof {
     let mut proof = Proof::of("counted samples and tokens add up");
-    let (mut samples, mut tokens) = (0_u64, 0_u64);
+    let (mut samples, mut tokens, mut branch) = (0_u64, 0_u64, 0);
     for (key, step) in &tables.committed {
+        let (of, _) = Branches::of_key(*key);
+        if let Some(rewind) = tables.branches.rewind(of).filter(|_| of != branch) {
+            (samples, tokens) = (rewind.samples, rewind.tokens);
+        }
+        branch = of;
+        let named = row(*key);
         samples = samples.saturating_add(step.plan.samples);
         tokens = tokens.saturating_add(step.step_tokens);
         proof.holds(step.samples == samples, || {
             format!(
-                "row {key} of the table committed counts {} samples so far, and they are {samples}",
+                "{named} of the table committed counts {} samples so far, and they are {samples}",
                 step.samples
             )
         });
         proof.holds(step.tokens == tokens, || {
             format!(
-                "row {key} of the table committed counts {} tokens so far, and they are {tokens}",
+                "{named} of the table committed counts {} tokens so far, and they are {tokens}",
                 step.tokens
             )
         });
@@ -186,20 +232,22 @@ fn totals(tables: &Tables) -> Proof {
 
 fn validated(tables: &Tables) -> Proof {
     let mut proof = Proof::of("validations are of committed steps that were to be validated");
-    for (step, validation) in &tables.validations {
-        match tables.committed.get(step) {
+    for (key, validation) in &tables.validations {
+        let (_, step) = Branches::of_key(*key);
+        let named = row(*key);
+        match tables.committed.get(key) {
             None => proof.broken(format!(
-                "row {step} of the table validations is of a step that is not committed"
+                "{named} of the table validations is of a step that is not committed"
             )),
             // The ranks validate where they stop, too, which no plan knows.
-            Some(committed) => proof.holds(committed.plan.validate || stops_after(tables, *step), || {
+            Some(committed) => proof.holds(committed.plan.validate || stops_after(tables, step), || {
                 format!(
-                    "row {step} of the table validations is of a step whose plan has no validation, and no run stopped there"
+                    "{named} of the table validations is of a step whose plan has no validation, and no run stopped there"
                 )
             }),
         }
         proof.holds(validation.loss.is_finite(), || {
-            format!("row {step} of the table validations has the loss {}", validation.loss)
+            format!("{named} of the table validations has the loss {}", validation.loss)
         });
     }
     proof.with(format!("{} validations", tables.validations.len()))

@@ -510,7 +510,7 @@ impl Checker {
             CoordinatorBody::Abort { .. } | CoordinatorBody::Release { .. } => {
                 self.must_abort.remove(&who(to));
             }
-            CoordinatorBody::SnapshotStands { step } => {
+            CoordinatorBody::SnapshotStands { step, .. } => {
                 let stands = self.stands;
                 ensure(*step == stands, 6, || {
                     format!("snapshot {step} is said to stand, and durable is {stands}")

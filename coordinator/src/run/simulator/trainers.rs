@@ -348,7 +348,7 @@ impl Trainers {
                 trainer.released = true;
                 self.say_farewell(index, outcome);
             }
-            CoordinatorBody::SnapshotStands { step } if is_present && trainer.state != State::Idle => {
+            CoordinatorBody::SnapshotStands { step, .. } if is_present && trainer.state != State::Idle => {
                 trainer.parts.retain(|part| part.step >= step);
             }
             CoordinatorBody::Acknowledged { step, finished } => {
@@ -451,6 +451,7 @@ impl Trainers {
                 parts,
                 checkpoint_is_bad,
                 drifted,
+                unusable: None,
             });
         }
     }

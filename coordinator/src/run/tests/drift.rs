@@ -15,6 +15,7 @@ fn drift(run: &mut Run, ranks: u64, rank: u32) -> Vec<Decision> {
         parts: Vec::new(),
         checkpoint_is_bad: false,
         drifted: Some(rank),
+        unusable: None,
     };
     (0..ranks).map(|peer| run.step(say(peer), NOW)).collect()
 }

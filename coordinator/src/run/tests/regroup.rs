@@ -33,6 +33,7 @@ pub(super) fn stop(run: &mut Run, peer: Peer, cause: Option<&str>, parts: &[Part
         parts: parts.to_vec(),
         checkpoint_is_bad: false,
         drifted: None,
+        unusable: None,
     };
     run.step(event, NOW)
 }
@@ -118,7 +119,13 @@ fn invariant_11_and_12_a_snapshot_stands_when_owners_and_buddies_hold_it_and_sur
     hold(&mut run, 0, parts[2]);
     hold(&mut run, 1, parts[0]);
     let decision = hold(&mut run, 2, parts[1]);
-    assert_eq!(sent(&decision, 1), [CoordinatorBody::SnapshotStands { step: 4 }]);
+    assert_eq!(
+        sent(&decision, 1),
+        [CoordinatorBody::SnapshotStands {
+            step: 4,
+            free_before: 4
+        }]
+    );
     assert!(matches!(&decision.directives[0], Done::Persist(Record::Snapshot { step: 4, parts }) if parts.len() == 3));
 
     run.step(Event::MemberLost { peer: 0 }, NOW);

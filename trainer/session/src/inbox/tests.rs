@@ -43,6 +43,7 @@ fn leaves(inbox: &Inbox, stamp: Stamp) {
             parts: Vec::new(),
             checkpoint_is_bad: false,
             drifted: None,
+            unusable: None,
         },
     };
     inbox.leave(stamp, farewell);
