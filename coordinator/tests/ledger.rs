@@ -78,6 +78,21 @@ fn with_a_death() -> Recorded {
     record(3, 12, &[], |rank| Behaviour {
         snapshot_every: 3,
         dies_after: (rank == 2).then_some(7),
+        bad_sample: None,
+    })
+}
+
+/// The same with a sample that makes step 9 of no use: the run goes back from there to step 6.
+fn with_a_rewind() -> Recorded {
+    let sets = [
+        "fault.on_spike=rewind",
+        "fault.rewind_steps=2",
+        "fault.rewind_factor=0.5",
+    ];
+    record(3, 12, &sets, |rank| Behaviour {
+        snapshot_every: 3,
+        dies_after: (rank == 2).then_some(7),
+        bad_sample: Some(50),
     })
 }
 
@@ -355,6 +370,72 @@ fn every_deliberate_edit_is_found_and_its_row_is_named() {
 }
 
 #[test]
+fn a_run_that_went_back_proves_that_each_sample_was_trained_once_or_skipped_and_replays() {
+    let recorded = with_a_rewind();
+    let audit = recorded.audit();
+    assert!(audit.is_clean(), "{:#?}", violations(&audit));
+    let said: Vec<&str> = audit.proofs.iter().map(|proof| proof.figures.as_str()).collect();
+    for figures in [
+        "steps 1 to 12",
+        "samples 0 to 100, without gap or overlap; 28 to 52 skipped by rewind 1",
+        "from step 9 to 6",
+        "76 samples and 1204 counted tokens",
+    ] {
+        assert!(said.contains(&figures), "{figures:?} is not in {said:#?}");
+    }
+    let replay = recorded.replay();
+    assert_eq!((replay.difference, replay.unreplayed), (None, None));
+    let contents = ledger::show(&recorded.reader()).unwrap();
+    assert_eq!((contents.rewinds.len(), contents.rewinds[0].to), (1, 6));
+    assert_eq!(contents.committed.map(|committed| (committed.first, committed.last)), Some((1, 12)));
+    assert_eq!(contents.issued, Some((1, 12)));
+
+    let metrics = std::fs::read_to_string(recorded.folder.path().join("metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let at = lines.iter().position(|line| line.get("rewind").is_some()).unwrap();
+    assert_eq!(lines[at]["rewind"]["skipped_samples"], json!([28, 52]));
+    let steps = |lines: &[Value]| -> Vec<u64> {
+        let steps = lines.iter().filter(|line| line.get("loss").is_some());
+        steps.map(|line| line["step"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(steps(&lines[..at]), (1..=8).collect::<Vec<_>>());
+    assert_eq!(steps(&lines[at..]), (7..=12).collect::<Vec<_>>());
+    let summary = std::fs::read_to_string(recorded.folder.path().join("summary.json")).unwrap();
+    let summary: Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!((&summary["rewinds"], &summary["samples"]), (&json!(1), &json!(76)));
+}
+
+#[test]
+fn every_deliberate_edit_of_a_rewind_is_found() {
+    let recorded = with_a_rewind();
+    // Step 8 of branch 1.
+    let step_8 = 1 << 40 | 8;
+    type Edit = Box<dyn FnOnce(Option<Value>) -> Option<Value>>;
+    let edits: Vec<(&str, u64, Edit, &str)> = vec![
+        ("rewinds", 1, removed(), "has steps of branch 1, which no rewind began"),
+        ("rewinds", 1, set("/to", json!(5)), "row 1 of the table rewinds goes back to step 5, and fault.rewind_steps"),
+        ("rewinds", 1, set("/unusable", json!(10)), "row 1 of the table rewinds is because of step 10"),
+        ("rewinds", 1, set("/skipped/end", json!(44)), "row 1 of the table rewinds skips samples to before 44"),
+        ("rewinds", 1, set("/skipped/start", json!(36)), "row 1 of the table rewinds skips samples from 36 on"),
+        ("rewinds", 1, set("/rate_factor", json!(1.0)), "row 1 of the table rewinds is not what"),
+        ("rewinds", 1, set("/samples", json!(2)), "row 1 of the table rewinds counts 2 samples"),
+        ("rewinds", 1, set("/parameter_hash/0", json!(2)), "row 1 of the table rewinds names other parameters"),
+        ("rewinds", 1, set("/generation", json!(9)), "row 1 of the table rewinds closes generation 9"),
+        ("committed", step_8, removed(), "row 8 of the table committed is missing"),
+        ("committed", step_8, set("/plan/first_sample", json!(36)), "row 8 of branch 1 of the table committed begins at sample 36"),
+        ("plans", step_8, set("/learning_rate", json!(0.9)), "row 8 of branch 1 of the table plans is not what the config makes"),
+        ("committed", 8, set("/plan/first_sample", json!(60)), "row 8 of the table committed has another plan"),
+    ];
+    for (table, key, edit, named) in edits {
+        let violations = violations(&recorded.edited(table, key, edit).audit());
+        assert!(
+            violations.iter().any(|violation| violation.contains(named)),
+            "row {key} of {table}: {named:?} is not said; this is: {violations:#?}"
+        );
+    }
+}
+
+#[test]
 fn an_event_that_is_lost_moved_or_altered_is_found() {
     let recorded = with_a_death();
     let change = |number: u64, change: &dyn Fn(&mut Vec<u8>) -> bool| {
@@ -528,6 +609,7 @@ fn a_committed_step_with_its_events_takes_so_many_bytes() {
             let recorded = record(ranks, 200, &[set.as_str()], |_| Behaviour {
                 snapshot_every: 20,
                 dies_after: None,
+                bad_sample: None,
             });
             let size = ledger::show(&recorded.reader()).unwrap().size;
             let (rows, of_events) = (size.row_bytes_per_step.unwrap(), size.event_bytes_per_step.unwrap());

@@ -6,6 +6,7 @@ mod drift;
 mod endings;
 mod recording;
 mod regroup;
+mod rewind;
 mod schedules;
 
 use std::time::Duration;
@@ -55,6 +56,7 @@ pub(super) fn facts(ranks: u32, lanes: u32, steps: u64) -> RunFacts {
         window: Duration::from_secs(5),
         secret: [3; 32],
         planner: Planner::new(&config, 0),
+        rewinds: None,
     }
 }
 

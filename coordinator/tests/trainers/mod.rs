@@ -22,6 +22,8 @@ pub(crate) struct Behaviour {
     pub(crate) snapshot_every: u64,
     /// Makes no step after this one, and is gone when it hears that this one is committed.
     pub(crate) dies_after: Option<u64>,
+    /// No rank makes a step with this sample in it: the run is to go back.
+    pub(crate) bad_sample: Option<u64>,
 }
 
 /// Runs `ranks` trainers to their end, in a runtime of this thread.
@@ -48,15 +50,16 @@ pub(crate) fn train(running: &Running, config_hash: &str, behaviours: &[Behaviou
 /// The last step that each rank of a generation has made: as in a collective, nobody is further than one step ahead.
 type Made = BTreeMap<(u64, u32), u64>;
 
-/// Hash of the parameters after a step.
-pub(crate) fn hash_of(step: u64) -> [u8; 32] {
+/// Hash of the parameters after a step that ended before sample `end`.
+pub(crate) fn hash_of(step: u64, end: u64) -> [u8; 32] {
     let mut hash = [7; 32];
     hash[..8].copy_from_slice(&step.to_le_bytes());
+    hash[8..16].copy_from_slice(&end.to_le_bytes());
     hash
 }
 
 fn part(step: u64, generation: u64, part: u32) -> Part {
-    let mut hash = hash_of(step);
+    let mut hash = hash_of(step, 0);
     hash[31] = part as u8;
     Part {
         step,
@@ -103,7 +106,11 @@ struct Trainer {
     rank: u32,
     step: u64,
     plans: VecDeque<Plan>,
+    /// Whether it has left its generation by itself.
+    has_left: bool,
     parts: Vec<Part>,
+    /// Where each step that it made ended, as its newest plan had it.
+    ends: BTreeMap<u64, u64>,
     made: Arc<watch::Sender<Made>>,
     behaviour: Behaviour,
 }
@@ -120,7 +127,9 @@ impl Trainer {
             rank: 0,
             step: 0,
             plans: VecDeque::new(),
+            has_left: false,
             parts: Vec::new(),
+            ends: BTreeMap::new(),
             made,
             behaviour,
         }
@@ -211,6 +220,7 @@ impl Trainer {
                 self.step = generation.resume.as_ref().map_or(0, |resume| resume.step);
                 self.rank = generation.place_of(&self.member).unwrap().rank;
                 self.generation = Some(generation);
+                self.has_left = false;
                 self.plans.clear();
                 self.has_made(self.step);
                 if self.rank == 0 {
@@ -226,17 +236,11 @@ impl Trainer {
                 self.plans.extend(new);
             }
             CoordinatorBody::Abort { .. } => {
-                self.plans.clear();
-                let (step, cause, parts) = (self.step, None, self.parts.clone());
-                self.say(MemberBody::Stopped {
-                    step,
-                    cause,
-                    parts,
-                    checkpoint_is_bad: false,
-                    drifted: None,
-                    unusable: None,
-                })
-                .await;
+                // One that has left by itself is not asked again.
+                if !std::mem::take(&mut self.has_left) {
+                    self.plans.clear();
+                    self.leave(None, None).await;
+                }
             }
             CoordinatorBody::Release { .. } | CoordinatorBody::Acknowledged { finished: true, .. } => return false,
             CoordinatorBody::Acknowledged { step, .. } => {
@@ -247,13 +251,39 @@ impl Trainer {
         true
     }
 
+    /// Of the parameters that it holds.
+    fn hash(&self) -> [u8; 32] {
+        hash_of(self.step, self.ends.get(&self.step).copied().unwrap_or(0))
+    }
+
+    async fn leave(&mut self, cause: Option<String>, unusable: Option<u64>) {
+        self.has_left = cause.is_some();
+        let (step, parts) = (self.step, self.parts.clone());
+        self.say(MemberBody::Stopped {
+            step,
+            cause,
+            parts,
+            checkpoint_is_bad: false,
+            drifted: None,
+            unusable,
+        })
+        .await;
+    }
+
     async fn ready(&self) {
-        let (hash, transports) = (hash_of(self.step), Vec::new());
+        let (hash, transports) = (self.hash(), Vec::new());
         self.say(MemberBody::Ready(Ready { hash, transports })).await;
     }
 
     /// Makes a step.
     async fn make(&mut self, plan: &Plan) {
+        let samples = plan.first_sample..plan.first_sample + plan.samples;
+        if self.behaviour.bad_sample.is_some_and(|bad| samples.contains(&bad)) {
+            self.plans.clear();
+            let cause = format!("step {}: the loss is 99", plan.step);
+            return self.leave(Some(cause), Some(plan.step)).await;
+        }
+        self.ends.insert(plan.step, samples.end);
         self.step = plan.step;
         self.has_made(plan.step);
         let is_first = self.rank == 0;
@@ -261,7 +291,7 @@ impl Trainer {
             stamp: self.stamp,
             rank: self.rank,
             step: plan.step,
-            parameter_hash: hash_of(plan.step),
+            parameter_hash: self.hash(),
             metrics: is_first.then(|| metrics(plan)),
             validation: (is_first && plan.validate).then_some(Validation { loss: 2.5, tokens: 99 }),
             peak_memory_mib: 100,
