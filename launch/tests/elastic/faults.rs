@@ -1,5 +1,5 @@
 //! Losses that are no numbers and bits that change by themselves, in real processes: what is skipped is skipped alike on any
-//! number of ranks, and what has changed is named, healed and part of no step.
+//! number of ranks, a run goes back alike, and what has changed is named, healed and part of no step.
 
 use std::path::Path;
 
@@ -70,6 +70,76 @@ fn a_loss_that_is_no_number_is_skipped_alike_on_any_number_of_ranks() {
             "{ranks} ranks made other bits"
         );
     }
+    stage.nothing_runs();
+}
+
+/// A run of thirty steps of 64 samples each with an order for every trainer, which goes back at least four steps.
+fn rewinding(stage: &Stage, name: &str, ranks: u32, drill: &str, sets: &str) -> Running {
+    let words = format!(
+        "run run.toml {SETS} --set run.steps=30 --set run.name={name} --set fault.rewind_steps=4 {sets} -n {ranks} --json"
+    );
+    stage.start(stage.command(&words).env("LOCKSTEP_DRILL", drill))
+}
+
+/// The steps of a run in the order in which they were committed.
+fn order(stage: &Stage, name: &str) -> Vec<u64> {
+    let steps = lines(stage, name);
+    steps.iter().map(|line| line["step"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn a_bad_sample_makes_the_run_go_back_and_leave_it_out_with_the_same_bits_on_any_world_and_through_a_death() {
+    let stage = Stage::new();
+    let mut first: Option<Vec<String>> = None;
+    let expected: Vec<u64> = (1..=12).chain(9..=30).collect();
+    for (policy, drill) in [
+        ("fault.on_not_finite=rewind", "nan-sample@800"),
+        // Before 16 steps are accepted nothing is a spike.
+        ("fault.on_spike=rewind", "spike-sample@1600*50"),
+    ] {
+        let expected: Vec<u64> = match policy.contains("spike") {
+            true => (1..=25).chain(22..=30).collect(),
+            false => expected.clone(),
+        };
+        let sets = format!("--set {policy} --set fault.rewind_factor=0.5");
+        for (ranks, kills) in [(1, false), (2, false), (3, false), (3, true)] {
+            let name = format!("{}-{ranks}-{kills}", if policy.contains("spike") { "spike" } else { "nan" });
+            let mut run = rewinding(&stage, &name, ranks, drill, &sets);
+            if kills {
+                // Whatever it is doing then: making steps again, meeting, or making new ones.
+                super::reach(&stage, &mut run, &name, expected.iter().position(|step| *step == 30).unwrap() / 2);
+                super::send(super::pid_of(&run, 2), super::Signal::KILL);
+            }
+            assert_eq!(run.wait(), 0, "{}{}", run.out(), run.err());
+            assert_eq!(order(&stage, &name), expected, "{name}");
+            let made = hashes(&stage, &name);
+            let first = first.get_or_insert_with(|| made.clone());
+            assert!(*first == made, "{name} made other bits");
+            let summary: Value = serde_json::from_str(&stage.read(&format!("runs/{name}/summary.json"))).unwrap();
+            assert_eq!((&summary["rewinds"], &summary["samples"]), (&1.into(), &(30 * 64).into()));
+            assert!(run.out().contains("The run goes back to step"), "{}", run.out());
+            is_proven(&stage, &name);
+            let rate = |line: &Value| line["lr"].as_f64().unwrap();
+            let steps = lines(&stage, &name);
+            let last = expected.len() - 1;
+            assert!(rate(&steps[last]) < 0.6 * rate(&steps[0]), "{}", steps[last]);
+        }
+        first = None;
+    }
+    stage.nothing_runs();
+}
+
+#[test]
+fn a_run_that_comes_to_the_same_step_again_and_again_ends_after_its_last_rewind() {
+    let stage = Stage::new();
+    let sets = "--set fault.on_not_finite=rewind --set fault.rewind_skip=false --set fault.rewind_factor=0.5 --set fault.max_rewinds=2";
+    let mut run = rewinding(&stage, "again", 2, "nan-sample@800", sets);
+    assert_eq!(run.wait(), 1, "{}{}", run.out(), run.err());
+    let expected: Vec<u64> = (1..=12).chain(9..=12).chain(9..=12).collect();
+    assert_eq!(order(&stage, "again"), expected);
+    let told = run.err();
+    assert!(told.contains("has gone back 2 times, and fault.max_rewinds allows no more"), "{told}");
+    is_proven(&stage, "again");
     stage.nothing_runs();
 }
 
