@@ -12,7 +12,7 @@ const CAUSE_MAY_FOLLOW: Duration = Duration::from_millis(300);
 
 impl Run {
     /// A member's name for sentences: rank, pid, host.
-    pub(super) fn name(&self, peer: Peer) -> String {
+    pub fn name(&self, peer: Peer) -> String {
         let Some(member) = self.members.get(&peer) else {
             return "a stranger".to_owned();
         };

@@ -26,6 +26,8 @@ use crate::run::Peer;
 const MARGIN: u32 = 8;
 /// A phase that was never left has so many leases.
 const UNKNOWN: u32 = 6;
+/// So long people do not ask whom the others wait for.
+const NOTICEABLE: Duration = Duration::from_secs(2);
 /// Longer between two looks, and it was the coordinator that did not move: nobody's time has run.
 const LATE_LOOK: Duration = Duration::from_secs(1);
 
@@ -136,6 +138,24 @@ impl Leases {
         busy.into_iter().map(|(peer, seen)| (peer, of(seen))).collect()
     }
 
+    /// The rank that the others have been waiting for, for longer than is usual, and where it is: for people, long before its
+    /// lease is over.
+    pub fn waited_for(&self, ranks: &BTreeSet<Peer>, now: Duration) -> Option<(Peer, String)> {
+        let since = |at: Duration| now.saturating_sub(at);
+        let seen: Vec<_> = ranks.iter().filter_map(|peer| Some((*peer, self.seen.get(peer)?))).collect();
+        let longest_silent = seen.iter().max_by_key(|(_, seen)| since(seen.heard));
+        if let Some((peer, seen)) = longest_silent.filter(|(_, seen)| since(seen.heard) >= NOTICEABLE) {
+            return Some((*peer, format!("nothing was heard of it for {:.1} s", since(seen.heard).as_secs_f64())));
+        }
+        let busy = seen.iter().filter(|(_, seen)| !seen.progress.waits);
+        let (peer, seen) = busy.max_by_key(|(_, seen)| since(seen.moved))?;
+        let usual = self.longest.get(&seen.progress.phase).copied().unwrap_or_default() * 2;
+        (since(seen.moved) >= usual.max(NOTICEABLE)).then(|| {
+            let (phase, step) = (&seen.progress.phase, seen.progress.step);
+            (*peer, format!("it has been in {phase} of step {step} for {:.1} s", since(seen.moved).as_secs_f64()))
+        })
+    }
+
     /// How long a rank may stay where it is.
     fn deadline(&self, seen: &Seen) -> Duration {
         match self.longest.get(&seen.progress.phase) {
@@ -207,6 +227,21 @@ mod tests {
             }
             Vec::new()
         }
+    }
+
+    #[test]
+    fn people_are_told_whom_the_others_wait_for_long_before_a_lease_is_over() {
+        let mut world = World::new();
+        let waited_for = |world: &World| world.leases.waited_for(&BTreeSet::from([0, 1]), world.now);
+        world.pass(1.0, [MOVES, WAITS]);
+        assert_eq!(waited_for(&world), None);
+        world.pass(3.0, [STANDS, WAITS]);
+        let (peer, how) = waited_for(&world).unwrap();
+        assert!(peer == 0 && how.starts_with("it has been in forward of step 7 for "), "{peer} {how}");
+        world.pass(1.0, [MOVES, WAITS]);
+        world.pass(3.0, [MOVES, None]);
+        let (peer, how) = waited_for(&world).unwrap();
+        assert!(peer == 1 && how.starts_with("nothing was heard of it for "), "{peer} {how}");
     }
 
     const MOVES: Option<(&str, bool, bool)> = Some(("forward", true, false));

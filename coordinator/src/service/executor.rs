@@ -379,6 +379,19 @@ impl Executor {
         let _watched = self.parts.events.send(event);
     }
 
+    /// What the run waits for, on whom and for how long; where it trains, the rank that the others wait for, if they do.
+    fn reason(&self) -> String {
+        let run = &self.parts.run;
+        let reason = since(run.phase(), run.reason(), self.phase_since.elapsed());
+        let ranks = run.watched();
+        let is_training = run.phase() == Phase::Training;
+        let waited_for = self.parts.leases.waited_for(&ranks, self.began.elapsed());
+        match waited_for.filter(|_| is_training) {
+            Some((peer, how)) => format!("{reason}; waiting for {}: {how}", run.name(peer)),
+            None => reason,
+        }
+    }
+
     fn status(&self) -> RunStatus {
         let run = &self.parts.run;
         let (skipped_steps, last_skip) = self.parts.files.skipped();
@@ -390,7 +403,7 @@ impl Executor {
             },
             name: self.parts.name.clone(),
             phase: run.phase().name().to_owned(),
-            reason: since(run.phase(), run.reason(), self.phase_since.elapsed()),
+            reason: self.reason(),
             step: run.committed(),
             total_steps: self.parts.total_steps,
             ranks: run.ranks(),

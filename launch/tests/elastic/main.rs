@@ -7,6 +7,7 @@ mod faults;
 mod resume;
 #[path = "../stage/mod.rs"]
 mod stage;
+mod status;
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
