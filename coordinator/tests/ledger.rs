@@ -387,11 +387,17 @@ fn a_run_that_went_back_proves_that_each_sample_was_trained_once_or_skipped_and_
     assert_eq!((replay.difference, replay.unreplayed), (None, None));
     let contents = ledger::show(&recorded.reader()).unwrap();
     assert_eq!((contents.rewinds.len(), contents.rewinds[0].to), (1, 6));
-    assert_eq!(contents.committed.map(|committed| (committed.first, committed.last)), Some((1, 12)));
+    assert_eq!(
+        contents.committed.map(|committed| (committed.first, committed.last)),
+        Some((1, 12))
+    );
     assert_eq!(contents.issued, Some((1, 12)));
 
     let metrics = std::fs::read_to_string(recorded.folder.path().join("metrics.jsonl")).unwrap();
-    let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<Value> = metrics
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     let at = lines.iter().position(|line| line.get("rewind").is_some()).unwrap();
     assert_eq!(lines[at]["rewind"]["skipped_samples"], json!([28, 52]));
     let steps = |lines: &[Value]| -> Vec<u64> {
@@ -413,18 +419,78 @@ fn every_deliberate_edit_of_a_rewind_is_found() {
     type Edit = Box<dyn FnOnce(Option<Value>) -> Option<Value>>;
     let edits: Vec<(&str, u64, Edit, &str)> = vec![
         ("rewinds", 1, removed(), "has steps of branch 1, which no rewind began"),
-        ("rewinds", 1, set("/to", json!(5)), "row 1 of the table rewinds goes back to step 5, and fault.rewind_steps"),
-        ("rewinds", 1, set("/unusable", json!(10)), "row 1 of the table rewinds is because of step 10"),
-        ("rewinds", 1, set("/skipped/end", json!(44)), "row 1 of the table rewinds skips samples to before 44"),
-        ("rewinds", 1, set("/skipped/start", json!(36)), "row 1 of the table rewinds skips samples from 36 on"),
-        ("rewinds", 1, set("/rate_factor", json!(1.0)), "row 1 of the table rewinds is not what"),
-        ("rewinds", 1, set("/samples", json!(2)), "row 1 of the table rewinds counts 2 samples"),
-        ("rewinds", 1, set("/parameter_hash/0", json!(2)), "row 1 of the table rewinds names other parameters"),
-        ("rewinds", 1, set("/generation", json!(9)), "row 1 of the table rewinds closes generation 9"),
-        ("committed", step_8, removed(), "row 8 of the table committed is missing"),
-        ("committed", step_8, set("/plan/first_sample", json!(36)), "row 8 of branch 1 of the table committed begins at sample 36"),
-        ("plans", step_8, set("/learning_rate", json!(0.9)), "row 8 of branch 1 of the table plans is not what the config makes"),
-        ("committed", 8, set("/plan/first_sample", json!(60)), "row 8 of the table committed has another plan"),
+        (
+            "rewinds",
+            1,
+            set("/to", json!(5)),
+            "row 1 of the table rewinds goes back to step 5, and fault.rewind_steps",
+        ),
+        (
+            "rewinds",
+            1,
+            set("/unusable", json!(10)),
+            "row 1 of the table rewinds is because of step 10",
+        ),
+        (
+            "rewinds",
+            1,
+            set("/skipped/end", json!(44)),
+            "row 1 of the table rewinds skips samples to before 44",
+        ),
+        (
+            "rewinds",
+            1,
+            set("/skipped/start", json!(36)),
+            "row 1 of the table rewinds skips samples from 36 on",
+        ),
+        (
+            "rewinds",
+            1,
+            set("/rate_factor", json!(1.0)),
+            "row 1 of the table rewinds is not what",
+        ),
+        (
+            "rewinds",
+            1,
+            set("/samples", json!(2)),
+            "row 1 of the table rewinds counts 2 samples",
+        ),
+        (
+            "rewinds",
+            1,
+            set("/parameter_hash/0", json!(2)),
+            "row 1 of the table rewinds names other parameters",
+        ),
+        (
+            "rewinds",
+            1,
+            set("/generation", json!(9)),
+            "row 1 of the table rewinds closes generation 9",
+        ),
+        (
+            "committed",
+            step_8,
+            removed(),
+            "row 8 of the table committed is missing",
+        ),
+        (
+            "committed",
+            step_8,
+            set("/plan/first_sample", json!(36)),
+            "row 8 of branch 1 of the table committed begins at sample 36",
+        ),
+        (
+            "plans",
+            step_8,
+            set("/learning_rate", json!(0.9)),
+            "row 8 of branch 1 of the table plans is not what the config makes",
+        ),
+        (
+            "committed",
+            8,
+            set("/plan/first_sample", json!(60)),
+            "row 8 of the table committed has another plan",
+        ),
     ];
     for (table, key, edit, named) in edits {
         let violations = violations(&recorded.edited(table, key, edit).audit());

@@ -142,17 +142,29 @@ impl Leases {
     /// lease is over.
     pub fn waited_for(&self, ranks: &BTreeSet<Peer>, now: Duration) -> Option<(Peer, String)> {
         let since = |at: Duration| now.saturating_sub(at);
-        let seen: Vec<_> = ranks.iter().filter_map(|peer| Some((*peer, self.seen.get(peer)?))).collect();
+        let seen: Vec<_> = ranks
+            .iter()
+            .filter_map(|peer| Some((*peer, self.seen.get(peer)?)))
+            .collect();
         let longest_silent = seen.iter().max_by_key(|(_, seen)| since(seen.heard));
         if let Some((peer, seen)) = longest_silent.filter(|(_, seen)| since(seen.heard) >= NOTICEABLE) {
-            return Some((*peer, format!("nothing was heard of it for {:.1} s", since(seen.heard).as_secs_f64())));
+            return Some((
+                *peer,
+                format!("nothing was heard of it for {:.1} s", since(seen.heard).as_secs_f64()),
+            ));
         }
         let busy = seen.iter().filter(|(_, seen)| !seen.progress.waits);
         let (peer, seen) = busy.max_by_key(|(_, seen)| since(seen.moved))?;
         let usual = self.longest.get(&seen.progress.phase).copied().unwrap_or_default() * 2;
         (since(seen.moved) >= usual.max(NOTICEABLE)).then(|| {
             let (phase, step) = (&seen.progress.phase, seen.progress.step);
-            (*peer, format!("it has been in {phase} of step {step} for {:.1} s", since(seen.moved).as_secs_f64()))
+            (
+                *peer,
+                format!(
+                    "it has been in {phase} of step {step} for {:.1} s",
+                    since(seen.moved).as_secs_f64()
+                ),
+            )
         })
     }
 
@@ -237,11 +249,17 @@ mod tests {
         assert_eq!(waited_for(&world), None);
         world.pass(3.0, [STANDS, WAITS]);
         let (peer, how) = waited_for(&world).unwrap();
-        assert!(peer == 0 && how.starts_with("it has been in forward of step 7 for "), "{peer} {how}");
+        assert!(
+            peer == 0 && how.starts_with("it has been in forward of step 7 for "),
+            "{peer} {how}"
+        );
         world.pass(1.0, [MOVES, WAITS]);
         world.pass(3.0, [MOVES, None]);
         let (peer, how) = waited_for(&world).unwrap();
-        assert!(peer == 1 && how.starts_with("nothing was heard of it for "), "{peer} {how}");
+        assert!(
+            peer == 1 && how.starts_with("nothing was heard of it for "),
+            "{peer} {how}"
+        );
     }
 
     const MOVES: Option<(&str, bool, bool)> = Some(("forward", true, false));

@@ -103,11 +103,19 @@ fn a_bad_sample_makes_the_run_go_back_and_leave_it_out_with_the_same_bits_on_any
         };
         let sets = format!("--set {policy} --set fault.rewind_factor=0.5");
         for (ranks, kills) in [(1, false), (2, false), (3, false), (3, true)] {
-            let name = format!("{}-{ranks}-{kills}", if policy.contains("spike") { "spike" } else { "nan" });
+            let name = format!(
+                "{}-{ranks}-{kills}",
+                if policy.contains("spike") { "spike" } else { "nan" }
+            );
             let mut run = rewinding(&stage, &name, ranks, drill, &sets);
             if kills {
                 // Whatever it is doing then: making steps again, meeting, or making new ones.
-                super::reach(&stage, &mut run, &name, expected.iter().position(|step| *step == 30).unwrap() / 2);
+                super::reach(
+                    &stage,
+                    &mut run,
+                    &name,
+                    expected.iter().position(|step| *step == 30).unwrap() / 2,
+                );
                 super::send(super::pid_of(&run, 2), super::Signal::KILL);
             }
             assert_eq!(run.wait(), 0, "{}{}", run.out(), run.err());
@@ -116,7 +124,10 @@ fn a_bad_sample_makes_the_run_go_back_and_leave_it_out_with_the_same_bits_on_any
             let first = first.get_or_insert_with(|| made.clone());
             assert!(*first == made, "{name} made other bits");
             let summary: Value = serde_json::from_str(&stage.read(&format!("runs/{name}/summary.json"))).unwrap();
-            assert_eq!((&summary["rewinds"], &summary["samples"]), (&1.into(), &(30 * 64).into()));
+            assert_eq!(
+                (&summary["rewinds"], &summary["samples"]),
+                (&1.into(), &(30 * 64).into())
+            );
             assert!(run.out().contains("The run goes back to step"), "{}", run.out());
             is_proven(&stage, &name);
             let rate = |line: &Value| line["lr"].as_f64().unwrap();
@@ -138,7 +149,10 @@ fn a_run_that_comes_to_the_same_step_again_and_again_ends_after_its_last_rewind(
     let expected: Vec<u64> = (1..=12).chain(9..=12).chain(9..=12).collect();
     assert_eq!(order(&stage, "again"), expected);
     let told = run.err();
-    assert!(told.contains("has gone back 2 times, and fault.max_rewinds allows no more"), "{told}");
+    assert!(
+        told.contains("has gone back 2 times, and fault.max_rewinds allows no more"),
+        "{told}"
+    );
     is_proven(&stage, "again");
     stage.nothing_runs();
 }

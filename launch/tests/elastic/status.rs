@@ -20,14 +20,21 @@ fn status(stage: &Stage) -> Option<(String, String)> {
 }
 
 /// Asks until the run has come out of what was done to it, and keeps one sentence of each phase.
-fn watch(stage: &Stage, run: &mut Running, is_over: &dyn Fn(&BTreeMap<String, String>, &str) -> bool) -> BTreeMap<String, String> {
+fn watch(
+    stage: &Stage,
+    run: &mut Running,
+    is_over: &dyn Fn(&BTreeMap<String, String>, &str) -> bool,
+) -> BTreeMap<String, String> {
     let mut said = BTreeMap::new();
     for _ in 0..3000 {
         assert!(run.is_running(), "{}{}", run.out(), run.err());
         let Some((phase, reason)) = status(stage) else { continue };
         let is_training = phase == "training";
         let names_somebody = ["rank ", "member ", "trainer"].iter().any(|word| reason.contains(word));
-        assert!(is_training || names_somebody && reason.contains("(for "), "{phase}: {reason}");
+        assert!(
+            is_training || names_somebody && reason.contains("(for "),
+            "{phase}: {reason}"
+        );
         match is_training {
             true if reason.contains("; waiting for ") => drop(said.insert("stalled".to_owned(), reason.clone())),
             true => {}
@@ -53,10 +60,13 @@ fn at_every_moment_of_a_recovery_it_is_said_what_is_waited_for_on_whom_and_since
     reach(&stage, &mut run, "stalled", 20);
     let stopped = pid_of(&run, 2);
     send(stopped, Signal::STOP);
-    let said = watch(&stage, &mut run, &|said, phase| said.contains_key("regrouping") && phase == "training");
+    let said = watch(&stage, &mut run, &|said, phase| {
+        said.contains_key("regrouping") && phase == "training"
+    });
     let stalled = &said["stalled"];
     assert!(
-        stalled.contains(&format!("waiting for rank 2 (pid {stopped}, ")) && stalled.contains("nothing was heard of it for "),
+        stalled.contains(&format!("waiting for rank 2 (pid {stopped}, "))
+            && stalled.contains("nothing was heard of it for "),
         "{stalled}"
     );
     let regrouping = &said["regrouping"];

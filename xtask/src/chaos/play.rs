@@ -103,12 +103,12 @@ fn prepare(fault: &Fault, world: &mut World) -> Result<(), Failure> {
 
 /// Waits for a new step that all those make who live, in another generation than the one of `began`.
 fn until_others_train(world: &mut World, began: Instant) -> Result<Duration, Failure> {
-    let step = world.steps.newest().map_or(0, |step| step.step);
+    let made = world.steps.made();
     let generation = world.steps.newest().map_or(0, |step| step.generation);
     world.until("another world makes a new step", |world| {
-        let living = world.living();
-        let newest = world.steps.newest();
-        Ok(newest.is_some_and(|new| new.step > step && new.generation > generation && new.ranks == living))
+        let (living, is_new) = (world.living(), world.steps.made() > made);
+        let newest = world.steps.newest().filter(|_| is_new);
+        Ok(newest.is_some_and(|new| new.generation > generation && new.ranks == living))
     })?;
     Ok(began.elapsed())
 }
@@ -116,8 +116,8 @@ fn until_others_train(world: &mut World, began: Instant) -> Result<Duration, Fai
 /// Waits for a new step that was made after the fault.
 fn until_a_new_step(world: &mut World, began: Instant) -> Result<Duration, Failure> {
     world.let_pass(ECHO)?;
-    let step = world.steps.count();
-    world.until("a new step is made", |world| Ok(world.steps.count() > step))?;
+    let made = world.steps.made();
+    world.until("a new step is made", |world| Ok(world.steps.made() > made))?;
     Ok(began.elapsed())
 }
 
@@ -219,9 +219,9 @@ fn kill_coordinator(world: &mut World, dice: &mut Dice) -> Result<Duration, Fail
     world.kill_coordinator();
     std::thread::sleep(dice.within(DOWN));
     world.start_coordinator_again()?;
-    let step = world.steps.count();
+    let made = world.steps.made();
     world.until("a new step is committed in the next term", |world| {
-        Ok(world.steps.count() > step)
+        Ok(world.steps.made() > made)
     })?;
     Ok(began.elapsed())
 }

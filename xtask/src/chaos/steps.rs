@@ -30,11 +30,22 @@ pub(super) struct Step {
 #[serde(untagged)]
 enum Line {
     Step(Step),
+    /// The run went back.
+    Rewind {
+        rewind: Rewind,
+    },
     /// What a step of these was validated with.
     Validation {
         #[serde(rename = "validation_loss")]
         _loss: f64,
     },
+}
+
+/// What a rewind did.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+pub(super) struct Rewind {
+    to: u64,
+    skipped_samples: [u64; 2],
 }
 
 /// Reads the file on from where it ended last.
@@ -43,9 +54,13 @@ pub(super) struct Steps {
     read: u64,
     /// The beginning of a line whose end is not written yet.
     begun: String,
-    /// The newest step that the file has had since it was begun anew.
+    /// The newest step that the file has had since it was begun anew, and the rewinds before it.
     newest: u64,
-    known: BTreeMap<u64, Step>,
+    rewinds: Vec<Rewind>,
+    /// Steps that the file has had since then, those that a rewind left behind among them.
+    made: u64,
+    /// By the number of rewinds before it, and step.
+    known: BTreeMap<(usize, u64), Step>,
 }
 
 impl Steps {
@@ -55,6 +70,8 @@ impl Steps {
             read: 0,
             begun: String::new(),
             newest: 0,
+            rewinds: Vec::new(),
+            made: 0,
             known: BTreeMap::new(),
         }
     }
@@ -63,7 +80,8 @@ impl Steps {
     pub(super) fn begin_anew(&mut self) {
         self.read = 0;
         self.begun.clear();
-        self.newest = 0;
+        self.rewinds.clear();
+        (self.newest, self.made) = (0, 0);
     }
 
     /// Takes in what was written since.
@@ -86,8 +104,13 @@ impl Steps {
             let line = serde_json::from_str(line)
                 .map_err(|error| Failure::work(format!("{} has the line {line:?}: {error}", self.path.display())))?;
             let rest = rest.to_owned();
-            if let Line::Step(step) = line {
-                self.take(step)?;
+            match line {
+                Line::Step(step) => self.take(step)?,
+                Line::Rewind { rewind } => {
+                    self.newest = rewind.to;
+                    self.rewinds.push(rewind);
+                }
+                Line::Validation { .. } => {}
             }
             self.begun = rest;
         }
@@ -102,24 +125,52 @@ impl Steps {
             )));
         }
         self.newest = step.step;
-        if let Some(before) = self.known.get(&step.step)
+        self.made += 1;
+        let key = (self.rewinds.len(), step.step);
+        if let Some(before) = self.known.get(&key)
             && *before != step
         {
             return Err(Failure::work(format!(
                 "a committed step has changed: it was {before:?} and is {step:?}"
             )));
         }
-        self.known.insert(step.step, step);
+        self.known.insert(key, step);
         Ok(())
     }
 
     /// Whether every step that was ever seen is in the file.
     pub(super) fn are_whole(&self) -> bool {
-        self.newest >= self.known.len() as u64
+        self.made >= self.known.len() as u64
     }
 
     pub(super) fn newest(&self) -> Option<&Step> {
-        self.known.get(&self.newest)
+        self.step_before(self.rewinds.len(), self.newest + 1)
+    }
+
+    /// The step before one that was made after so many rewinds.
+    fn step_before(&self, rewinds: usize, step: u64) -> Option<&Step> {
+        let before = step.checked_sub(1)?;
+        let went_back_behind = |rewind: &Rewind| rewind.to < before;
+        let branch = self.rewinds[..rewinds]
+            .iter()
+            .rposition(went_back_behind)
+            .map_or(0, |at| at + 1);
+        self.known.get(&(branch, before))
+    }
+
+    /// Steps that were committed, those that a rewind left behind among them.
+    pub(super) fn made(&self) -> u64 {
+        self.made
+    }
+
+    /// Samples that the run has consumed: trained or skipped.
+    pub(super) fn consumed(&self) -> u64 {
+        let trained = |step: Option<&Step>| step.map_or(0, |step| step.samples);
+        let skipped = self.rewinds.last().map_or(0, |rewind| {
+            let at = self.step_before(self.rewinds.len(), rewind.to + 1);
+            rewind.skipped_samples[1] - trained(at)
+        });
+        trained(self.newest()) + skipped
     }
 
     /// The number of the newest committed step; 0: none.
@@ -127,28 +178,27 @@ impl Steps {
         self.newest
     }
 
-    /// All of them, in order.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Step> {
-        self.known.values()
+    /// All of them, in the order in which they were committed, each with the number of rewinds before it.
+    pub(super) fn all(&self) -> impl Iterator<Item = (usize, &Step)> {
+        self.known.iter().map(|((rewinds, _), step)| (*rewinds, step))
     }
-}
 
-/// Every sample was consumed once: each step takes up where the one before has ended.
-///
-/// # Errors
-/// With the first step that does not.
-pub(super) fn no_gap_and_no_repeat<'a>(steps: impl Iterator<Item = &'a Step>) -> Result<(), Failure> {
-    let mut consumed = 0;
-    for step in steps {
-        if consumed + step.batch != step.samples {
-            return Err(Failure::work(format!(
-                "before step {} {consumed} samples were consumed; it takes {} and then they are {}",
-                step.step, step.batch, step.samples
-            )));
+    /// Every sample was consumed once: each step takes up where the one before has ended.
+    ///
+    /// # Errors
+    /// With the first step that does not.
+    pub(super) fn no_gap_and_no_repeat(&self) -> Result<(), Failure> {
+        for (rewinds, step) in self.all() {
+            let consumed = self.step_before(rewinds, step.step).map_or(0, |before| before.samples);
+            if consumed + step.batch != step.samples {
+                return Err(Failure::work(format!(
+                    "before step {} {consumed} samples were trained; it takes {} and then they are {}",
+                    step.step, step.batch, step.samples
+                )));
+            }
         }
-        consumed = step.samples;
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -189,7 +239,38 @@ mod tests {
         );
         steps.look().unwrap();
         assert_eq!(steps.newest().unwrap().parameter_hash, "b");
-        assert!(no_gap_and_no_repeat(steps.all()).is_ok());
+        assert!(steps.no_gap_and_no_repeat().is_ok());
+    }
+
+    #[test]
+    fn after_a_rewind_steps_are_made_once_more_and_those_of_the_closed_branch_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut steps = Steps::new(folder.path());
+        let rewind = "{\"rewind\":{\"number\":1,\"unusable\":4,\"to\":1,\"skipped_samples\":[8,32],\"rate_factor\":1.0,\"reason\":\"a spike\"}}\n";
+        write(
+            folder.path(),
+            &[
+                &line(1, "a"),
+                &line(2, "b"),
+                &line(3, "c"),
+                rewind,
+                &line(2, "x"),
+                &line(3, "y"),
+            ]
+            .map(|text| &text[..])
+            .concat(),
+        );
+        steps.look().unwrap();
+        assert_eq!((steps.count(), steps.made()), (3, 5));
+        assert_eq!(steps.newest().unwrap().parameter_hash, "y");
+        assert_eq!(steps.consumed(), 48, "24 were trained on this branch, and 24 skipped");
+        steps.no_gap_and_no_repeat().unwrap();
+        let order: Vec<(usize, u64)> = steps.all().map(|(rewinds, step)| (rewinds, step.step)).collect();
+        assert_eq!(order, [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)]);
+        assert!(steps.are_whole());
+        steps.begin_anew();
+        steps.look().unwrap();
+        assert!(steps.are_whole() && steps.made() == 5);
     }
 
     #[test]

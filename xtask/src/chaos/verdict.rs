@@ -10,9 +10,9 @@ use crate::chaos::network;
 use crate::chaos::play::{CHECKPOINT_EVERY, DEADLINE, GIVES_UP, LEASE};
 use crate::chaos::process::{Process, living_in};
 use crate::chaos::report::Generation;
-use crate::chaos::steps::{Steps, no_gap_and_no_repeat};
+use crate::chaos::steps::Steps;
 use crate::chaos::store;
-use crate::chaos::world::{LOOK, Place, RUN};
+use crate::chaos::world::{DRILL, LOOK, Place, RUN, bad_samples};
 use crate::failure::{Failure, on_path};
 
 /// What the run trains: small, so that steps take milliseconds. Nothing in it depends on the number of steps, so a run of any
@@ -42,6 +42,9 @@ method = "muonmax"
 every = 0
 [fault]
 snapshot_every = 10
+on_not_finite = "rewind"
+rewind_steps = 8
+max_rewinds = 1000
 "#;
 
 /// Writes config and data into the place; `store` is where the config has its checkpoints.
@@ -69,7 +72,8 @@ fn lockstep(place: &Place, words: &str) -> Result<String, Failure> {
     let words: Vec<String> = std::iter::once(program)
         .chain(words.split_whitespace().map(str::to_owned))
         .collect();
-    let mut process = Process::start("lockstep", &place.folder, &words, &[])?;
+    let variables = [(DRILL.to_owned(), bad_samples())];
+    let mut process = Process::start("lockstep", &place.folder, &words, &variables)?;
     let said = process.log_end();
     loop {
         if place.interrupts.raised() {
@@ -147,7 +151,7 @@ pub(super) fn checkpoints_given_up(place: &Path) -> Result<usize, Failure> {
 
 /// Makes the same run undisturbed and compares.
 pub(super) fn judge(place: &Place, disturbed: &Steps) -> Result<(), Failure> {
-    no_gap_and_no_repeat(disturbed.all())?;
+    disturbed.no_gap_and_no_repeat()?;
     let count = disturbed.count();
     lockstep(
         place,
@@ -157,14 +161,20 @@ pub(super) fn judge(place: &Place, disturbed: &Steps) -> Result<(), Failure> {
     )?;
     let mut calm = Steps::new(&place.folder.join("runs/calm"));
     calm.look()?;
-    if calm.count() != count {
+    if calm.count() != count || calm.made() != disturbed.made() {
         return Err(Failure::work(format!(
-            "the calm run made {} of {count} steps",
-            calm.count()
+            "the calm run made {} steps and ended with step {}, the other one made {} and ended with step {count}",
+            calm.made(),
+            calm.count(),
+            disturbed.made()
         )));
     }
-    for (calm, disturbed) in calm.all().zip(disturbed.all()) {
-        if calm.parameter_hash != disturbed.parameter_hash || calm.samples != disturbed.samples {
+    for ((branch, calm), (of, disturbed)) in calm.all().zip(disturbed.all()) {
+        if branch != of
+            || calm.step != disturbed.step
+            || calm.parameter_hash != disturbed.parameter_hash
+            || calm.samples != disturbed.samples
+        {
             return Err(Failure::work(format!(
                 "step {} is another one: {disturbed:?}; in a run that nothing disturbs it is {calm:?}",
                 calm.step

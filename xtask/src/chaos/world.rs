@@ -25,6 +25,11 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// How often the world is looked at.
 pub(super) const LOOK: Duration = Duration::from_millis(5);
 const COORDINATOR: &str = "coordinator";
+/// The variable that orders drills.
+pub(super) const DRILL: &str = "LOCKSTEP_DRILL";
+/// Samples from one that no step can be made with to the next, and how many there are.
+const BAD_EVERY: u64 = 2400;
+const BAD_SAMPLES: u64 = 400;
 
 /// Where a run takes place.
 pub(super) struct Place<'a> {
@@ -169,12 +174,12 @@ impl<'a> World<'a> {
     }
 
     pub(super) fn start_trainer(&mut self) -> Result<(), Failure> {
-        self.start_one(Fate::Trains, &[]).map(drop)
+        self.start_one(Fate::Trains, None).map(drop)
     }
 
     /// Starts a trainer whose memory changes as `drill` says; its name. `array` is what the ledger will say.
     pub(super) fn start_drilled(&mut self, drill: String, array: &'static str) -> Result<String, Failure> {
-        let name = self.start_one(Fate::IsDrilled, &[("LOCKSTEP_DRILL".to_owned(), drill)])?;
+        let name = self.start_one(Fate::IsDrilled, Some(drill))?;
         let pid = self.trainers.last().map_or(0, |trainer| trainer.process.pid());
         self.drilled.push((pid, array));
         Ok(name)
@@ -182,7 +187,7 @@ impl<'a> World<'a> {
 
     /// Starts a trainer whose device thread will hang; its name.
     pub(super) fn start_that_hangs(&mut self, drill: String) -> Result<String, Failure> {
-        self.start_one(Fate::IsAway, &[("LOCKSTEP_DRILL".to_owned(), drill)])
+        self.start_one(Fate::IsAway, Some(drill))
     }
 
     /// Kills a trainer, and forgets it.
@@ -191,7 +196,7 @@ impl<'a> World<'a> {
         self.trainers.retain(|trainer| trainer.process.name != name);
     }
 
-    fn start_one(&mut self, fate: Fate, drill: &[(String, String)]) -> Result<String, Failure> {
+    fn start_one(&mut self, fate: Fate, drill: Option<String>) -> Result<String, Failure> {
         let name = format!("trainer-{}", self.started);
         let host = self.started as usize % 2;
         self.started += 1;
@@ -208,7 +213,8 @@ impl<'a> World<'a> {
         if let Some(hosts) = &self.hosts {
             words.extend(["--advertise".to_owned(), hosts.address(host).to_owned()]);
         }
-        let variables = [self.store.variables(), drill].concat();
+        let orders = [bad_samples(), drill.unwrap_or_default()].join(",");
+        let variables = [self.store.variables(), &[(DRILL.to_owned(), orders)]].concat();
         let process = Process::start(&name, &self.place.folder, &words, &variables)?;
         self.trainers.push(Trainer { process, fate, host });
         Ok(name)
@@ -265,9 +271,10 @@ impl<'a> World<'a> {
 
     /// Waits until a step is committed that all those make who live, and nobody else.
     pub(super) fn settle(&mut self) -> Result<(), Failure> {
-        let from = self.steps.count();
+        let from = self.steps.made();
         self.until("all trainers that live make a step together", |world| {
-            let all_are_there = |step: &Step| step.step > from && step.ranks == world.living();
+            let is_new = world.steps.made() > from;
+            let all_are_there = |step: &Step| is_new && step.ranks == world.living();
             Ok(world.trainers.len() == world.living() as usize && world.steps.newest().is_some_and(all_are_there))
         })
     }
@@ -350,6 +357,10 @@ impl<'a> World<'a> {
 
     /// Stops the run in order, and waits for all that it consists of.
     pub(super) fn stop(mut self) -> Result<Ended, Failure> {
+        // A run of as many steps, which nobody stops, goes back as often.
+        self.until("the run is far from a bad sample", |world| {
+            Ok(is_far_from_bad_samples(world.steps.consumed()))
+        })?;
         self.coordinator.signal(Signal::TERM);
         let since = Instant::now();
         for trainer in &mut self.trainers {
@@ -387,6 +398,17 @@ impl<'a> World<'a> {
             oddities: self.oddities,
         })
     }
+}
+
+/// The order that makes the loss of some samples NaN, in every trainer of every run: before each of them the run goes back.
+pub(super) fn bad_samples() -> String {
+    let orders = (1..=BAD_SAMPLES).map(|number| format!("nan-sample@{}", number * BAD_EVERY));
+    orders.collect::<Vec<_>>().join(",")
+}
+
+/// Whether the run has passed the steps that it was at when it came to a bad sample, and will not come to the next one soon.
+fn is_far_from_bad_samples(consumed: u64) -> bool {
+    (BAD_EVERY / 4..BAD_EVERY * 2 / 3).contains(&(consumed % BAD_EVERY))
 }
 
 /// What a run leaves that was stopped.

@@ -121,7 +121,10 @@ fn a_step_that_is_named_while_reports_are_missing_is_come_to_again() {
 fn invariant_16_nothing_of_a_closed_branch_is_resumed_and_what_lies_before_is() {
     let mut run = rewinding(RULE);
     steps(&mut run, 1..=6);
-    let parts: Vec<Part> = [2, 6].iter().flat_map(|step| [0, 1].map(|rank| part(&run, *step, rank))).collect();
+    let parts: Vec<Part> = [2, 6]
+        .iter()
+        .flat_map(|step| [0, 1].map(|rank| part(&run, *step, rank)))
+        .collect();
     unusable(&mut run, 0, 7, &parts);
     let decision = unusable(&mut run, 1, 7, &parts);
     let resume = formed(&decision, 0).unwrap().resume.unwrap();
@@ -244,5 +247,9 @@ fn a_coordinator_that_is_killed_after_a_rewind_goes_on_with_the_new_branch() {
     let again = Run::recovered(RunFacts { term: 2, ..facts }, kept.recorded).unwrap();
     assert_eq!((again.committed(), again.issued_through, again.cursor), (4, 4, 36));
     assert_eq!(again.branches, kept.run.branches);
-    assert!(again.reason().contains("had gone back to an earlier step"), "{}", again.reason());
+    assert!(
+        again.reason().contains("had gone back to an earlier step"),
+        "{}",
+        again.reason()
+    );
 }

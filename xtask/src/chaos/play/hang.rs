@@ -20,11 +20,12 @@ pub(super) fn hang(world: &mut World, dice: &mut Dice) -> Result<Duration, Failu
         Ok(trainer.process.log_since(0).contains(HANGS))
     })?;
     let began = world.begin_fault();
-    let (step, generation) = world.steps.newest().map_or((0, 0), |step| (step.step, step.generation));
+    let made = world.steps.made();
+    let generation = world.steps.newest().map_or(0, |step| step.generation);
     world.until("the others go on without the one that hangs", |world| {
-        let living = world.living();
-        let newest = world.steps.newest();
-        Ok(newest.is_some_and(|new| new.step > step && new.generation > generation && new.ranks == living))
+        let (living, is_new) = (world.living(), world.steps.made() > made);
+        let newest = world.steps.newest().filter(|_| is_new);
+        Ok(newest.is_some_and(|new| new.generation > generation && new.ranks == living))
     })?;
     let time = began.elapsed();
     // Its host ends it, sooner than it ends itself.

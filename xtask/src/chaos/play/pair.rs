@@ -37,7 +37,8 @@ pub(super) fn pair(world: &mut World, mut halves: [Kind; 2], dice: &mut Dice) ->
         None => None,
     };
     let began = world.begin_fault();
-    let (step, generation) = world.steps.newest().map_or((0, 0), |step| (step.step, step.generation));
+    let made = world.steps.made();
+    let generation = world.steps.newest().map_or(0, |step| step.generation);
     let mut frozen = None;
     for half in halves {
         frozen = frozen.or(strike(world, half, dice)?);
@@ -57,9 +58,10 @@ pub(super) fn pair(world: &mut World, mut halves: [Kind; 2], dice: &mut Dice) ->
     let time = match is_another || flipped.is_some() {
         true => {
             world.until("the run comes out of both", |world| {
+                let is_new = world.steps.made() > made;
                 let newest = world.steps.newest();
                 Ok(newest.is_some_and(|new| {
-                    new.step > step
+                    is_new
                         && (new.generation > generation || !is_another)
                         && flipped.is_none_or(|flipped| new.step >= flipped)
                 }))
