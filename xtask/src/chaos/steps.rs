@@ -293,15 +293,12 @@ mod tests {
 
     #[test]
     fn samples_that_are_left_out_are_seen() {
-        let step = |step, samples| Step {
-            step,
-            samples,
-            batch: 8,
-            generation: 1,
-            ranks: 1,
-            parameter_hash: String::new(),
-        };
-        let gap = no_gap_and_no_repeat([step(1, 8), step(2, 24)].iter()).unwrap_err();
-        assert!(gap.to_string().contains("before step 2"), "{gap}");
+        let folder = tempfile::tempdir().unwrap();
+        let mut steps = Steps::new(folder.path());
+        let gap = line(2, "b").replace("\"samples\":16", "\"samples\":24");
+        write(folder.path(), &format!("{}{gap}", line(1, "a")));
+        steps.look().unwrap();
+        let told = steps.no_gap_and_no_repeat().unwrap_err();
+        assert!(told.to_string().contains("before step 2"), "{told}");
     }
 }
