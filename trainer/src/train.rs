@@ -270,7 +270,7 @@ impl Member {
             build: env!("CARGO_PKG_VERSION").to_owned(),
             config_hash: self.config.hash(),
             data_hash: self.dataset.manifest_hash(),
-            fingerprint: fingerprint(&self.config, &self.opened)?,
+            fingerprint: fingerprint(&self.config, self.dataset.vocab(), &self.opened)?,
             devices: vec![self.opened.facts.clone().unwrap_or_else(|| "cpu".to_owned())],
             parts_address: self.keeper.as_ref().map(address).unwrap_or_default(),
         })
