@@ -33,6 +33,7 @@ fn start(stage: &Stage) -> (Running, String) {
 fn finished(stage: &Stage) {
     let (running, hash) = start(stage);
     let behaviour = Behaviour {
+        bad_sample: None,
         snapshot_every: 2,
         dies_after: None,
     };

@@ -22,7 +22,7 @@ use crate::error::TrainerError;
 use crate::model::choice::from_config;
 use crate::model::initial::values;
 use crate::model::weights::Weights;
-use crate::model::{Batch, Model, OpenGate};
+use crate::model::{Batch, OpenGate};
 use crate::sharding::layout::Layout;
 
 /// Of the vocabulary the gradients are taken of so much, and of a sequence so much.
