@@ -34,7 +34,9 @@ impl Run {
             member.rank.is_some() && stamp.generation < self.generation.as_ref().map_or(0, |g| g.stamp.generation);
         // The abort is on its way to it, before any answer: it takes its farewell back, even if its steps stand.
         let takes_back = member.rank.is_some() && (is_aborted || member.stopped);
-        if is_trained && (is_older || takes_back || step > self.committed && member.astray.is_some()) {
+        // After the end every farewell is one: nothing is made again.
+        let is_over = self.phase == Phase::Ended;
+        if is_trained && !is_over && (is_older || takes_back || step > self.committed && member.astray.is_some()) {
             return Ok(None);
         }
         if member.finished.is_none() {
@@ -67,7 +69,8 @@ impl Run {
             let Some((outcome, step)) = member.finished.clone().filter(|_| !member.is_heard) else {
                 continue;
             };
-            if !all && step > committed {
+            // What somebody has made who is no rank any more is made again by others, and not asked for.
+            if !all && step > committed && member.rank.is_some() {
                 continue;
             }
             member.is_heard = true;

@@ -1,6 +1,6 @@
 //! Drives the machine through a random schedule with a virtual clock and a model of the trainers (`trainers`): joins in
 //! any order, messages delayed, repeated and overtaken by those of other members, strangers, stale generations, pauses,
-//! stops, deaths, members that come late and that must leave, memory that changes, device threads that hang, members that cannot be heard, wrong hashes, coordinators that are killed and replaced. `Checker` looks at every decision and reports
+//! stops, deaths, members that come late and that must leave, memory that changes, device threads that hang, members that cannot be heard, wrong hashes, coordinators that are killed and replaced, also in the middle of a transaction (`torn`). `Checker` looks at every decision and reports
 //! the first broken invariant by number. With `LOCKSTEP_SIMULATOR_TRACE` set every event and decision is printed.
 
 use std::collections::VecDeque;
@@ -15,11 +15,16 @@ use super::{Directive, Event, Leases, Peer, Phase, Recorded, Run, Worlds};
 use crate::ledger::Shadow;
 
 mod checker;
+mod coverage;
+mod torn;
 mod trainers;
 
 use checker::Checker;
 pub(super) use checker::Violation;
-use trainers::{Trainer, Trainers};
+pub(super) use coverage::Coverage;
+pub(super) use torn::Tears;
+use torn::Torn;
+use trainers::Trainers;
 
 /// A deliberate fault, to prove that the simulator finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +59,8 @@ pub(super) enum Fault {
     FreeSnapshotsTooEarly,
     /// In the trainers: what a coordinator of an earlier term said is obeyed.
     ObeyOlderTerms,
+    /// In the service. Breaks invariant 6: what is told may be lost with the transaction.
+    SendBeforeTheTransaction,
 }
 
 impl Fault {
@@ -102,7 +109,8 @@ impl Fault {
             | Fault::HearFarewellsEarly
             | Fault::RenewLeasesOfDeadThreads
             | Fault::FreeSnapshotsTooEarly
-            | Fault::ObeyOlderTerms => {}
+            | Fault::ObeyOlderTerms
+            | Fault::SendBeforeTheTransaction => {}
         }
     }
 }
@@ -160,12 +168,21 @@ pub(super) struct Report {
     pub(super) muted: u64,
     /// Leases that lapsed.
     pub(super) lapsed: u64,
+    /// Coordinators that were killed in the middle of a transaction.
+    pub(super) tears: Tears,
+    /// What was decided on.
+    pub(super) coverage: Coverage,
 }
 
 struct Simulation {
     rng: StdRng,
     /// When memory changes, so that schedules without that are what they were.
     odd: StdRng,
+    /// What becomes of coordinators that are killed, for the same reason.
+    wild: StdRng,
+    torn: Option<Torn>,
+    tears: Tears,
+    coverage: Coverage,
     run: Run,
     shadow: Shadow,
     checker: Checker,
@@ -256,6 +273,12 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
             ..Turnover::default()
         },
     };
+    let mut wild = StdRng::seed_from_u64(seed.rotate_left(32));
+    let mut commands: Vec<(u32, Event)> = commands;
+    if wild.random_ratio(1, 3) {
+        let when = wild.random_range(0..=commands.len());
+        commands.insert(when, (wild.random_range(1..200), Event::Checkpoint));
+    }
     let least = facts.worlds.least as usize;
     let (checker, term) = (Checker::new(&facts), facts.term);
     let mut run = Run::new(facts).map_err(|refusal| Violation::new(10, refusal.reason))?;
@@ -283,8 +306,20 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
         is_traced: std::env::var_os("LOCKSTEP_SIMULATOR_TRACE").is_some(),
         rng,
         odd,
+        wild,
+        torn: None,
+        tears: Tears::default(),
+        coverage: Coverage::default(),
     };
     simulation.run_to_the_end(steps)
+}
+
+/// Whether whoever said it waits for an answer.
+fn is_a_command(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Pause | Event::Resume | Event::Checkpoint | Event::Stop | Event::Abandon
+    )
 }
 
 /// The leases of a life of the coordinator.
@@ -297,10 +332,12 @@ fn leases(fault: Option<Fault>) -> Leases {
 impl Simulation {
     fn run_to_the_end(mut self, steps: u64) -> Result<Report, Violation> {
         for _ in 0..120_000 {
-            if self.run.phase() == Phase::Ended && self.trainers.all.iter().all(Trainer::is_done) {
+            let is_over = self.run.phase() == Phase::Ended && self.torn.is_none();
+            if is_over && self.trainers.unanswered().is_none() {
                 break;
             }
             self.one_thing()?;
+            self.tear()?;
         }
         let Some(end) = self.run.end().cloned() else {
             return Err(Violation::new(
@@ -308,6 +345,9 @@ impl Simulation {
                 format!("the schedule never ended: {}", self.run.reason()),
             ));
         };
+        if let Some(name) = self.trainers.unanswered() {
+            return Err(Violation::new(8, format!("after the end {name} was never answered")));
+        }
         let committed = self.run.committed();
         let is_elastic = self.run.facts.worlds.are_elastic();
         let fell_apart = !is_elastic && (self.trainers.died || self.lost_early);
@@ -335,6 +375,8 @@ impl Simulation {
             hung: self.trainers.hung,
             muted: self.trainers.muted,
             lapsed: self.lapsed,
+            tears: self.tears,
+            coverage: self.coverage,
         })
     }
 
@@ -379,8 +421,13 @@ impl Simulation {
 
     /// What the coordinator's service does on every tick. Members that nothing reached may be reached again.
     fn look_at_leases(&mut self) -> Result<(), Violation> {
-        for (peer, progress) in self.trainers.progress() {
-            self.leases.heard(peer, &progress, self.now);
+        let said = self.trainers.progress();
+        for (peer, progress) in &said {
+            self.leases.heard(*peer, progress, self.now);
+        }
+        // The machine hears all of them, and shows them to people; one is enough to see that it decides nothing by them.
+        if let Some((peer, progress)) = said.into_iter().next() {
+            self.decide(Event::Progress { peer, progress })?;
         }
         for (peer, how) in self.leases.lapsed(&self.run.watched(), self.now) {
             self.lapsed += 1;
@@ -401,6 +448,11 @@ impl Simulation {
             _ => None,
         };
         let told = self.is_traced.then(|| format!("{:?} {event:?}", self.now));
+        self.coverage.note(self.run.phase(), &event);
+        let command = self
+            .torn
+            .as_ref()
+            .and_then(|_| is_a_command(&event).then(|| event.clone()));
         let decision = self
             .shadow
             .decide(&mut self.run, event, self.now)
@@ -412,19 +464,27 @@ impl Simulation {
             }
         }
         self.checker.after(&decision, &self.run, &self.trainers)?;
+        let Some(decision) = self.hold(command, joins, decision) else {
+            return Ok(());
+        };
         if let Some(trainer) = joins.and_then(|peer| self.trainers.all.get_mut(peer)) {
             trainer.refused |= decision.refusal.is_some();
         }
         for directive in decision.directives {
-            match directive {
-                Directive::Send { to, stamp, body } => self.trainers.send(to, stamp, body),
-                Directive::Fence { peer, .. } => self.trainers.fence(peer),
-                Directive::Persist(record) => self.ledger.note(&record),
-                Directive::Commit(commission) => self.commissions.push_back(commission.checkpoint),
-                Directive::End(_) => {}
-            }
+            self.carry_out(directive);
         }
         Ok(())
+    }
+
+    /// What the coordinator's service does with a directive.
+    fn carry_out(&mut self, directive: Directive) {
+        match directive {
+            Directive::Send { to, stamp, body } => self.trainers.send(to, stamp, body),
+            Directive::Fence { peer, .. } => self.trainers.fence(peer),
+            Directive::Persist(record) => self.ledger.note(&record),
+            Directive::Commit(commission) => self.commissions.push_back(commission.checkpoint),
+            Directive::End(_) => {}
+        }
     }
 
     /// The store takes the oldest manifest that it was given, or does not.
@@ -450,6 +510,7 @@ impl Simulation {
         let newest = self.ledger.generations.last().map(|last| last.stamp.generation);
         self.lost_early |= begun != newest;
         let term = facts.term;
+        self.trainers.know_only(&self.ledger)?;
         if self.is_traced {
             println!("{:?} the coordinator is killed; term {term} begins", self.now);
         }
@@ -545,7 +606,7 @@ impl Simulation {
             4 => &mut self.turnover.mutes,
             _ => &mut self.turnover.hangs,
         };
-        if *left == 0 || is_over {
+        if *left == 0 || is_over || self.torn.is_some() && kind == 3 {
             return Ok(());
         }
         let happened = match kind {
@@ -557,6 +618,10 @@ impl Simulation {
             2 => self.trainers.drain(trainer),
             3 => {
                 *left -= 1;
+                if self.wild.random_ratio(2, 3) {
+                    self.begin_to_tear();
+                    return Ok(());
+                }
                 return self.restart();
             }
             4 => self.trainers.mute(trainer),

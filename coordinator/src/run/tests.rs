@@ -1,7 +1,8 @@
 //! What the machine promises, said one by one; the numbers are those of the module's invariants. Here: worlds,
-//! windows, reports and commits; `drift` has memory that changes, `endings` has pauses and ends, `recording` what the ledger keeps of events, `regroup`
+//! windows, reports and commits; `answers` has farewells, `drift` has memory that changes, `endings` has pauses and ends, `recording` what the ledger keeps of events, `regroup`
 //! members that come and go, `schedules` the random schedules of the simulator.
 
+mod answers;
 mod drift;
 mod endings;
 mod recording;

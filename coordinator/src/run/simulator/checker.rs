@@ -28,6 +28,7 @@ impl Violation {
 
 type Checked = Result<(), Violation>;
 
+#[derive(Clone)]
 pub(super) struct Checker {
     is_elastic: bool,
     total_steps: u64,

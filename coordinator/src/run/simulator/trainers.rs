@@ -14,6 +14,8 @@ use super::Fault;
 use crate::run::tests::info;
 use crate::run::{Event, Peer};
 
+mod streams;
+
 /// What a rank does in its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use lockstep_proto::domain::Outcome;
 
-use crate::run::simulator::{Fault, simulate};
+use crate::run::simulator::{Coverage, Fault, Tears, simulate};
 
 /// The seed of the first schedule, from `LOCKSTEP_SIMULATOR_SEED` where it is set.
 fn first_seed() -> u64 {
@@ -21,6 +21,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
     let (mut checkpoints, mut loaded, mut drifts) = (0, 0, 0);
     let (mut hung, mut muted, mut lapsed) = (0, 0, 0);
     let (mut generations, mut resumed, mut replayed, mut restarts, mut went_on) = (0, 0, 0, 0, 0);
+    let (mut tears, mut coverage) = (Tears::default(), Coverage::default());
     let schedules = std::env::var("LOCKSTEP_SIMULATOR_SCHEDULES");
     let schedules = schedules.map_or(SCHEDULES, |count| count.parse().expect("a number"));
     for seed in first..first + schedules {
@@ -42,6 +43,10 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
                 hung += report.hung;
                 muted += report.muted;
                 lapsed += report.lapsed;
+                tears.lost += report.tears.lost;
+                tears.untold += report.tears.untold;
+                tears.told_in_part += report.tears.told_in_part;
+                coverage.add(&report.coverage);
                 match report.end.outcome {
                     Outcome::Completed => completed += 1,
                     Outcome::Stopped => stopped += 1,
@@ -56,6 +61,32 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
          generations went on in another term, {checkpoints} checkpoints, {loaded} loaded, {drifts} \
          members whose memory changed, {hung} that hung and {muted} that were not heard, {lapsed} leases that lapsed, {:?}",
         began.elapsed()
+    );
+    let Tears {
+        lost,
+        untold,
+        told_in_part,
+    } = tears;
+    println!(
+        "{} coordinators were killed in a transaction: {lost} times nothing of it was kept, {untold} times nothing told, \
+         {told_in_part} times some of it",
+        lost + untold + told_in_part
+    );
+    println!("decided on, by kind of event and phase:\n{}", coverage.table());
+    let unseen = coverage.unseen(1);
+    println!(
+        "never: {}",
+        if unseen.is_empty() {
+            "nothing that can be".to_owned()
+        } else {
+            unseen.join(", ")
+        }
+    );
+    assert!(
+        [lost, untold, told_in_part]
+            .into_iter()
+            .all(|count| count > SCHEDULES / 50),
+        "too few transactions were torn"
     );
     assert!(
         [completed, stopped, failed]
@@ -75,22 +106,23 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
 
 #[test]
 fn the_simulator_finds_deliberate_faults() {
-    let faults: [(Fault, &[u32]); 15] = [
+    let faults: [(Fault, &[u32]); 16] = [
         (Fault::CommitBeforeEveryHash, &[5]),
         (Fault::SendBeforeDurable, &[6]),
         (Fault::AlterPlanForOneMember, &[4]),
-        (Fault::ForgetOneAbort, &[9]),
+        (Fault::ForgetOneAbort, &[8, 9]),
         (Fault::FallBackToAnOlderTerm, &[2]),
         (Fault::FormBeforeAllHaveStopped, &[1, 10]),
         (Fault::SnapshotWithoutBuddies, &[12]),
         (Fault::ResumeFromWhatNobodyHolds, &[11]),
         (Fault::GoOnBeforeAllAreBack, &[1, 10]),
-        (Fault::BelieveOlderGenerations, &[1, 10]),
+        (Fault::BelieveOlderGenerations, &[1, 5, 10]),
         (Fault::HearFarewellsEarly, &[10]),
         (Fault::CommissionBeforeAllAreWritten, &[13]),
         (Fault::RenewLeasesOfDeadThreads, &[10]),
         (Fault::FreeSnapshotsTooEarly, &[15]),
         (Fault::ObeyOlderTerms, &[1, 10]),
+        (Fault::SendBeforeTheTransaction, &[6]),
     ];
     for (fault, invariants) in faults {
         let first = first_seed();

@@ -1,0 +1,58 @@
+//! Nobody who ends its part is left without an answer.
+
+use lockstep_proto::domain::*;
+
+use super::regroup::{elastic, meet, stop};
+use super::*;
+
+fn farewell(run: &mut Run, peer: Peer, step: u64) -> Decision {
+    let event = Event::Finished {
+        peer,
+        stamp: run.stamp(),
+        outcome: Outcome::Stopped,
+        step,
+    };
+    run.step(event, NOW)
+}
+
+fn is_heard(decision: &Decision, peer: Peer) -> bool {
+    let is_answer = |body: &CoordinatorBody| matches!(body, CoordinatorBody::Acknowledged { finished: true, .. });
+    sent(decision, peer).iter().any(is_answer)
+}
+
+#[test]
+fn after_the_end_the_farewell_of_a_rank_that_had_left_the_collectives_is_answered() {
+    let mut run = train(elastic(2, 2, 2));
+    everybody_reports(&mut run, 2, 1);
+    run.step(Event::MemberLost { peer: 1 }, NOW);
+    // It stops as it was told to, one rank is too few to go on with, and the run is stopped while it waits for another.
+    stop(&mut run, 0, None, &[]);
+    let decision = run.step(Event::Stop, NOW);
+    assert!(matches!(sent(&decision, 0)[..], [CoordinatorBody::Release { .. }]));
+    assert!(is_heard(&farewell(&mut run, 0, 1), 0));
+    assert!(
+        is_heard(&farewell(&mut run, 0, 1), 0),
+        "said twice, since the answer was lost"
+    );
+}
+
+#[test]
+fn who_is_released_after_steps_that_the_others_make_again_is_answered_at_once() {
+    let mut run = train(elastic(3, 2, 3));
+    everybody_reports(&mut run, 3, 1);
+    let drifted = Event::Stopped {
+        peer: 1,
+        stamp: run.stamp(),
+        cause: Some("the memory of rank 1 has changed".to_owned()),
+        parts: Vec::new(),
+        checkpoint_is_bad: false,
+        drifted: Some(1),
+    };
+    run.step(drifted, NOW);
+    stop(&mut run, 0, None, &[]);
+    stop(&mut run, 2, None, &[]);
+    let decision = meet(&mut run, &[0, 2], 0);
+    assert!(matches!(sent(&decision, 1)[..], [CoordinatorBody::Release { .. }]));
+    // It had made step 2, whose reports of the others are lost. They make it again, and nobody needs its own.
+    assert!(is_heard(&farewell(&mut run, 1, 2), 1));
+}
