@@ -1,9 +1,9 @@
 //! Drives the machine through a random schedule with a virtual clock and a model of the trainers (`trainers`): joins in
 //! any order, messages delayed, repeated and overtaken by those of other members, strangers, stale generations, pauses,
-//! stops, deaths, members that come late and that must leave, memory that changes, device threads that hang, members that cannot be heard, wrong hashes, coordinators that are killed and replaced, also in the middle of a transaction (`torn`). `Checker` looks at every decision and reports
+//! stops, deaths, members that come late and that must leave, memory that changes, device threads that hang, members that cannot be heard, samples that no step can be made with, wrong hashes, coordinators that are killed and replaced, also in the middle of a transaction (`torn`). `Checker` looks at every decision and reports
 //! the first broken invariant by number. With `LOCKSTEP_SIMULATOR_TRACE` set every event and decision is printed.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use lockstep_proto::domain::{Checkpoint, CoordinatorBody, Outcome, RunEnd, Stamp, StepMetrics, StepReport};
@@ -11,7 +11,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::tests::{facts, info};
-use super::{Directive, Event, Leases, Peer, Phase, Recorded, Run, Worlds};
+use super::{Directive, Event, Leases, Peer, Phase, Recorded, Run, RunFacts, Worlds};
+use crate::branches::Rewinds;
 use crate::ledger::Shadow;
 
 mod checker;
@@ -55,6 +56,10 @@ pub(super) enum Fault {
     HearFarewellsEarly,
     /// Breaks invariant 10: a heartbeat renews the lease of a device thread that hangs.
     RenewLeasesOfDeadThreads,
+    /// Breaks invariant 16.
+    ResumeFromAClosedBranch,
+    /// Breaks invariant 15: as if no rewind needed what is older.
+    FreeWhatARewindNeeds,
     /// In the trainers. Breaks invariant 15.
     FreeSnapshotsTooEarly,
     /// In the trainers: what a coordinator of an earlier term said is obeyed.
@@ -108,6 +113,8 @@ impl Fault {
             | Fault::CommissionBeforeAllAreWritten
             | Fault::HearFarewellsEarly
             | Fault::RenewLeasesOfDeadThreads
+            | Fault::ResumeFromAClosedBranch
+            | Fault::FreeWhatARewindNeeds
             | Fault::FreeSnapshotsTooEarly
             | Fault::ObeyOlderTerms
             | Fault::SendBeforeTheTransaction => {}
@@ -168,6 +175,10 @@ pub(super) struct Report {
     pub(super) muted: u64,
     /// Leases that lapsed.
     pub(super) lapsed: u64,
+    /// Branches that were closed.
+    pub(super) rewinds: u64,
+    /// Steps that could not be made.
+    pub(super) unusable: u64,
     /// Coordinators that were killed in the middle of a transaction.
     pub(super) tears: Tears,
     /// What was decided on.
@@ -279,6 +290,8 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
         let when = wild.random_range(0..=commands.len());
         commands.insert(when, (wild.random_range(1..200), Event::Checkpoint));
     }
+    let mut backwards = StdRng::seed_from_u64(seed.rotate_left(32));
+    let bad_samples = rewinds(&mut facts, &mut backwards);
     let least = facts.worlds.least as usize;
     let (checker, term) = (Checker::new(&facts), facts.term);
     let mut run = Run::new(facts).map_err(|refusal| Violation::new(10, refusal.reason))?;
@@ -286,6 +299,7 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
     let snapshot_every = rng.random_range(0..=6);
     let mut trainers = Trainers::new(ranks, term, snapshot_every);
     trainers.fault = fault;
+    trainers.bad_samples = bad_samples;
     let simulation = Simulation {
         leases: leases(fault),
         lapsed: 0,
@@ -322,6 +336,22 @@ fn is_a_command(event: &Event) -> bool {
     )
 }
 
+/// In some schedules there are samples that no step can be made with, and a rule for that.
+fn rewinds(facts: &mut RunFacts, rng: &mut StdRng) -> BTreeSet<u64> {
+    if !facts.worlds.are_elastic() || rng.random_ratio(1, 2) {
+        return BTreeSet::new();
+    }
+    let skips = rng.random_ratio(7, 8);
+    facts.rewinds = Some(Rewinds {
+        most: 3,
+        steps: rng.random_range(0..=8),
+        skips,
+        rate_factor: if skips && rng.random() { 1.0 } else { 0.5 },
+    });
+    let end = facts.planner.total_samples();
+    (0..rng.random_range(1..=3)).map(|_| rng.random_range(0..end)).collect()
+}
+
 /// The leases of a life of the coordinator.
 fn leases(fault: Option<Fault>) -> Leases {
     let mut leases = Leases::new(LEASE);
@@ -351,7 +381,9 @@ impl Simulation {
         let committed = self.run.committed();
         let is_elastic = self.run.facts.worlds.are_elastic();
         let fell_apart = !is_elastic && (self.trainers.died || self.lost_early);
-        let calm = matches!(self.trouble, Trouble::Nothing | Trouble::Pauses) && !fell_apart;
+        // By the same samples the same step comes again, until the run has gone back as often as it may.
+        let comes_again = self.run.facts.rewinds.is_some_and(|rule| !rule.skips) && self.checker.rewinds > 0;
+        let calm = matches!(self.trouble, Trouble::Nothing | Trouble::Pauses) && !fell_apart && !comes_again;
         // A drain of a member that the run cannot miss stops it.
         let stopped = matches!(end.outcome, Outcome::Stopped) && end.reason.contains("must leave");
         let drained = self.trainers.drained && (stopped || self.run.wish == super::Wish::Stop);
@@ -375,6 +407,8 @@ impl Simulation {
             hung: self.trainers.hung,
             muted: self.trainers.muted,
             lapsed: self.lapsed,
+            rewinds: self.checker.rewinds,
+            unusable: self.trainers.unusable,
             tears: self.tears,
             coverage: self.coverage,
         })

@@ -88,6 +88,10 @@ impl Run {
         let Some(rewinds) = &self.facts.rewinds else {
             return step;
         };
+        #[cfg(test)]
+        if self.fault == Some(super::simulator::Fault::FreeWhatARewindNeeds) {
+            return step;
+        }
         let farthest = step.saturating_sub(rewinds.steps);
         let whole = |(of, generation): &(u64, u64), holders: &Holders| {
             let world = self.worlds_of.get(generation).copied();
@@ -110,6 +114,15 @@ impl Run {
         whole(holders, world, 1)
     }
 
+    /// Whether what a generation made of a step is of the live branch.
+    fn is_live(&self, step: u64, generation: u64) -> bool {
+        #[cfg(test)]
+        if self.fault == Some(super::simulator::Fault::ResumeFromAClosedBranch) {
+            return true;
+        }
+        self.branches.is_live(step, generation)
+    }
+
     /// The newest snapshot of a committed step of which the members that are there hold every part. Not one of the last step:
     /// the ranks that make it write the run's files, so some step must be left.
     pub(super) fn newest_whole_snapshot(&self) -> Option<Resume> {
@@ -117,7 +130,7 @@ impl Run {
         let held = held(there.map(|member| (member.info.parts_address.clone(), member.parts.clone())));
         held.into_iter()
             .rev()
-            .filter(|((step, generation), _)| self.branches.is_live(*step, *generation))
+            .filter(|((step, generation), _)| self.is_live(*step, *generation))
             .filter(|((step, _), _)| *step <= self.committed && *step < self.facts.planner.total_steps())
             .find_map(|((step, generation), holders)| {
                 let world = *self.worlds_of.get(&generation)?;

@@ -8,6 +8,7 @@ use lockstep_proto::domain::{
 };
 
 use super::trainers::{EPOCH, Trainers};
+use crate::branches::{Branches, Rewind, Rewinds};
 use crate::run::{Decision, Directive, Event, LONGEST_WINDOW, Peer, Phase, Record, Run, RunFacts};
 
 /// A broken invariant.
@@ -42,6 +43,19 @@ pub(super) struct Checker {
     durable_urgent: Urgent,
     committed: u64,
     cursor: u64,
+    /// Samples that the live branch has trained.
+    trained: u64,
+    /// The rule of rewinds, and those that were made.
+    rule: Option<Rewinds>,
+    branches: Branches,
+    /// The plans of the branch that was closed last.
+    left_behind: BTreeMap<u64, Plan>,
+    /// Steps that some rank of the present generation could not make.
+    said_unusable: BTreeSet<u64>,
+    /// Every snapshot of the live branch that stood, and from which step on they are not freed.
+    stood: BTreeMap<u64, Vec<Part>>,
+    kept_from: u64,
+    pub(super) rewinds: u64,
     /// The last plan that a member was sent.
     sent_through: BTreeMap<Peer, u64>,
     must_abort: BTreeSet<Peer>,
@@ -99,6 +113,14 @@ impl Checker {
             durable_urgent: Urgent::default(),
             committed: 0,
             cursor: 0,
+            trained: 0,
+            rule: facts.rewinds,
+            branches: Branches::default(),
+            left_behind: BTreeMap::new(),
+            said_unusable: BTreeSet::new(),
+            stood: BTreeMap::new(),
+            kept_from: 0,
+            rewinds: 0,
             sent_through: BTreeMap::new(),
             must_abort: BTreeSet::new(),
             held: BTreeMap::new(),
@@ -163,6 +185,13 @@ impl Checker {
                     let others = present.into_iter().filter(|other| other != peer);
                     self.must_abort = others.map(who).collect();
                 }
+            }
+            Event::Stopped {
+                stamp,
+                unusable: Some(step),
+                ..
+            } if Some(*stamp) == self.durable_generation.as_ref().map(|g| g.stamp) => {
+                self.said_unusable.insert(*step);
             }
             Event::Holds { peer, part, .. } => {
                 self.held.entry(*part).or_default().insert(who(*peer));
@@ -273,6 +302,7 @@ impl Checker {
         }
         self.is_kept(generation, run)?;
         self.said.clear();
+        self.said_unusable.clear();
         self.wrote.clear();
         let of_names = |name: &str| run.members.iter().find(|(_, member)| member.info.member == name);
         self.ranks = generation
@@ -288,6 +318,12 @@ impl Checker {
             return Ok(());
         };
         self.resumed += 1;
+        ensure(self.branches.is_live(resume.step, resume.generation), 16, || {
+            format!(
+                "step {} of generation {} is of a closed branch",
+                resume.step, resume.generation
+            )
+        })?;
         ensure(resume.step <= self.committed, 11, || {
             format!("step {} is resumed and {} is committed", resume.step, self.committed)
         })?;
@@ -334,6 +370,65 @@ impl Checker {
         })
     }
 
+    /// A branch is closed.
+    fn rewound(&mut self, rewind: &Rewind, run: &Run, trainers: &Trainers) -> Checked {
+        let Some(rule) = self.rule else {
+            return Err(Violation::new(16, format!("{rewind:?}, and there is no rule")));
+        };
+        ensure(self.rewinds < u64::from(rule.most), 16, || {
+            format!("{rewind:?} is one too many")
+        })?;
+        let is_the_next = rewind.unusable == self.committed + 1 && self.said_unusable.contains(&rewind.unusable);
+        ensure(is_the_next, 16, || {
+            format!(
+                "{rewind:?} after step {}, and {:?} were said",
+                self.committed, self.said_unusable
+            )
+        })?;
+        ensure(rewind.to == self.committed.saturating_sub(rule.steps), 16, || {
+            format!("{rewind:?} after step {}", self.committed)
+        })?;
+        let end = |step: u64| {
+            self.durable_plans
+                .get(&step)
+                .map_or(0, |plan| plan.first_sample + plan.samples)
+        };
+        let skipped = end(rewind.to)..if rule.skips {
+            end(rewind.unusable)
+        } else {
+            end(rewind.to)
+        };
+        ensure(rewind.skipped == skipped, 16, || {
+            format!("{rewind:?} and not {skipped:?}")
+        })?;
+        ensure(!rewind.skipped.is_empty() || rewind.rate_factor != 1.0, 16, || {
+            format!("{rewind:?} changes nothing")
+        })?;
+        let stamp = self.durable_generation.as_ref().map(|generation| generation.stamp);
+        let is_known = |peer: &Peer| run.members.get(peer).is_some_and(|member| member.astray.is_none());
+        let inside = stamp.map(|stamp| trainers.in_collectives(stamp)).unwrap_or_default();
+        ensure(!inside.iter().any(is_known), 1, || {
+            format!("{rewind:?}, and {inside:?} are in the collectives")
+        })?;
+        self.rewinds += 1;
+        self.trained = (1..=rewind.to)
+            .filter_map(|step| self.durable_plans.get(&step))
+            .map(|plan| plan.samples)
+            .sum();
+        ensure(rewind.samples == self.trained, 16, || {
+            format!("{rewind:?}, and {} samples were trained then", self.trained)
+        })?;
+        (self.committed, self.cursor) = (rewind.to, rewind.skipped.end);
+        self.left_behind = self.durable_plans.split_off(&(rewind.to + 1));
+        self.hashes.split_off(&(rewind.to + 1));
+        self.loadable.retain(|checkpoint| checkpoint.step <= rewind.to);
+        self.stood.split_off(&(rewind.to + 1));
+        let newest = self.stood.last_key_value().filter(|(step, _)| **step >= self.kept_from);
+        self.standing = newest.map(|(_, parts)| parts.clone()).unwrap_or_default();
+        self.branches.close(rewind.clone());
+        Ok(())
+    }
+
     fn persisted(&mut self, record: &Record, run: &Run, trainers: &Trainers) -> Checked {
         ensure(!self.ended, 8, || format!("{record:?} after the end"))?;
         match record {
@@ -357,6 +452,10 @@ impl Checker {
                     })?;
                     ensure(plan.step <= self.total_steps, 7, || {
                         format!("plan {} is past the end", plan.step)
+                    })?;
+                    let closed = self.left_behind.remove(&plan.step);
+                    ensure(closed.as_ref() != Some(plan), 16, || {
+                        format!("plan {} is the one that was left behind", plan.step)
                     })?;
                     self.durable_plans.insert(plan.step, plan.clone());
                 }
@@ -388,10 +487,12 @@ impl Checker {
                 self.committed = step;
                 self.hashes.insert(step, commit.parameter_hash);
                 self.cursor = first + commit.plan.samples;
-                ensure(commit.samples == self.cursor, 3, || {
+                self.trained += commit.plan.samples;
+                ensure(commit.samples == self.trained, 3, || {
                     format!("step {step} counts {} samples", commit.samples)
                 })?;
             }
+            Record::Rewound(rewind) => self.rewound(rewind, run, trainers)?,
             Record::Validation { step, .. } => {
                 ensure(*step <= self.committed, 6, || {
                     format!("step {step} is validated before it is committed")
@@ -406,6 +507,7 @@ impl Checker {
                 })?;
                 self.stands = *step;
                 self.standing = parts.clone();
+                self.stood.insert(*step, parts.clone());
                 let copies = self.ranks.len().min(2);
                 ensure(parts.len() == self.ranks.len(), 12, || {
                     format!("snapshot {step} has {parts:?}")
@@ -511,8 +613,12 @@ impl Checker {
             CoordinatorBody::Abort { .. } | CoordinatorBody::Release { .. } => {
                 self.must_abort.remove(&who(to));
             }
-            CoordinatorBody::SnapshotStands { step, .. } => {
+            CoordinatorBody::SnapshotStands { step, free_before } => {
                 let stands = self.stands;
+                ensure(free_before <= step, 15, || {
+                    format!("snapshot {step} stands, and before {free_before} all is freed")
+                })?;
+                self.kept_from = self.kept_from.max(*free_before);
                 ensure(*step == stands, 6, || {
                     format!("snapshot {step} is said to stand, and durable is {stands}")
                 })?;

@@ -1,7 +1,7 @@
 //! The simulator's trainers: what they hold, say and make. The ranks of a generation make their steps together, as their
 //! collectives keep them in step; all else each does on its own.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lockstep_proto::domain::{
     CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, Outcome, Part, Plan, Progress, Ready, Resume,
@@ -122,6 +122,12 @@ pub(super) struct Trainers {
     pub(super) drifts: u64,
     pub(super) hung: u64,
     pub(super) muted: u64,
+    /// Samples that no step can be made with.
+    pub(super) bad_samples: BTreeSet<u64>,
+    /// Steps that could not be made.
+    pub(super) unusable: u64,
+    /// Where each step ended that was made last: what parameters after a step are, depends on it.
+    ends: BTreeMap<u64, u64>,
     /// What is wrong with them.
     pub(super) fault: Option<Fault>,
 }
@@ -139,6 +145,9 @@ impl Trainers {
             drifts: 0,
             hung: 0,
             muted: 0,
+            bad_samples: BTreeSet::new(),
+            unusable: 0,
+            ends: BTreeMap::new(),
             fault: None,
         };
         for _ in 0..ranks {
@@ -350,8 +359,8 @@ impl Trainers {
                 trainer.released = true;
                 self.say_farewell(index, outcome);
             }
-            CoordinatorBody::SnapshotStands { step, .. } if is_present && trainer.state != State::Idle => {
-                trainer.parts.retain(|part| part.step >= step);
+            CoordinatorBody::SnapshotStands { free_before, .. } if is_present && trainer.state != State::Idle => {
+                trainer.parts.retain(|part| part.step >= free_before);
             }
             CoordinatorBody::Acknowledged { step, finished } => {
                 trainer.unacknowledged.retain(|report| report.step > step);
@@ -373,6 +382,7 @@ impl Trainers {
             return;
         }
         let peer = self.peer(index);
+        let begins_with = self.begins_with(index);
         let trainer = &mut self.all[index];
         if !trainer.is_present() {
             return;
@@ -392,7 +402,7 @@ impl Trainers {
         match trainer.state {
             State::Meeting if generation.resume.as_ref().is_some_and(is_of_checkpoint) && rng.random_ratio(1, 8) => {
                 let cause = Some("the checkpoint is damaged".to_owned());
-                self.leave(index, cause, true, None);
+                self.leave(index, cause, true, None, None);
             }
             State::Meeting => {
                 let lowest = generation.members[0].member == trainer.name;
@@ -408,7 +418,7 @@ impl Trainers {
                     trainer.at = generation.resume.as_ref().map_or(0, |resume| resume.step);
                     trainer.state = State::Training;
                     let ready = Ready {
-                        hash: if wrong { [200; 32] } else { hash(trainer.at) },
+                        hash: if wrong { [200; 32] } else { begins_with },
                         transports: Vec::new(),
                     };
                     trainer.ready = Some(ready.clone());
@@ -426,6 +436,15 @@ impl Trainers {
         }
     }
 
+    /// The hash of the parameters that a trainer begins its generation with: of a step as it was made last.
+    fn begins_with(&self, index: usize) -> [u8; 32] {
+        let generation = self.all[index].generation.as_ref();
+        let step = generation
+            .and_then(|generation| generation.resume.as_ref())
+            .map_or(0, |resume| resume.step);
+        hash(step, self.ends.get(&step).copied().unwrap_or(0))
+    }
+
     fn somebody_died_of(&self, generation: &Generation) -> bool {
         let is_dead = |trainer: &Trainer| !trainer.alive && trainer.stamp() == Some(generation.stamp);
         self.all.iter().any(is_dead)
@@ -433,10 +452,17 @@ impl Trainers {
 
     /// It leaves the collectives and says so.
     fn stop(&mut self, index: usize, cause: Option<String>) {
-        self.leave(index, cause, false, None);
+        self.leave(index, cause, false, None, None);
     }
 
-    fn leave(&mut self, index: usize, cause: Option<String>, checkpoint_is_bad: bool, drifted: Option<u32>) {
+    fn leave(
+        &mut self,
+        index: usize,
+        cause: Option<String>,
+        checkpoint_is_bad: bool,
+        drifted: Option<u32>,
+        unusable: Option<u64>,
+    ) {
         let peer = self.peer(index);
         let trainer = &mut self.all[index];
         if trainer.state == State::Idle || trainer.finished {
@@ -453,7 +479,7 @@ impl Trainers {
                 parts,
                 checkpoint_is_bad,
                 drifted,
-                unusable: None,
+                unusable,
             });
         }
     }
@@ -493,6 +519,20 @@ impl Trainers {
         if of_ranks().any(|trainer| trainer.plans.front().is_none_or(|plan| plan.step != step)) {
             return;
         }
+        let Some(plan) = self.all[ranks[0]].plans.front() else {
+            return;
+        };
+        let end = plan.first_sample + plan.samples;
+        if self.bad_samples.range(plan.first_sample..end).next().is_some() {
+            self.unusable += 1;
+            for index in ranks {
+                let cause = format!("step {step}: the loss is 99");
+                self.leave(index, Some(cause), false, None, Some(step));
+            }
+            return;
+        }
+        self.ends.insert(step, end);
+        let made = hash(step, end);
         self.replayed += u64::from(step <= generation.replay_through);
         let (mut last, mut checkpoint) = (false, false);
         for (rank, index) in ranks.iter().enumerate() {
@@ -512,7 +552,7 @@ impl Trainers {
                 stamp: generation.stamp,
                 rank: rank as u32,
                 step,
-                parameter_hash: if is_odd { [199; 32] } else { hash(step) },
+                parameter_hash: if is_odd { [199; 32] } else { made },
                 metrics: (rank == 0).then_some(metrics),
                 validation: (rank == 0 && plan.validate).then_some(Validation { loss: 1.0, tokens: 5 }),
                 peak_memory_mib: 10,
@@ -716,7 +756,7 @@ impl Trainers {
         for peer in self.in_collectives(generation.stamp) {
             if let Some(other) = self.index_of(peer).filter(|other| !self.all[*other].hangs) {
                 let cause = format!("a bit has changed in the memory of rank {rank}");
-                self.leave(other, Some(cause), false, Some(rank));
+                self.leave(other, Some(cause), false, Some(rank), None);
             }
         }
         self.drifts += 1;
@@ -744,9 +784,11 @@ fn is_of_checkpoint(resume: &Resume) -> bool {
     resume.checkpoint.is_some()
 }
 
-/// What a rank that makes no mistake holds after a step.
-fn hash(step: u64) -> [u8; 32] {
-    [step as u8 + 1; 32]
+/// What a rank that makes no mistake holds after a step that ended before a sample.
+fn hash(step: u64, end: u64) -> [u8; 32] {
+    let mut hash = [step as u8 + 1; 32];
+    hash[..8].copy_from_slice(&end.to_le_bytes());
+    hash
 }
 
 fn part(step: u64, generation: &Generation, rank: usize) -> Part {

@@ -47,6 +47,7 @@ fn who_is_released_after_steps_that_the_others_make_again_is_answered_at_once() 
         parts: Vec::new(),
         checkpoint_is_bad: false,
         drifted: Some(1),
+        unusable: None,
     };
     run.step(drifted, NOW);
     stop(&mut run, 0, None, &[]);

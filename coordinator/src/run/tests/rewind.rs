@@ -142,8 +142,8 @@ fn invariant_16_so_many_rewinds_and_no_more() {
     let mut run = rewinding(RULE);
     steps(&mut run, 1..=6);
     for number in 1..=2 {
-        unusable(&mut run, 0, run.committed() + 1, &[]);
         let step = run.committed() + 1;
+        unusable(&mut run, 0, step, &[]);
         let decision = unusable(&mut run, 1, step, &[]);
         assert_eq!(rewound(&decision).unwrap().number, number);
         meet(&mut run, &[0, 1], 0);

@@ -21,6 +21,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
     let (mut checkpoints, mut loaded, mut drifts) = (0, 0, 0);
     let (mut hung, mut muted, mut lapsed) = (0, 0, 0);
     let (mut generations, mut resumed, mut replayed, mut restarts, mut went_on) = (0, 0, 0, 0, 0);
+    let (mut rewinds, mut unusable) = (0, 0);
     let (mut tears, mut coverage) = (Tears::default(), Coverage::default());
     let schedules = std::env::var("LOCKSTEP_SIMULATOR_SCHEDULES");
     let schedules = schedules.map_or(SCHEDULES, |count| count.parse().expect("a number"));
@@ -36,6 +37,8 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
                 resumed += report.resumed;
                 replayed += report.replayed;
                 restarts += report.restarts;
+                rewinds += report.rewinds;
+                unusable += report.unusable;
                 went_on += report.went_on;
                 checkpoints += report.checkpoints;
                 loaded += report.loaded;
@@ -59,7 +62,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
         "{completed} completed, {stopped} stopped, {failed} failed, {steps} steps, {replayed} of them again, \
          {generations} generations, {resumed} of them from a snapshot, {restarts} coordinators replaced, {went_on} \
          generations went on in another term, {checkpoints} checkpoints, {loaded} loaded, {drifts} \
-         members whose memory changed, {hung} that hung and {muted} that were not heard, {lapsed} leases that lapsed, {:?}",
+         members whose memory changed, {hung} that hung and {muted} that were not heard, {lapsed} leases that lapsed, {unusable} steps that could not be made and {rewinds} rewinds, {:?}",
         began.elapsed()
     );
     let Tears {
@@ -94,7 +97,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
             .all(|ended| ended > SCHEDULES / 10)
             && replayed > SCHEDULES / 4
             && [steps, generations].into_iter().all(|count| count > SCHEDULES / 2)
-            && [loaded, hung, muted, lapsed]
+            && [loaded, hung, muted, lapsed, rewinds]
                 .into_iter()
                 .all(|count| count > SCHEDULES / 25)
             && [resumed, restarts, went_on, checkpoints, drifts]
@@ -106,7 +109,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
 
 #[test]
 fn the_simulator_finds_deliberate_faults() {
-    let faults: [(Fault, &[u32]); 16] = [
+    let faults: [(Fault, &[u32]); 18] = [
         (Fault::CommitBeforeEveryHash, &[5]),
         (Fault::SendBeforeDurable, &[6]),
         (Fault::AlterPlanForOneMember, &[4]),
@@ -116,11 +119,13 @@ fn the_simulator_finds_deliberate_faults() {
         (Fault::SnapshotWithoutBuddies, &[12]),
         (Fault::ResumeFromWhatNobodyHolds, &[11]),
         (Fault::GoOnBeforeAllAreBack, &[1, 10]),
-        (Fault::BelieveOlderGenerations, &[1, 5, 10]),
+        (Fault::BelieveOlderGenerations, &[1, 5, 10, 13]),
         (Fault::HearFarewellsEarly, &[10]),
         (Fault::CommissionBeforeAllAreWritten, &[13]),
         (Fault::RenewLeasesOfDeadThreads, &[10]),
         (Fault::FreeSnapshotsTooEarly, &[15]),
+        (Fault::ResumeFromAClosedBranch, &[16]),
+        (Fault::FreeWhatARewindNeeds, &[15]),
         (Fault::ObeyOlderTerms, &[1, 10]),
         (Fault::SendBeforeTheTransaction, &[6]),
     ];

@@ -29,6 +29,8 @@ impl Trainers {
 
     /// Whatever a trainer was told, or is about to be told, is durable when another coordinator begins.
     pub(in super::super) fn know_only(&self, ledger: &Recorded) -> Result<(), Violation> {
+        // What was said on a branch that is closed was durable once.
+        let closed = ledger.rewinds.last().map_or(0, |rewind| rewind.generation);
         let newest = ledger.generations.last().map_or(0, |last| last.stamp.generation);
         let planned = ledger.plans.last().map_or(0, |plan| plan.step);
         let committed = ledger.committed.last().map_or(0, |commit| commit.plan.step);
@@ -37,7 +39,7 @@ impl Trainers {
             let known = trainer.generation.as_ref().map(|own| own.stamp.generation);
             let mut wrong = known.filter(|known| *known > newest && !ledger.generations.is_empty());
             let mut what = "generation";
-            for (stamp, body) in said {
+            for (stamp, body) in said.filter(|(stamp, _)| stamp.generation > closed) {
                 let (word, number, durable) = match body {
                     CoordinatorBody::Generation(_) => ("generation", stamp.generation, newest),
                     CoordinatorBody::PlanWindow(plans) => ("plan", plans.last().map_or(0, |plan| plan.step), planned),
