@@ -21,7 +21,7 @@ use lockstep_config::{CollectiveBackend, RunConfig};
 use lockstep_data::{Dataset, Order, ValidationSet};
 use lockstep_parts::Keeper;
 use lockstep_proto::domain::{Generation, JoinInfo, Outcome, Part};
-use lockstep_session::{Session, SessionError, SessionOptions};
+use lockstep_session::{Session, SessionError, SessionOptions, Why};
 
 use crate::device::opening::{Opened, open};
 use crate::drill::Drill;
@@ -174,28 +174,36 @@ fn run(
                 // Another rank was lost before it had reported the last steps.
                 Err(SessionError::Aborted { reason }) if member.keeper.is_some() => {
                     tracing::warn!("the last steps are made again: {reason}");
-                    session.stopped(*made, None, member.parts(), false, None, None);
+                    session.stopped(*made, member.parts(), None);
                 }
                 Err(error) => return Err(error.into()),
             },
-            Ok(End::Regroup) => session.stopped(*made, None, member.parts(), false, None, None),
+            Ok(End::Regroup) => session.stopped(*made, member.parts(), None),
             Err(error) if member.outlives(&error) => {
-                let cause = (!session.abort_signal().is_set()).then(|| error.to_string());
                 tracing::warn!("this generation is over: {error}");
-                let is_bad = matches!(&error, TrainerError::Checkpoint(error) if error.refuses());
-                let drifted = match &error {
-                    TrainerError::Drift(drift) => Some(drift.rank),
-                    _ => None,
-                };
-                let unusable = match &error {
-                    TrainerError::Unusable { step, .. } => Some(*step),
-                    _ => None,
-                };
-                member.has_drifted |= drifted.is_some() && drifted == member.rank_in(&generation);
-                session.stopped(*made, cause, member.parts(), is_bad, drifted, unusable);
+                let why = why(&error);
+                member.has_drifted |= why.drifted.is_some() && why.drifted == member.rank_in(&generation);
+                let is_told = session.abort_signal().is_set();
+                session.stopped(*made, member.parts(), (!is_told).then_some(why));
             }
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// What a member says of the error that ended its part in a generation.
+fn why(error: &TrainerError) -> Why {
+    Why {
+        cause: error.to_string(),
+        checkpoint_is_bad: matches!(error, TrainerError::Checkpoint(error) if error.refuses()),
+        drifted: match error {
+            TrainerError::Drift(drift) => Some(drift.rank),
+            _ => None,
+        },
+        unusable: match error {
+            TrainerError::Unusable { step, .. } => Some(*step),
+            _ => None,
+        },
     }
 }
 

@@ -55,6 +55,19 @@ pub struct Welcome {
     pub config_toml: String,
 }
 
+/// Why a rank leaves the collectives of its generation by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Why {
+    /// One sentence.
+    pub cause: String,
+    /// Whether the checkpoint that it was to load is damaged or not there.
+    pub checkpoint_is_bad: bool,
+    /// The rank in whose memory a bit has changed by itself, where that is why.
+    pub drifted: Option<u32>,
+    /// The step whose loss or gradient cannot be used, where the run is to go back before it.
+    pub unusable: Option<u64>,
+}
+
 /// The device thread's connection to the coordinator. Dropping it closes the stream; without [`Session::finish`]
 /// the coordinator then counts this trainer as lost.
 #[derive(Debug)]
@@ -120,24 +133,20 @@ impl Session {
     }
 
     /// Says that this rank has left the collectives of its generation, holds the parameters of `step` and the parts of
-    /// snapshots `parts`, and waits for the next generation. `cause`: why, where it was not told to.
-    /// `checkpoint_is_bad`: the checkpoint that it was to load is damaged or not there. `drifted`: the rank in whose memory a
-    /// bit has changed by itself, where that is why. `unusable`: the step whose loss or gradient cannot be used, where the run
-    /// is to go back before it.
-    pub fn stopped(
-        &self,
-        step: u64,
-        cause: Option<String>,
-        parts: Vec<Part>,
-        checkpoint_is_bad: bool,
-        drifted: Option<u32>,
-        unusable: Option<u64>,
-    ) {
+    /// snapshots `parts`, and waits for the next generation. `why`: where it was not told to.
+    pub fn stopped(&self, step: u64, parts: Vec<Part>, why: Option<Why>) {
+        let told = why.is_none();
+        let Why {
+            cause,
+            checkpoint_is_bad,
+            drifted,
+            unusable,
+        } = why.unwrap_or_default();
         let farewell = FromMember {
             header: self.header.clone(),
             body: MemberBody::Stopped {
                 step,
-                cause,
+                cause: (!told).then_some(cause),
                 parts,
                 checkpoint_is_bad,
                 drifted,

@@ -292,7 +292,7 @@ fn a_session_outlives_the_generation_and_takes_part_in_the_next_one() {
         "{error}"
     );
     assert!(survivor.abort_signal().is_set());
-    survivor.stopped(0, None, Vec::new(), false, None, None);
+    survivor.stopped(0, Vec::new(), None);
     let second = survivor.next_generation().unwrap();
     assert!(!survivor.abort_signal().is_set());
     assert_eq!(
