@@ -27,6 +27,7 @@
 //!     only when it was committed and not refused since.
 //! 14. The events that the ledger keeps lead to the same records again.
 //! 15. A snapshot that stands can be resumed from, for as long as a member that held it is there for each of its parts.
+//! 16. What a coordinator of a lower term says changes nothing at a member that has heard of a higher one.
 
 mod checkpoints;
 mod commands;

@@ -7,7 +7,7 @@ use lockstep_proto::domain::{
     Checkpoint, CoordinatorBody, Directive as Urgent, Generation, Outcome, Part, Plan, Stamp, Standing,
 };
 
-use super::trainers::{EPOCH, Trainers};
+use super::trainers::{Trainers, who};
 use crate::run::{Decision, Directive, Event, LONGEST_WINDOW, Peer, Phase, Record, Run, RunFacts};
 
 /// A broken invariant.
@@ -68,11 +68,6 @@ pub(super) struct Checker {
     pub(super) generations: u64,
     pub(super) resumed: u64,
     ended: bool,
-}
-
-/// Which trainer a peer is, in whatever term.
-fn who(peer: Peer) -> Peer {
-    peer % EPOCH
 }
 
 fn ensure(holds: bool, invariant: u32, what: impl FnOnce() -> String) -> Checked {
