@@ -75,7 +75,7 @@ impl Run {
     }
 
     /// Whether every step is committed and rank 0 has written its files.
-    fn is_written(&self) -> bool {
+    pub(super) fn is_written(&self) -> bool {
         let first = self.members.values().find(|member| member.rank == Some(0));
         self.committed == self.facts.planner.total_steps()
             && first.is_some_and(|member| matches!(member.finished, Some((Outcome::Completed, _))))

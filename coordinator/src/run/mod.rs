@@ -28,7 +28,8 @@
 //!     only when it was committed and not refused since.
 //! 14. The events that the ledger keeps lead to the same records again.
 //! 15. A snapshot that stands can be resumed from, for as long as a member that held it is there for each of its parts.
-//! 16. A rewind goes back to a committed step, makes the next plan another one, and is one of at most so many; nothing that a
+//! 16. What a coordinator of a lower term says changes nothing at a member that has heard of a higher one.
+//! 17. A rewind goes back to a committed step, makes the next plan another one, and is one of at most so many; nothing that a
 //!     closed branch made is resumed from.
 
 mod checkpoints;

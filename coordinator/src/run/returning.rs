@@ -238,11 +238,16 @@ impl Run {
         };
         let before = self.members.iter().find(|(_, member)| is_same(member));
         match before.map(|(peer, member)| (*peer, member.finished.is_some())) {
+            // It has opened a newer stream since, and this is a late word on one that is gone. Streams are counted as they come.
+            Some((before, _)) if before > peer && before <= LAST_PEER - Peer::from(u32::MAX) => return Ok(None),
             // It has not heard that its farewell was taken, and says it again.
             Some((before, true)) => {
                 self.members.remove(&before);
             }
             // The end of its old stream is not seen yet.
+            Some((before, false)) if self.comes_again(before, peer, standing, &parts, directives) => {
+                return Ok(None);
+            }
             Some((before, false)) => self.lost(before, directives),
             None => {}
         }
@@ -283,6 +288,49 @@ impl Run {
         }
         self.welcome(directives);
         Ok(None)
+    }
+
+    /// A rank has a new stream before the end of its old one is seen. Whatever was said to it on the old one may be lost, so its
+    /// generation ends; but it is there, and the next one is not formed before it has left the collectives. Whether it was
+    /// such a rank; else its old stream counts as lost.
+    fn comes_again(
+        &mut self,
+        before: Peer,
+        peer: Peer,
+        standing: Standing,
+        parts: &[Part],
+        directives: &mut Vec<Directive>,
+    ) -> bool {
+        if self.phase == Phase::WaitingForReturn {
+            // Nothing was said to it in this term yet.
+            self.members.remove(&before);
+            return false;
+        }
+        let is_rank = self.members.get(&before).is_some_and(|member| member.rank.is_some());
+        if !is_rank || !self.facts.worlds.are_elastic() || matches!(self.phase, Phase::Failing | Phase::Ended) {
+            return false;
+        }
+        let name = self.name(before);
+        let Some(mut member) = self.members.remove(&before) else {
+            return false;
+        };
+        member.parts = parts.iter().copied().collect();
+        member.stopped |= standing == Standing::Outside;
+        let is_aborted = self.regroup.as_ref().is_some_and(|regroup| regroup.is_aborted);
+        self.members.insert(peer, member);
+        let reason = format!("{name} came back: its connection had broken");
+        if self.is_written() {
+            // Only its farewell is missing, and it says that again.
+            directives.push(Directive::Persist(Record::Decision { reason }));
+            return true;
+        }
+        self.abort_generation(reason.clone(), directives);
+        let is_inside = self.members.get(&peer).is_some_and(Member::is_in_collectives);
+        if is_aborted && is_inside {
+            // It was told on its old stream.
+            directives.push(self.send(peer, CoordinatorBody::Abort { reason }));
+        }
+        true
     }
 
     /// A member of this name has joined as a new one.

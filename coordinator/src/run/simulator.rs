@@ -1,6 +1,6 @@
 //! Drives the machine through a random schedule with a virtual clock and a model of the trainers (`trainers`): joins in
 //! any order, messages delayed, repeated and overtaken by those of other members, strangers, stale generations, pauses,
-//! stops, deaths, members that come late and that must leave, memory that changes, device threads that hang, members that cannot be heard, samples that no step can be made with, wrong hashes, coordinators that are killed and replaced, also in the middle of a transaction (`torn`). `Checker` looks at every decision and reports
+//! stops, deaths, members that come late and that must leave, memory that changes, device threads that hang, members that cannot be heard, samples that no step can be made with, wrong hashes, coordinators that are killed and replaced, also in the middle of a transaction (`torn`), or replaced while they live on (`zombie`), streams that break, networks that fall apart. `Checker` looks at every decision and reports
 //! the first broken invariant by number. With `LOCKSTEP_SIMULATOR_TRACE` set every event and decision is printed.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -19,13 +19,16 @@ mod checker;
 mod coverage;
 mod torn;
 mod trainers;
+mod zombie;
 
 use checker::Checker;
 pub(super) use checker::Violation;
-pub(super) use coverage::Coverage;
+pub(super) use coverage::{Coverage, IMPORTANT};
 pub(super) use torn::Tears;
 use torn::Torn;
 use trainers::Trainers;
+use zombie::Zombie;
+pub(super) use zombie::Zombies;
 
 /// A deliberate fault, to prove that the simulator finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +59,7 @@ pub(super) enum Fault {
     HearFarewellsEarly,
     /// Breaks invariant 10: a heartbeat renews the lease of a device thread that hangs.
     RenewLeasesOfDeadThreads,
-    /// Breaks invariant 16.
+    /// Breaks invariant 17.
     ResumeFromAClosedBranch,
     /// Breaks invariant 15: as if no rewind needed what is older.
     FreeWhatARewindNeeds,
@@ -66,6 +69,8 @@ pub(super) enum Fault {
     ObeyOlderTerms,
     /// In the service. Breaks invariant 6: what is told may be lost with the transaction.
     SendBeforeTheTransaction,
+    /// In the service: a coordinator that was replaced can still write.
+    WriteWithoutTheLock,
 }
 
 impl Fault {
@@ -117,7 +122,8 @@ impl Fault {
             | Fault::FreeWhatARewindNeeds
             | Fault::FreeSnapshotsTooEarly
             | Fault::ObeyOlderTerms
-            | Fault::SendBeforeTheTransaction => {}
+            | Fault::SendBeforeTheTransaction
+            | Fault::WriteWithoutTheLock => {}
         }
     }
 }
@@ -147,6 +153,9 @@ struct Turnover {
     restarts: u32,
     drifts: u32,
     mutes: u32,
+    breaks: u32,
+    cuts: u32,
+    failures: u32,
 }
 
 /// How a schedule went.
@@ -181,6 +190,12 @@ pub(super) struct Report {
     pub(super) unusable: u64,
     /// Coordinators that were killed in the middle of a transaction.
     pub(super) tears: Tears,
+    /// Coordinators that were replaced and lived on.
+    pub(super) zombies: Zombies,
+    /// Streams that broke between two that live.
+    pub(super) breaks: u64,
+    /// Networks that fell apart.
+    pub(super) cuts: u64,
     /// What was decided on.
     pub(super) coverage: Coverage,
 }
@@ -193,6 +208,11 @@ struct Simulation {
     wild: StdRng,
     torn: Option<Torn>,
     tears: Tears,
+    zombie: Option<Zombie>,
+    zombies: Zombies,
+    breaks: u64,
+    cuts: u64,
+    failures: u64,
     coverage: Coverage,
     run: Run,
     shadow: Shadow,
@@ -267,7 +287,7 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
         _ => Vec::new(),
     };
     let mut odd = StdRng::seed_from_u64(!seed);
-    let turnover = match is_elastic {
+    let mut turnover = match is_elastic {
         true => Turnover {
             deaths: rng.random_range(0..=4),
             // A fault of the machine is looked for in schedules without.
@@ -277,6 +297,7 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
             hangs: rng.random_range(0..=1),
             restarts: rng.random_range(0..=2),
             mutes: rng.random_range(0..=1),
+            ..Turnover::default()
         },
         false => Turnover {
             deaths: u32::from(rng.random_ratio(1, 4)),
@@ -285,13 +306,19 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
         },
     };
     let mut wild = StdRng::seed_from_u64(seed.rotate_left(32));
-    let mut commands: Vec<(u32, Event)> = commands;
+    let mut commands = more_commands(commands, &mut wild);
     if wild.random_ratio(1, 3) {
         let when = wild.random_range(0..=commands.len());
         commands.insert(when, (wild.random_range(1..200), Event::Checkpoint));
     }
     let mut backwards = StdRng::seed_from_u64(seed.rotate_left(32));
     let bad_samples = rewinds(&mut facts, &mut backwards);
+    turnover.restarts += u32::from(is_elastic && wild.random_ratio(1, 2));
+    turnover.failures = u32::from(wild.random_ratio(1, 12));
+    if is_elastic || wild.random_ratio(1, 8) {
+        turnover.breaks = wild.random_range(0..=2);
+        turnover.cuts = wild.random_range(0..=1);
+    }
     let least = facts.worlds.least as usize;
     let (checker, term) = (Checker::new(&facts), facts.term);
     let mut run = Run::new(facts).map_err(|refusal| Violation::new(10, refusal.reason))?;
@@ -323,9 +350,30 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
         wild,
         torn: None,
         tears: Tears::default(),
+        zombie: None,
+        zombies: Zombies::default(),
+        breaks: 0,
+        cuts: 0,
+        failures: 0,
         coverage: Coverage::default(),
     };
     simulation.run_to_the_end(steps)
+}
+
+/// What impatient operators say besides: everything twice, or a pause before the end of it all.
+fn more_commands(commands: Vec<(u32, Event)>, wild: &mut StdRng) -> Vec<(u32, Event)> {
+    let mut more = Vec::with_capacity(2 * commands.len());
+    for (wait, event) in commands {
+        if event == Event::Abandon && wild.random_ratio(1, 3) {
+            more.push((wild.random_range(1..200), Event::Pause));
+        }
+        let again = wild
+            .random_ratio(1, 4)
+            .then(|| (wild.random_range(1..30), event.clone()));
+        more.push((wait, event));
+        more.extend(again);
+    }
+    more
 }
 
 /// Whether whoever said it waits for an answer.
@@ -380,7 +428,9 @@ impl Simulation {
         }
         let committed = self.run.committed();
         let is_elastic = self.run.facts.worlds.are_elastic();
-        let fell_apart = !is_elastic && (self.trainers.died || self.lost_early);
+        let fell_apart = !is_elastic && (self.trainers.died || self.trainers.broke || self.cuts > 0 || self.lost_early)
+            || self.trainers.failed
+            || self.cuts > 0 && end.reason.contains("generations in a row");
         // By the same samples the same step comes again, until the run has gone back as often as it may.
         let comes_again = self.run.facts.rewinds.is_some_and(|rule| !rule.skips) && self.checker.rewinds > 0;
         let calm = matches!(self.trouble, Trouble::Nothing | Trouble::Pauses) && !fell_apart && !comes_again;
@@ -410,6 +460,9 @@ impl Simulation {
             rewinds: self.checker.rewinds,
             unusable: self.trainers.unusable,
             tears: self.tears,
+            zombies: self.zombies,
+            breaks: self.breaks,
+            cuts: self.cuts,
             coverage: self.coverage,
         })
     }
@@ -422,7 +475,9 @@ impl Simulation {
         }
         match self.rng.random_range(0..24) {
             0 => {
-                self.now += Duration::from_millis(self.rng.random_range(1..120));
+                let passed = Duration::from_millis(self.rng.random_range(1..120));
+                self.now += passed;
+                self.zombie_ticks(passed);
                 self.look_at_leases()?;
                 self.decide(Event::Tick)
             }
@@ -432,7 +487,10 @@ impl Simulation {
             3..=8 => self.deliver_to_coordinator(trainer),
             9..=14 => {
                 self.trainers.deliver(trainer);
-                Ok(())
+                match self.trainers.obeyed.take() {
+                    Some(what) => Err(Violation::new(16, what)),
+                    None => Ok(()),
+                }
             }
             15..=17 => {
                 let wrong = self.trouble == Trouble::WrongInitialHash && trainer == 0;
@@ -440,6 +498,11 @@ impl Simulation {
                 Ok(())
             }
             18 if self.rng.random_ratio(1, 8) => self.turn_over(trainer),
+            18 if self.wild.random_ratio(1, 8) => {
+                self.fall_apart(trainer);
+                Ok(())
+            }
+            18 => self.hear_what_broke(),
             19 => {
                 self.replace_the_lost();
                 Ok(())
@@ -468,9 +531,7 @@ impl Simulation {
             self.decide(Event::Lapsed { peer, how })?;
         }
         if self.rng.random_ratio(1, 8) {
-            for trainer in &mut self.trainers.all {
-                trainer.muted = false;
-            }
+            self.trainers.heal(&mut self.wild);
         }
         Ok(())
     }
@@ -535,6 +596,12 @@ impl Simulation {
 
     /// The coordinator is killed, and started again on what is durable.
     fn restart(&mut self) -> Result<(), Violation> {
+        self.bury();
+        self.restart_beside(&BTreeSet::new())
+    }
+
+    /// Another one begins on what is durable. Some streams stay with the one before.
+    fn restart_beside(&mut self, stay: &BTreeSet<usize>) -> Result<(), Violation> {
         let mut facts = self.run.facts.clone();
         facts.term += 1;
         if let Some(last) = self.ledger.generations.last() {
@@ -558,7 +625,7 @@ impl Simulation {
         self.now = Duration::ZERO;
         self.leases = leases(self.run.fault);
         self.commissions.clear();
-        self.trainers.lose_streams(term, &mut self.rng);
+        self.trainers.lose_streams(term, stay, &mut self.rng);
         Ok(())
     }
 
@@ -615,6 +682,10 @@ impl Simulation {
         if self.trainers.all[trainer].muted {
             return Ok(());
         }
+        if self.trainers.is_with_the_zombie(trainer) {
+            self.zombie_hears(trainer);
+            return Ok(());
+        }
         let Some(event) = self.trainers.all[trainer].to_coordinator.pop_front() else {
             return Ok(());
         };
@@ -652,11 +723,14 @@ impl Simulation {
             2 => self.trainers.drain(trainer),
             3 => {
                 *left -= 1;
-                if self.wild.random_ratio(2, 3) {
-                    self.begin_to_tear();
-                    return Ok(());
-                }
-                return self.restart();
+                return match self.wild.random_range(0..6) {
+                    0 => self.restart(),
+                    1 | 2 => self.replace(),
+                    _ => {
+                        self.begin_to_tear();
+                        Ok(())
+                    }
+                };
             }
             4 => self.trainers.mute(trainer),
             _ => {
@@ -668,6 +742,44 @@ impl Simulation {
             *left -= 1;
         }
         Ok(())
+    }
+
+    /// A stream breaks, the network falls apart, or a rank fails.
+    fn fall_apart(&mut self, trainer: usize) {
+        let is_over = self.run.phase() == Phase::Ended;
+        let kind = self.wild.random_range(0..3);
+        let (left, count) = match kind {
+            0 => (&mut self.turnover.breaks, &mut self.breaks),
+            1 => (&mut self.turnover.cuts, &mut self.cuts),
+            _ => (&mut self.turnover.failures, &mut self.failures),
+        };
+        if *left == 0 || is_over {
+            return;
+        }
+        let happened = match kind {
+            0 => self.trainers.break_stream(trainer, &mut self.wild),
+            1 => {
+                let (from_each_other, from_the_coordinator) = (self.wild.random(), self.wild.random());
+                self.trainers
+                    .part(from_each_other, from_the_coordinator, &mut self.wild)
+            }
+            _ => self.trainers.fail(trainer),
+        };
+        *left -= u32::from(happened);
+        *count += u64::from(happened);
+    }
+
+    /// What is still to be heard on a stream that broke.
+    fn hear_what_broke(&mut self) -> Result<(), Violation> {
+        if self.trainers.broken.is_empty() {
+            return Ok(());
+        }
+        let which = self.wild.random_range(0..self.trainers.broken.len());
+        let event = self.trainers.broken[which].pop_front();
+        if self.trainers.broken[which].is_empty() {
+            self.trainers.broken.swap_remove(which);
+        }
+        event.map_or(Ok(()), |event| self.decide(event))
     }
 
     /// Whoever starts trainers starts another one where the run cannot go on without.

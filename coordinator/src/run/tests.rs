@@ -1,6 +1,6 @@
 //! What the machine promises, said one by one; the numbers are those of the module's invariants. Here: worlds,
 //! windows, reports and commits; `answers` has farewells, `drift` has memory that changes, `endings` has pauses and ends, `recording` what the ledger keeps of events, `regroup`
-//! members that come and go, `schedules` the random schedules of the simulator.
+//! members that come and go, `schedules` the random schedules of the simulator, `streams` those that break.
 
 mod answers;
 mod drift;
@@ -9,6 +9,7 @@ mod recording;
 mod regroup;
 mod rewind;
 mod schedules;
+mod streams;
 
 use std::time::Duration;
 

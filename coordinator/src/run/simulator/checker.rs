@@ -7,7 +7,7 @@ use lockstep_proto::domain::{
     Checkpoint, CoordinatorBody, Directive as Urgent, Generation, Outcome, Part, Plan, Stamp, Standing,
 };
 
-use super::trainers::{EPOCH, Trainers};
+use super::trainers::{Trainers, who};
 use crate::branches::{Branches, Rewind, Rewinds};
 use crate::run::{Decision, Directive, Event, LONGEST_WINDOW, Peer, Phase, Record, Run, RunFacts};
 
@@ -82,11 +82,6 @@ pub(super) struct Checker {
     pub(super) generations: u64,
     pub(super) resumed: u64,
     ended: bool,
-}
-
-/// Which trainer a peer is, in whatever term.
-fn who(peer: Peer) -> Peer {
-    peer % EPOCH
 }
 
 fn ensure(holds: bool, invariant: u32, what: impl FnOnce() -> String) -> Checked {
@@ -318,7 +313,7 @@ impl Checker {
             return Ok(());
         };
         self.resumed += 1;
-        ensure(self.branches.is_live(resume.step, resume.generation), 16, || {
+        ensure(self.branches.is_live(resume.step, resume.generation), 17, || {
             format!(
                 "step {} of generation {} is of a closed branch",
                 resume.step, resume.generation
@@ -373,19 +368,19 @@ impl Checker {
     /// A branch is closed.
     fn rewound(&mut self, rewind: &Rewind, run: &Run, trainers: &Trainers) -> Checked {
         let Some(rule) = self.rule else {
-            return Err(Violation::new(16, format!("{rewind:?}, and there is no rule")));
+            return Err(Violation::new(17, format!("{rewind:?}, and there is no rule")));
         };
-        ensure(self.rewinds < u64::from(rule.most), 16, || {
+        ensure(self.rewinds < u64::from(rule.most), 17, || {
             format!("{rewind:?} is one too many")
         })?;
         let is_the_next = rewind.unusable == self.committed + 1 && self.said_unusable.contains(&rewind.unusable);
-        ensure(is_the_next, 16, || {
+        ensure(is_the_next, 17, || {
             format!(
                 "{rewind:?} after step {}, and {:?} were said",
                 self.committed, self.said_unusable
             )
         })?;
-        ensure(rewind.to == self.committed.saturating_sub(rule.steps), 16, || {
+        ensure(rewind.to == self.committed.saturating_sub(rule.steps), 17, || {
             format!("{rewind:?} after step {}", self.committed)
         })?;
         let end = |step: u64| {
@@ -398,10 +393,10 @@ impl Checker {
         } else {
             end(rewind.to)
         };
-        ensure(rewind.skipped == skipped, 16, || {
+        ensure(rewind.skipped == skipped, 17, || {
             format!("{rewind:?} and not {skipped:?}")
         })?;
-        ensure(!rewind.skipped.is_empty() || rewind.rate_factor != 1.0, 16, || {
+        ensure(!rewind.skipped.is_empty() || rewind.rate_factor != 1.0, 17, || {
             format!("{rewind:?} changes nothing")
         })?;
         let stamp = self.durable_generation.as_ref().map(|generation| generation.stamp);
@@ -415,7 +410,7 @@ impl Checker {
             .filter_map(|step| self.durable_plans.get(&step))
             .map(|plan| plan.samples)
             .sum();
-        ensure(rewind.samples == self.trained, 16, || {
+        ensure(rewind.samples == self.trained, 17, || {
             format!("{rewind:?}, and {} samples were trained then", self.trained)
         })?;
         (self.committed, self.cursor) = (rewind.to, rewind.skipped.end);
@@ -454,7 +449,7 @@ impl Checker {
                         format!("plan {} is past the end", plan.step)
                     })?;
                     let closed = self.left_behind.remove(&plan.step);
-                    ensure(closed.as_ref() != Some(plan), 16, || {
+                    ensure(closed.as_ref() != Some(plan), 17, || {
                         format!("plan {} is the one that was left behind", plan.step)
                     })?;
                     self.durable_plans.insert(plan.step, plan.clone());

@@ -51,6 +51,11 @@ const CANNOT_BE: [(Phase, &str); 3] = [
     (Phase::Failing, "lapsed"),
 ];
 
+/// Kinds of events that must be decided on in every phase in which they can be.
+pub(in crate::run) const IMPORTANT: [&str; 9] = [
+    "join", "return", "ready", "report", "holds", "stopped", "finished", "lost", "tick",
+];
+
 /// How often each kind of event was decided on in each phase.
 #[derive(Clone, Debug, Default)]
 pub(in crate::run) struct Coverage {
@@ -112,14 +117,15 @@ impl Coverage {
         table
     }
 
-    /// Pairs that can be and were seen fewer than `least` times.
-    pub(in crate::run) fn unseen(&self, least: u64) -> Vec<String> {
+    /// Pairs that can be and were never seen, of all kinds of events or of those that `matter`.
+    pub(in crate::run) fn unseen(&self, matter: Option<&[&str]>) -> Vec<String> {
         let pairs = PHASES
             .iter()
             .flat_map(|phase| KINDS.iter().enumerate().map(move |kind| (*phase, kind)));
         pairs
             .filter(|(phase, (kind, name))| {
-                self.counts[*phase as usize][*kind] < least && !CANNOT_BE.contains(&(*phase, *name))
+                let matters = matter.is_none_or(|matter| matter.contains(name));
+                matters && self.counts[*phase as usize][*kind] == 0 && !CANNOT_BE.contains(&(*phase, *name))
             })
             .map(|(phase, (_, name))| format!("{name} while {}", phase.name()))
             .collect()

@@ -56,8 +56,16 @@ pub(super) struct Trainer {
     acknowledged: bool,
     /// The newest term that it has heard from.
     term: u64,
-    /// Whether it has a stream to the coordinator that is alive.
+    /// Whether it has a stream to a coordinator that is alive.
     attached: bool,
+    /// The number of its stream.
+    stream: Peer,
+    /// Streams that it has opened.
+    opened: u64,
+    /// On which side of a cut it is.
+    side: bool,
+    /// Whether its stream was closed by the coordinator while nothing came through.
+    is_fenced: bool,
     has_plans: bool,
     ready: Option<Ready>,
     /// What it must say again on a new stream.
@@ -107,7 +115,14 @@ impl Trainer {
 }
 
 /// Peers of one life of the coordinator have numbers from a multiple of this on.
-pub(super) const EPOCH: u64 = 1_000_000;
+const EPOCH: u64 = 1_000_000;
+/// Trainers, at most; in the numbers of peers a trainer's streams are so far apart.
+const MOST: u64 = 1000;
+
+/// Which trainer a peer is, in whatever term.
+pub(super) fn who(peer: Peer) -> Peer {
+    peer % MOST
+}
 
 /// All trainers, by peer.
 pub(super) struct Trainers {
@@ -130,6 +145,18 @@ pub(super) struct Trainers {
     ends: BTreeMap<u64, u64>,
     /// What is wrong with them.
     pub(super) fault: Option<Fault>,
+    /// Epoch and term of a coordinator that was replaced and lives on.
+    zombie: Option<(u64, u64)>,
+    /// Streams that broke while the coordinator lives on: what is still to be heard on them, their end last.
+    pub(super) broken: Vec<VecDeque<Event>>,
+    /// Whether nothing passes between trainers of different sides.
+    parted: bool,
+    /// Whether a stream broke, or went to a coordinator that was replaced.
+    pub(super) broke: bool,
+    /// Whether a rank failed.
+    pub(super) failed: bool,
+    /// What a coordinator of an older term has changed at a member that knew of a newer one.
+    pub(super) obeyed: Option<String>,
 }
 
 impl Trainers {
@@ -149,6 +176,12 @@ impl Trainers {
             unusable: 0,
             ends: BTreeMap::new(),
             fault: None,
+            zombie: None,
+            broken: Vec::new(),
+            parted: false,
+            broke: false,
+            failed: false,
+            obeyed: None,
         };
         for _ in 0..ranks {
             trainers.add();
@@ -180,6 +213,10 @@ impl Trainers {
             acknowledged: false,
             term: self.term,
             attached: true,
+            stream: self.epoch * EPOCH + self.all.len() as u64,
+            opened: 0,
+            side: false,
+            is_fenced: false,
             has_plans: false,
             ready: None,
             unacknowledged: Vec::new(),
@@ -190,27 +227,37 @@ impl Trainers {
         });
     }
 
-    /// The stream of a trainer to the coordinator that is alive.
+    /// The stream of a trainer.
     pub(super) fn peer(&self, index: usize) -> Peer {
-        self.epoch * EPOCH + index as u64
+        self.all[index].stream
     }
 
-    /// Whose stream it is, if it is one to the coordinator that is alive.
+    /// Whose stream it is, if nothing has broken it.
     pub(super) fn index_of(&self, peer: Peer) -> Option<usize> {
-        (peer / EPOCH == self.epoch && peer % EPOCH < self.all.len() as u64).then_some((peer % EPOCH) as usize)
+        let index = who(peer) as usize;
+        self.all
+            .get(index)
+            .is_some_and(|trainer| trainer.stream == peer)
+            .then_some(index)
     }
 
     /// Whether a trainer has said farewell.
     pub(super) fn is_gone(&self, name: &str) -> bool {
-        self.all.iter().any(|trainer| trainer.name == name && trainer.finished)
+        let is_gone =
+            |trainer: &Trainer| trainer.name == name && trainer.finished && (trainer.acknowledged || !trainer.released);
+        self.all.iter().any(is_gone)
     }
 
     /// The coordinator is gone, and another one has begun a term: all streams are broken. Some of what it said arrives, some
     /// is late.
-    pub(super) fn lose_streams(&mut self, term: u64, rng: &mut StdRng) {
+    pub(super) fn lose_streams(&mut self, term: u64, stay: &BTreeSet<usize>, rng: &mut StdRng) {
         self.epoch += 1;
         self.term = term;
-        for trainer in &mut self.all {
+        self.broken.clear();
+        for (index, trainer) in self.all.iter_mut().enumerate() {
+            if stay.contains(&index) {
+                continue;
+            }
             trainer.to_coordinator.clear();
             // It has nothing to come back for.
             trainer.alive &= !trainer.released;
@@ -220,16 +267,18 @@ impl Trainers {
             trainer.attached = !trainer.joined;
             if trainer.attached {
                 trainer.term = term;
+                trainer.stream = self.epoch * EPOCH + index as u64;
             }
         }
     }
 
-    /// It finds the coordinator of the new term, and says how it stands and what was not acknowledged.
-    fn attach(&mut self, index: usize) {
-        let peer = self.peer(index);
-        let term = self.term;
+    /// It finds a coordinator, and says how it stands and what was not acknowledged.
+    fn attach(&mut self, index: usize, (epoch, term): (u64, u64)) {
         let trainer = &mut self.all[index];
         (trainer.attached, trainer.term) = (true, term);
+        trainer.opened += 1;
+        trainer.stream = epoch * EPOCH + trainer.opened * MOST + index as u64;
+        let peer = trainer.stream;
         trainer.to_trainer.extend(trainer.late.drain(..));
         let standing = match (trainer.state, trainer.has_plans) {
             (State::Idle, _) => Standing::Outside,
@@ -297,7 +346,8 @@ impl Trainers {
     }
 
     pub(super) fn send(&mut self, to: Peer, stamp: Stamp, body: CoordinatorBody) {
-        if let Some(index) = self.index_of(to) {
+        // What is said on a stream that has broken is lost.
+        if let Some(index) = self.index_of(to).filter(|index| self.all[*index].attached) {
             self.all[index].to_trainer.push_back((stamp, body));
         }
     }
@@ -306,6 +356,10 @@ impl Trainers {
     pub(super) fn fence(&mut self, peer: Peer) {
         let Some(index) = self.index_of(peer) else { return };
         let trainer = &mut self.all[index];
+        if trainer.muted {
+            trainer.is_fenced = true;
+            return;
+        }
         trainer.refused = true;
         trainer.state = State::Idle;
         trainer.to_coordinator.clear();
@@ -313,7 +367,6 @@ impl Trainers {
 
     /// It takes the next thing that the coordinator has said.
     pub(super) fn deliver(&mut self, index: usize) {
-        let obeys_all = self.fault == Some(Fault::ObeyOlderTerms);
         let trainer = &mut self.all[index];
         if trainer.muted {
             return;
@@ -321,6 +374,19 @@ impl Trainers {
         let Some((stamp, body)) = trainer.to_trainer.pop_front() else {
             return;
         };
+        let before = (stamp.term < trainer.term).then(|| trainer.knowledge());
+        let told = before.as_ref().map(|_| format!("{body:?} under {stamp:?}"));
+        self.take(index, stamp, body);
+        let trainer = &self.all[index];
+        if before.is_some_and(|before| before != trainer.knowledge()) {
+            let (name, term) = (&trainer.name, trainer.term);
+            self.obeyed = told.map(|told| format!("{name}, which knew of term {term}, obeyed {told}"));
+        }
+    }
+
+    fn take(&mut self, index: usize, stamp: Stamp, body: CoordinatorBody) {
+        let obeys_all = self.fault == Some(Fault::ObeyOlderTerms);
+        let trainer = &mut self.all[index];
         let is_old = stamp.term < trainer.term && !obeys_all;
         if !trainer.alive || trainer.hangs || is_old {
             return;
@@ -378,7 +444,10 @@ impl Trainers {
     pub(super) fn advance(&mut self, index: usize, wrong: bool, rng: &mut StdRng) {
         let trainer = &self.all[index];
         if trainer.alive && !trainer.refused && !trainer.acknowledged && !trainer.attached {
-            self.attach(index);
+            if !trainer.muted && !trainer.hangs {
+                let found = self.who_answers(index, rng);
+                self.attach(index, found);
+            }
             return;
         }
         let peer = self.peer(index);
@@ -399,10 +468,17 @@ impl Trainers {
             return;
         };
         let stamp = generation.stamp;
+        let is_split = self.is_split(&generation);
+        let trainer = &mut self.all[index];
         match trainer.state {
             State::Meeting if generation.resume.as_ref().is_some_and(is_of_checkpoint) && rng.random_ratio(1, 8) => {
                 let cause = Some("the checkpoint is damaged".to_owned());
                 self.leave(index, cause, true, None, None);
+            }
+            State::Meeting if is_split => {
+                if rng.random_ratio(1, 8) {
+                    self.stop(index, Some("a peer cannot be reached".to_owned()));
+                }
             }
             State::Meeting => {
                 let lowest = generation.members[0].member == trainer.name;
@@ -428,7 +504,11 @@ impl Trainers {
             State::Training | State::Paused(_) if rng.random_ratio(1, 4) => {
                 // Its collectives break because of a peer that is gone, and it may notice first.
                 let in_collectives = self.in_collectives(stamp).len();
-                if in_collectives < generation.members.len() && self.somebody_died_of(&generation) {
+                if is_split {
+                    if rng.random_ratio(1, 4) {
+                        self.stop(index, Some("nothing came of a peer until the deadline".to_owned()));
+                    }
+                } else if in_collectives < generation.members.len() && self.somebody_died_of(&generation) {
                     self.stop(index, Some("a peer hung up".to_owned()));
                 }
             }
@@ -506,7 +586,7 @@ impl Trainers {
                 && trainer.stamp() == Some(generation.stamp)
                 && !matches!(trainer.state, State::Idle | State::Meeting)
         });
-        if !together {
+        if !together || self.is_split(&generation) {
             return;
         }
         if let State::Paused(sequence) = self.all[ranks[0]].state {
@@ -722,11 +802,22 @@ impl Trainers {
         let mut said = Vec::new();
         for index in 0..self.all.len() {
             let peer = self.peer(index);
+            let is_split = self.all[index]
+                .generation
+                .as_ref()
+                .is_some_and(|own| self.is_split(own));
+            let is_elsewhere = self.is_with_the_zombie(index);
             let trainer = &mut self.all[index];
-            if !trainer.alive || !trainer.joined || !trainer.attached || trainer.muted || trainer.refused {
+            if !trainer.alive
+                || !trainer.joined
+                || !trainer.attached
+                || trainer.muted
+                || trainer.refused
+                || is_elsewhere
+            {
                 continue;
             }
-            let waits_for_it = trainer.stamp().is_some_and(|stamp| hung.contains(&stamp));
+            let waits_for_it = is_split || trainer.stamp().is_some_and(|stamp| hung.contains(&stamp));
             let waits = !trainer.hangs && (waits_for_it || trainer.state != State::Training);
             trainer.counter += u64::from(!trainer.hangs);
             let progress = Progress {

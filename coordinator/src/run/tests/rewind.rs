@@ -67,7 +67,7 @@ fn plans(decision: &Decision) -> Vec<Plan> {
 }
 
 #[test]
-fn invariant_16_the_run_goes_back_by_its_rule_and_the_next_plan_is_another_one() {
+fn invariant_17_the_run_goes_back_by_its_rule_and_the_next_plan_is_another_one() {
     let mut run = rewinding(RULE);
     steps(&mut run, 1..=6);
     let aborted = unusable(&mut run, 0, 7, &[]);
@@ -118,7 +118,7 @@ fn a_step_that_is_named_while_reports_are_missing_is_come_to_again() {
 }
 
 #[test]
-fn invariant_16_nothing_of_a_closed_branch_is_resumed_and_what_lies_before_is() {
+fn invariant_17_nothing_of_a_closed_branch_is_resumed_and_what_lies_before_is() {
     let mut run = rewinding(RULE);
     steps(&mut run, 1..=6);
     let parts: Vec<Part> = [2, 6]
@@ -138,7 +138,7 @@ fn invariant_16_nothing_of_a_closed_branch_is_resumed_and_what_lies_before_is() 
 }
 
 #[test]
-fn invariant_16_so_many_rewinds_and_no_more() {
+fn invariant_17_so_many_rewinds_and_no_more() {
     let mut run = rewinding(RULE);
     steps(&mut run, 1..=6);
     for number in 1..=2 {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use lockstep_proto::domain::Outcome;
 
-use crate::run::simulator::{Coverage, Fault, Tears, simulate};
+use crate::run::simulator::{Coverage, Fault, IMPORTANT, Tears, Zombies, simulate};
 
 /// The seed of the first schedule, from `LOCKSTEP_SIMULATOR_SEED` where it is set.
 fn first_seed() -> u64 {
@@ -23,6 +23,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
     let (mut generations, mut resumed, mut replayed, mut restarts, mut went_on) = (0, 0, 0, 0, 0);
     let (mut rewinds, mut unusable) = (0, 0);
     let (mut tears, mut coverage) = (Tears::default(), Coverage::default());
+    let (mut zombies, mut breaks, mut cuts) = (Zombies::default(), 0, 0);
     let schedules = std::env::var("LOCKSTEP_SIMULATOR_SCHEDULES");
     let schedules = schedules.map_or(SCHEDULES, |count| count.parse().expect("a number"));
     for seed in first..first + schedules {
@@ -49,6 +50,12 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
                 tears.lost += report.tears.lost;
                 tears.untold += report.tears.untold;
                 tears.told_in_part += report.tears.told_in_part;
+                zombies.lived_on += report.zombies.lived_on;
+                zombies.heard += report.zombies.heard;
+                zombies.said += report.zombies.said;
+                zombies.fenced += report.zombies.fenced;
+                breaks += report.breaks;
+                cuts += report.cuts;
                 coverage.add(&report.coverage);
                 match report.end.outcome {
                     Outcome::Completed => completed += 1,
@@ -75,15 +82,26 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
          {told_in_part} times some of it",
         lost + untold + told_in_part
     );
-    println!("decided on, by kind of event and phase:\n{}", coverage.table());
-    let unseen = coverage.unseen(1);
+    let Zombies {
+        lived_on,
+        heard,
+        said,
+        fenced,
+    } = zombies;
     println!(
-        "never: {}",
-        if unseen.is_empty() {
-            "nothing that can be".to_owned()
-        } else {
-            unseen.join(", ")
-        }
+        "{lived_on} lived on after they were replaced: they heard {heard} events and said {said} things, and {fenced} could \
+         not write; {breaks} streams broke, {cuts} networks fell apart"
+    );
+    println!("decided on, by kind of event and phase:\n{}", coverage.table());
+    println!("never: {}", coverage.unseen(None).join(", "));
+    let missing = coverage.unseen(Some(&IMPORTANT));
+    assert!(missing.is_empty(), "no schedule has {}", missing.join(", "));
+    assert!(
+        said > SCHEDULES / 500
+            && [lived_on, heard, fenced, breaks, cuts]
+                .into_iter()
+                .all(|count| count > SCHEDULES / 50),
+        "too little fell apart"
     );
     assert!(
         [lost, untold, told_in_part]
@@ -97,10 +115,10 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
             .all(|ended| ended > SCHEDULES / 10)
             && replayed > SCHEDULES / 4
             && [steps, generations].into_iter().all(|count| count > SCHEDULES / 2)
-            && [loaded, hung, muted, lapsed, rewinds]
+            && [loaded, hung, muted, lapsed, went_on, rewinds]
                 .into_iter()
                 .all(|count| count > SCHEDULES / 25)
-            && [resumed, restarts, went_on, checkpoints, drifts]
+            && [resumed, restarts, checkpoints, drifts]
                 .into_iter()
                 .all(|count| count > SCHEDULES / 10),
         "the schedules are not varied enough"
@@ -109,7 +127,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
 
 #[test]
 fn the_simulator_finds_deliberate_faults() {
-    let faults: [(Fault, &[u32]); 18] = [
+    let faults: [(Fault, &[u32]); 19] = [
         (Fault::CommitBeforeEveryHash, &[5]),
         (Fault::SendBeforeDurable, &[6]),
         (Fault::AlterPlanForOneMember, &[4]),
@@ -124,10 +142,11 @@ fn the_simulator_finds_deliberate_faults() {
         (Fault::CommissionBeforeAllAreWritten, &[13]),
         (Fault::RenewLeasesOfDeadThreads, &[10]),
         (Fault::FreeSnapshotsTooEarly, &[15]),
-        (Fault::ResumeFromAClosedBranch, &[16]),
+        (Fault::ResumeFromAClosedBranch, &[17]),
         (Fault::FreeWhatARewindNeeds, &[15]),
-        (Fault::ObeyOlderTerms, &[1, 10]),
+        (Fault::ObeyOlderTerms, &[1, 10, 16]),
         (Fault::SendBeforeTheTransaction, &[6]),
+        (Fault::WriteWithoutTheLock, &[2, 4, 5, 6]),
     ];
     for (fault, invariants) in faults {
         let first = first_seed();

@@ -1,10 +1,165 @@
-//! What becomes of trainers' streams when the coordinator is gone, and what trainers may know then.
+//! What becomes of trainers' streams when they break or the coordinator is gone, and what trainers may know then.
 
-use lockstep_proto::domain::CoordinatorBody;
+use std::collections::BTreeSet;
 
-use super::{Trainer, Trainers};
-use crate::run::Recorded;
+use lockstep_proto::domain::{CoordinatorBody, Generation, Outcome};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::{EPOCH, State, Trainer, Trainers};
 use crate::run::simulator::Violation;
+use crate::run::{Event, Recorded};
+
+impl Trainer {
+    /// Everything that a message of a coordinator can change.
+    pub(super) fn knowledge(&self) -> impl PartialEq + use<> {
+        (
+            self.generation.as_ref().map(|own| own.stamp),
+            (self.comm_id.clone(), self.state, self.has_plans, self.urgent),
+            self.plans.iter().map(|plan| plan.step).collect::<Vec<_>>(),
+            self.parts.clone(),
+            self.unacknowledged.len(),
+            (self.released, self.finished, self.acknowledged, self.outcome.clone()),
+        )
+    }
+}
+
+impl Trainers {
+    /// Who answers a trainer that looks for its coordinator: one that was replaced answers those who have not heard of the
+    /// new one.
+    pub(super) fn who_answers(&self, index: usize, rng: &mut StdRng) -> (u64, u64) {
+        match self.zombie {
+            Some((epoch, term)) if self.all[index].term <= term && rng.random_ratio(1, 4) => (epoch, term),
+            _ => (self.epoch, self.term),
+        }
+    }
+
+    /// Whether a trainer's stream is one to a coordinator that was replaced.
+    pub(in super::super) fn is_with_the_zombie(&self, index: usize) -> bool {
+        self.all[index].stream / EPOCH != self.epoch
+    }
+
+    /// Those that speak to a coordinator that was replaced.
+    pub(in super::super) fn of_the_zombie(&self) -> Vec<usize> {
+        let is_its = |index: &usize| self.is_with_the_zombie(*index) && self.all[*index].attached;
+        (0..self.all.len()).filter(is_its).collect()
+    }
+
+    /// The coordinator is about to be replaced and will live on: whose streams stay with it.
+    pub(in super::super) fn who_stays(&mut self, rng: &mut StdRng) -> BTreeSet<usize> {
+        self.zombie = Some((self.epoch, self.term));
+        let is_there = |trainer: &Trainer| trainer.alive && trainer.joined && trainer.attached && !trainer.refused;
+        let all = self.all.iter().enumerate();
+        let stay: BTreeSet<usize> = all
+            .filter(|(_, trainer)| is_there(trainer) && rng.random())
+            .map(|(index, _)| index)
+            .collect();
+        self.broke |= !stay.is_empty();
+        stay
+    }
+
+    /// A coordinator that was replaced is gone at last, and its streams with it.
+    pub(in super::super) fn lose_the_zombie(&mut self) {
+        self.zombie = None;
+        for index in self.of_the_zombie() {
+            let trainer = &mut self.all[index];
+            trainer.to_coordinator.clear();
+            self.died |= trainer.released;
+            trainer.alive &= !trainer.released;
+            trainer.late.extend(trainer.to_trainer.drain(..));
+            trainer.attached = false;
+        }
+    }
+
+    /// The stream of a trainer breaks, and both ends live on. The coordinator has heard some of what was said on it, and
+    /// learns later that it is gone.
+    pub(in super::super) fn break_stream(&mut self, index: usize, rng: &mut StdRng) -> bool {
+        let is_elsewhere = self.is_with_the_zombie(index);
+        let peer = self.peer(index);
+        let trainer = &mut self.all[index];
+        if !trainer.alive
+            || !trainer.joined
+            || !trainer.attached
+            || trainer.refused
+            || trainer.acknowledged
+            || is_elsewhere
+        {
+            return false;
+        }
+        trainer.attached = false;
+        trainer.to_trainer.clear();
+        let mut rest = std::mem::take(&mut trainer.to_coordinator);
+        rest.truncate(rng.random_range(0..=rest.len()));
+        rest.push_back(Event::MemberLost { peer });
+        self.broken.push(rest);
+        self.broke = true;
+        true
+    }
+
+    /// A rank cannot go on, and says so: its device is out of order.
+    pub(in super::super) fn fail(&mut self, index: usize) -> bool {
+        let trainer = &mut self.all[index];
+        if !trainer.is_present() || trainer.state == State::Idle {
+            return false;
+        }
+        trainer.state = State::Idle;
+        self.failed = true;
+        let reason = "the device is out of order".to_owned();
+        self.say_farewell(index, Outcome::Failed { reason });
+        true
+    }
+
+    /// Whether a cut goes through the ranks of a generation.
+    pub(super) fn is_split(&self, generation: &Generation) -> bool {
+        if !self.parted {
+            return false;
+        }
+        let side_of = |name: &str| {
+            self.all
+                .iter()
+                .find(|trainer| trainer.name == name)
+                .map(|trainer| trainer.side)
+        };
+        let mut sides = generation.members.iter().map(|place| side_of(&place.member));
+        let first = sides.next();
+        sides.any(|side| Some(side) != first)
+    }
+
+    /// Cuts trainers off from each other, and those of one side from the coordinator, as it is said.
+    pub(in super::super) fn part(
+        &mut self,
+        from_each_other: bool,
+        from_the_coordinator: bool,
+        rng: &mut StdRng,
+    ) -> bool {
+        if self.parted || !(from_each_other || from_the_coordinator) || self.all.iter().any(|trainer| trainer.muted) {
+            return false;
+        }
+        for trainer in &mut self.all {
+            trainer.side = rng.random();
+            let is_there = trainer.joined && trainer.attached && trainer.is_present();
+            trainer.muted |= from_the_coordinator && trainer.side && is_there;
+        }
+        self.parted = from_each_other;
+        true
+    }
+
+    /// Whatever was cut off is heard again: what was said arrives, or the stream has broken meanwhile.
+    pub(in super::super) fn heal(&mut self, rng: &mut StdRng) {
+        self.parted = false;
+        for index in 0..self.all.len() {
+            if !std::mem::take(&mut self.all[index].muted) {
+                continue;
+            }
+            let has_broken = rng.random_ratio(1, 3) && self.break_stream(index, rng);
+            let trainer = &mut self.all[index];
+            if std::mem::take(&mut trainer.is_fenced) && !has_broken {
+                let peer = trainer.stream;
+                self.fence(peer);
+            }
+        }
+    }
+}
 
 impl Trainers {
     /// A trainer is not let in.
