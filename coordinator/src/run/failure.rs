@@ -53,6 +53,7 @@ impl Run {
             if let Some(member) = self.members.get_mut(&peer) {
                 // Nothing more can be sent to it.
                 member.finished = Some((Outcome::Failed { reason: reason.clone() }, member.reported));
+                member.is_missed = true;
             }
             self.fail(reason, directives);
             return;
@@ -61,6 +62,7 @@ impl Run {
             // It had done its part, and only its farewell is missing.
             if let Some(member) = self.members.get_mut(&peer) {
                 member.finished = Some((Outcome::Completed, self.committed));
+                member.is_missed = true;
             }
             directives.push(Directive::Persist(Record::Decision { reason }));
             self.end_if_all_finished(directives);

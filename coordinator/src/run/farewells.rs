@@ -90,7 +90,8 @@ impl Run {
 
     /// The generation is aborted before the last steps of these members were committed: they have not ended after all.
     pub(super) fn take_back_farewells(&mut self) {
-        self.members.retain(|_, member| member.is_heard || !member.is_gone);
+        self.members
+            .retain(|_, member| member.is_heard || !(member.is_gone || member.is_missed));
         for member in self.members.values_mut().filter(|member| !member.is_heard) {
             member.finished = None;
         }

@@ -191,6 +191,8 @@ struct Member {
     is_heard: bool,
     /// Whether its stream closed after its farewell.
     is_gone: bool,
+    /// Whether its stream closed without one, and it counts as ended nevertheless.
+    is_missed: bool,
     /// Whether it has left the collectives of the present generation.
     stopped: bool,
     /// Since when it is known that it does not go on.
@@ -216,6 +218,7 @@ impl Member {
             finished: None,
             is_heard: false,
             is_gone: false,
+            is_missed: false,
             stopped: false,
             lapsed: None,
             astray: None,

@@ -241,6 +241,16 @@ impl Run {
             // It has opened a newer stream since, and this is a late word on one that is gone. Streams are counted as they come.
             Some((before, _)) if before > peer && before <= LAST_PEER - Peer::from(u32::MAX) => return Ok(None),
             // It has not heard that its farewell was taken, and says it again.
+            Some((before, true)) if self.may_say_it_again(before) => {
+                if let Some(mut member) = self.members.remove(&before) {
+                    if std::mem::take(&mut member.is_missed) {
+                        member.finished = None;
+                    }
+                    member.is_gone = false;
+                    self.members.insert(peer, member);
+                }
+                return Ok(None);
+            }
             Some((before, true)) => {
                 self.members.remove(&before);
             }
@@ -288,6 +298,12 @@ impl Run {
         }
         self.welcome(directives);
         Ok(None)
+    }
+
+    /// Whether a member that has ended is what it was, on its new stream. One whose farewell never came is told of the end.
+    fn may_say_it_again(&self, before: Peer) -> bool {
+        let is_missed = self.members.get(&before).is_some_and(|member| member.is_missed);
+        self.phase != Phase::WaitingForReturn && !(self.phase == Phase::Ended && is_missed)
     }
 
     /// A rank has a new stream before the end of its old one is seen. Whatever was said to it on the old one may be lost, so its

@@ -117,3 +117,38 @@ fn a_late_word_on_a_stream_that_is_gone_does_not_take_the_place_of_the_newer_one
     meet(&mut run, &[9, 1], 0);
     assert_eq!(run.phase(), Phase::Training);
 }
+
+#[test]
+fn who_comes_back_because_the_answer_to_its_farewell_was_lost_gets_it_again_and_is_still_a_rank_that_ended() {
+    let mut run = train(RunFacts {
+        worlds: elastic(2, 1, 2).worlds,
+        ..facts(2, 8, 1)
+    });
+    everybody_reports(&mut run, 2, 1);
+    let farewell = |peer, stamp| Event::Finished {
+        peer,
+        stamp,
+        outcome: Outcome::Completed,
+        step: 1,
+    };
+    let is_heard = |decision: &Decision, peer| {
+        let is_answer = |body: &CoordinatorBody| matches!(body, CoordinatorBody::Acknowledged { finished: true, .. });
+        sent(decision, peer).iter().any(is_answer)
+    };
+    let stamp = run.stamp();
+    run.step(farewell(0, stamp), NOW);
+    let decision = come_back(&mut run, "trainer-0", 8, Standing::Training, &[]);
+    assert!(
+        decision.refusal.is_none() && decision.directives.is_empty(),
+        "{decision:?}"
+    );
+    assert!(is_heard(&run.step(farewell(8, stamp), NOW), 8));
+    run.step(farewell(1, stamp), NOW);
+    assert_eq!(the_end(&run).outcome, Outcome::Completed);
+    // Also after the end.
+    assert_eq!(
+        come_back(&mut run, "trainer-1", 9, Standing::Training, &[]).refusal,
+        None
+    );
+    assert!(is_heard(&run.step(farewell(9, stamp), NOW), 9));
+}
