@@ -246,6 +246,29 @@ fn values_out_of_their_range_are_refused_with_key_value_and_range() {
 }
 
 #[test]
+fn a_rewind_that_cannot_be_made_or_leads_to_the_same_step_again_is_refused() {
+    let parse = |sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        RunConfig::parse(GOOD, "run.toml", &sets)
+    };
+    for policy in ["fault.on_spike=rewind", "fault.on_not_finite=rewind"] {
+        assert!(parse(&[policy]).unwrap().fault.may_rewind());
+        let mpi = parse(&[policy, "collective.backend=mpi"]).unwrap_err().to_string();
+        let key = policy.split('=').next().unwrap();
+        assert!(
+            mpi.contains(&format!("`{key}`")) && mpi.contains("cannot be formed anew"),
+            "{mpi}"
+        );
+        let same = parse(&[policy, "fault.rewind_skip=false"]).unwrap_err().to_string();
+        assert!(
+            same.contains("`fault.rewind_factor`") && same.contains("the same step again"),
+            "{same}"
+        );
+        assert!(parse(&[policy, "fault.rewind_skip=false", "fault.rewind_factor=0.5"]).is_ok());
+    }
+}
+
+#[test]
 fn only_nccl_moves_the_memory_of_gpus() {
     let on_gpus = |backend: &str| {
         let sets = ["run.device=cuda".to_owned(), format!("collective.backend={backend}")];

@@ -344,7 +344,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
     )
         .prop_map(
             |(
-                (run, fault),
+                (run, mut fault),
                 (model, data),
                 batch,
                 learning_rate,
@@ -353,6 +353,10 @@ fn config() -> impl Strategy<Value = RunConfig> {
                 collective,
                 coordinator,
             )| {
+                if collective.backend == CollectiveBackend::Mpi && fault.may_rewind() {
+                    // A world of MPI cannot be formed anew.
+                    (fault.on_not_finite, fault.on_spike) = (OnNotFinite::Skip, OnSpike::Skip);
+                }
                 if !optimizer.method.orthogonalises() {
                     optimizer.polar.precision = run.precision;
                 }
