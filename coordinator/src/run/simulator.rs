@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use lockstep_proto::domain::{Checkpoint, CoordinatorBody, Outcome, RunEnd, Stamp, StepMetrics, StepReport};
+use lockstep_proto::domain::{Checkpoint, Outcome, RunEnd, Stamp, StepMetrics, StepReport};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -17,6 +17,7 @@ use crate::ledger::Shadow;
 
 mod checker;
 mod coverage;
+mod fault;
 mod torn;
 mod trainers;
 mod zombie;
@@ -24,109 +25,12 @@ mod zombie;
 use checker::Checker;
 pub(super) use checker::Violation;
 pub(super) use coverage::{Coverage, IMPORTANT};
+pub(super) use fault::Fault;
 pub(super) use torn::Tears;
 use torn::Torn;
 use trainers::Trainers;
 use zombie::Zombie;
 pub(super) use zombie::Zombies;
-
-/// A deliberate fault, to prove that the simulator finds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// Breaks invariant 5.
-    CommitBeforeEveryHash,
-    /// Breaks invariant 6.
-    SendBeforeDurable,
-    /// Breaks invariant 4.
-    AlterPlanForOneMember,
-    /// Breaks invariant 9.
-    ForgetOneAbort,
-    /// Breaks invariant 2.
-    FallBackToAnOlderTerm,
-    /// Breaks invariant 1.
-    FormBeforeAllHaveStopped,
-    /// Breaks invariant 12.
-    SnapshotWithoutBuddies,
-    /// Breaks invariant 11.
-    ResumeFromWhatNobodyHolds,
-    /// Breaks invariant 1.
-    GoOnBeforeAllAreBack,
-    /// Breaks invariant 1: what was said of an older generation counts.
-    BelieveOlderGenerations,
-    /// Breaks invariant 13.
-    CommissionBeforeAllAreWritten,
-    /// Breaks invariant 10: a rank goes away whose reports are still needed.
-    HearFarewellsEarly,
-    /// Breaks invariant 10: a heartbeat renews the lease of a device thread that hangs.
-    RenewLeasesOfDeadThreads,
-    /// Breaks invariant 17.
-    ResumeFromAClosedBranch,
-    /// Breaks invariant 15: as if no rewind needed what is older.
-    FreeWhatARewindNeeds,
-    /// In the trainers. Breaks invariant 15.
-    FreeSnapshotsTooEarly,
-    /// In the trainers: what a coordinator of an earlier term said is obeyed.
-    ObeyOlderTerms,
-    /// In the service. Breaks invariant 6: what is told may be lost with the transaction.
-    SendBeforeTheTransaction,
-    /// In the service: a coordinator that was replaced can still write.
-    WriteWithoutTheLock,
-}
-
-impl Fault {
-    /// Spoils a decision.
-    pub(super) fn distort(self, directives: &mut Vec<Directive>) {
-        match self {
-            Fault::SendBeforeDurable => {
-                directives.sort_by_key(|directive| !matches!(directive, Directive::Send { .. }))
-            }
-            Fault::AlterPlanForOneMember => {
-                if let Some(Directive::Send {
-                    body: CoordinatorBody::PlanWindow(plans),
-                    ..
-                }) = directives.last_mut()
-                {
-                    plans[0].learning_rate += 1.0;
-                }
-            }
-            Fault::ForgetOneAbort => {
-                let tells_the_end = |directive: &Directive| {
-                    matches!(
-                        directive,
-                        Directive::Send {
-                            body: CoordinatorBody::Abort { .. } | CoordinatorBody::Release { .. },
-                            ..
-                        }
-                    )
-                };
-                if let Some(index) = directives.iter().position(tells_the_end) {
-                    directives.remove(index);
-                }
-            }
-            Fault::FallBackToAnOlderTerm => {
-                if let Some(Directive::Send { stamp, .. }) = directives.last_mut() {
-                    stamp.term = stamp.term.saturating_sub(1);
-                }
-            }
-            // These are in the machine itself, where it looks at its own fault, or in the trainers.
-            Fault::CommitBeforeEveryHash
-            | Fault::FormBeforeAllHaveStopped
-            | Fault::SnapshotWithoutBuddies
-            | Fault::ResumeFromWhatNobodyHolds
-            | Fault::GoOnBeforeAllAreBack
-            | Fault::BelieveOlderGenerations
-            | Fault::CommissionBeforeAllAreWritten
-            | Fault::HearFarewellsEarly
-            | Fault::RenewLeasesOfDeadThreads
-            | Fault::ResumeFromAClosedBranch
-            | Fault::FreeWhatARewindNeeds
-            | Fault::FreeSnapshotsTooEarly
-            | Fault::ObeyOlderTerms
-            | Fault::SendBeforeTheTransaction
-            | Fault::WriteWithoutTheLock => {}
-        }
-    }
-}
 
 /// Much longer than a tick, and short enough that a schedule sees some lapse.
 const LEASE: Duration = Duration::from_millis(400);

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lockstep_proto::domain::{
-    CoordinatorBody, Directive as Urgent, DirectiveKind, Generation, Outcome, Part, Plan, Progress, Ready, Resume,
-    Return, Stamp, Standing, StepMetrics, StepReport, Validation, Written,
+    CoordinatorBody, Directive as Urgent, Generation, Outcome, Part, Plan, Ready, Resume, Return, Stamp, Standing,
+    StepReport,
 };
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -14,6 +14,9 @@ use super::Fault;
 use crate::run::tests::info;
 use crate::run::{Event, Peer};
 
+mod cuts;
+mod fates;
+mod steps;
 mod streams;
 
 /// What a rank does in its generation.
@@ -475,11 +478,7 @@ impl Trainers {
                 let cause = Some("the checkpoint is damaged".to_owned());
                 self.leave(index, cause, true, None, None);
             }
-            State::Meeting if is_split => {
-                if rng.random_ratio(1, 8) {
-                    self.stop(index, Some("a peer cannot be reached".to_owned()));
-                }
-            }
+            State::Meeting if is_split => self.miss_peers(index, rng),
             State::Meeting => {
                 let lowest = generation.members[0].member == trainer.name;
                 if lowest && trainer.comm_id.is_none() {
@@ -505,9 +504,7 @@ impl Trainers {
                 // Its collectives break because of a peer that is gone, and it may notice first.
                 let in_collectives = self.in_collectives(stamp).len();
                 if is_split {
-                    if rng.random_ratio(1, 4) {
-                        self.stop(index, Some("nothing came of a peer until the deadline".to_owned()));
-                    }
+                    self.miss_peers(index, rng);
                 } else if in_collectives < generation.members.len() && self.somebody_died_of(&generation) {
                     self.stop(index, Some("a peer hung up".to_owned()));
                 }
@@ -562,312 +559,6 @@ impl Trainers {
                 unusable,
             });
         }
-    }
-
-    /// What all ranks of the newest generation do together.
-    pub(super) fn make_a_step(&mut self, odd: Option<u64>, not_finite: Option<u64>) {
-        let Some(generation) = self
-            .all
-            .iter()
-            .filter_map(|trainer| trainer.generation.clone())
-            .max_by_key(|generation| generation.stamp)
-        else {
-            return;
-        };
-        let index_of = |name: &str| self.all.iter().position(|trainer| trainer.name == name);
-        let ranks: Vec<usize> = generation
-            .members
-            .iter()
-            .filter_map(|place| index_of(&place.member))
-            .collect();
-        let of_ranks = || ranks.iter().map(|index| &self.all[*index]);
-        let together = of_ranks().all(|trainer| {
-            trainer.is_present()
-                && trainer.stamp() == Some(generation.stamp)
-                && !matches!(trainer.state, State::Idle | State::Meeting)
-        });
-        if !together || self.is_split(&generation) {
-            return;
-        }
-        if let State::Paused(sequence) = self.all[ranks[0]].state {
-            if of_ranks().all(|trainer| trainer.urgent.sequence > sequence) {
-                self.act_on_directive(&ranks, &generation);
-            }
-            return;
-        }
-        let step = self.all[ranks[0]].at + 1;
-        if of_ranks().any(|trainer| trainer.plans.front().is_none_or(|plan| plan.step != step)) {
-            return;
-        }
-        let Some(plan) = self.all[ranks[0]].plans.front() else {
-            return;
-        };
-        let end = plan.first_sample + plan.samples;
-        if self.bad_samples.range(plan.first_sample..end).next().is_some() {
-            self.unusable += 1;
-            for index in ranks {
-                let cause = format!("step {step}: the loss is 99");
-                self.leave(index, Some(cause), false, None, Some(step));
-            }
-            return;
-        }
-        self.ends.insert(step, end);
-        let made = hash(step, end);
-        self.replayed += u64::from(step <= generation.replay_through);
-        let (mut last, mut checkpoint) = (false, false);
-        for (rank, index) in ranks.iter().enumerate() {
-            let peer = self.peer(*index);
-            let trainer = &mut self.all[*index];
-            let Some(plan) = trainer.plans.pop_front() else {
-                continue;
-            };
-            let metrics = StepMetrics {
-                loss: if not_finite == Some(step) { f64::NAN } else { 2.0 },
-                tokens: plan.samples,
-                step_ms: 20.0,
-                ..StepMetrics::default()
-            };
-            let is_odd = odd == Some(step) && rank == ranks.len() - 1;
-            let report = StepReport {
-                stamp: generation.stamp,
-                rank: rank as u32,
-                step,
-                parameter_hash: if is_odd { [199; 32] } else { made },
-                metrics: (rank == 0).then_some(metrics),
-                validation: (rank == 0 && plan.validate).then_some(Validation { loss: 1.0, tokens: 5 }),
-                peak_memory_mib: 10,
-            };
-            trainer.at = step;
-            trainer.say(Event::Report { peer, report });
-            last |= plan.last;
-            checkpoint |= plan.checkpoint;
-        }
-        if last {
-            for index in ranks {
-                self.say_farewell(index, Outcome::Completed);
-            }
-            return;
-        }
-        if self.snapshot_every > 0 && step.is_multiple_of(self.snapshot_every) {
-            self.take_snapshot(&ranks, &generation, step);
-        }
-        if checkpoint {
-            self.write_checkpoint(&ranks, &generation, step);
-        }
-        if step >= generation.replay_through {
-            self.act_on_directive(&ranks, &generation);
-        }
-    }
-
-    /// Each owner writes its part into the store. Now and then rank 0 cannot.
-    fn write_checkpoint(&mut self, ranks: &[usize], generation: &Generation, step: u64) {
-        for (rank, index) in ranks.iter().enumerate() {
-            let peer = self.peer(*index);
-            let written = match rank == 0 && step % 5 == 4 {
-                true => Err("the disk is full".to_owned()),
-                false => Ok(Box::new(Written {
-                    words: Vec::new(),
-                    hash: [rank as u8; 32],
-                    bytes: step,
-                    runs: Vec::new(),
-                })),
-            };
-            self.all[*index].say(Event::Wrote {
-                peer,
-                stamp: generation.stamp,
-                step,
-                written,
-            });
-        }
-    }
-
-    /// Each owner keeps its part and that of the rank before it, its ward.
-    fn take_snapshot(&mut self, ranks: &[usize], generation: &Generation, step: u64) {
-        let frees_at_once = self.fault == Some(Fault::FreeSnapshotsTooEarly);
-        for (rank, index) in ranks.iter().enumerate() {
-            let ward = (rank + ranks.len() - 1) % ranks.len();
-            let peer = self.peer(*index);
-            let trainer = &mut self.all[*index];
-            for of in BTreeSet::from([rank, ward]) {
-                let part = part(step, generation, of);
-                if frees_at_once {
-                    trainer.parts.retain(|older| older.step >= step);
-                }
-                trainer.parts.insert(part);
-                trainer.say(Event::Holds {
-                    peer,
-                    stamp: generation.stamp,
-                    part,
-                });
-            }
-        }
-    }
-
-    /// The ranks exchange their directives at the end of a step; the newest counts.
-    fn act_on_directive(&mut self, ranks: &[usize], generation: &Generation) {
-        let words = ranks.iter().map(|index| self.all[*index].urgent.to_word());
-        let newest = words.max().and_then(Urgent::from_word).unwrap_or_default();
-        if newest.sequence <= self.all[ranks[0]].handled {
-            return;
-        }
-        for (rank, index) in ranks.iter().enumerate() {
-            let trainer = &mut self.all[*index];
-            trainer.handled = newest.sequence;
-            trainer.state = State::Training;
-            match newest.kind {
-                DirectiveKind::None | DirectiveKind::Resume => {}
-                DirectiveKind::Pause => trainer.state = State::Paused(newest.sequence),
-                DirectiveKind::Stop => self.say_farewell(*index, Outcome::Stopped),
-                DirectiveKind::Regroup => {
-                    let live = part(trainer.at, generation, rank);
-                    trainer.parts.insert(live);
-                    self.stop(*index, None);
-                }
-            }
-        }
-    }
-
-    fn say_farewell(&mut self, index: usize, outcome: Outcome) {
-        let peer = self.peer(index);
-        let trainer = &mut self.all[index];
-        if !trainer.finished {
-            trainer.finished = true;
-            trainer.outcome = Some(outcome.clone());
-            let step = trainer.at;
-            let stamp = trainer.stamp().unwrap_or_default();
-            trainer.say(Event::Finished {
-                peer,
-                stamp,
-                outcome,
-                step,
-            });
-        }
-    }
-
-    /// A trainer dies; some of what it said is lost. Whether it was there to die.
-    pub(super) fn kill(&mut self, victim: usize, rng: &mut StdRng) -> bool {
-        let peer = self.peer(victim);
-        let trainer = &mut self.all[victim];
-        if !trainer.alive || trainer.finished || trainer.refused || !trainer.joined {
-            return false;
-        }
-        trainer.alive = false;
-        trainer.parts.clear();
-        for _ in 0..rng.random_range(0..3) {
-            if !matches!(trainer.to_coordinator.back(), Some(Event::Join { .. })) {
-                trainer.to_coordinator.pop_back();
-            }
-        }
-        trainer.say(Event::MemberLost { peer });
-        self.died = true;
-        true
-    }
-
-    /// A trainer's device hangs: it does nothing any more, and a peer says so or does not. It will be fenced.
-    pub(super) fn hang(&mut self, index: usize, is_told: bool) -> bool {
-        let trainer = &self.all[index];
-        if !trainer.is_present() || trainer.state != State::Training {
-            return false;
-        }
-        let Some(stamp) = trainer.stamp() else { return false };
-        let peers = self.in_collectives(stamp);
-        self.all[index].hangs = true;
-        // The last thing that it did was to begin what it hangs in.
-        self.all[index].counter += 1;
-        self.hung += 1;
-        let other = peers.into_iter().find(|peer| *peer != self.peer(index));
-        if let Some(other) = other.and_then(|other| self.index_of(other)).filter(|_| is_told) {
-            self.stop(other, Some("a peer does nothing".to_owned()));
-        }
-        true
-    }
-
-    /// Nothing passes between a trainer and the coordinator for a while.
-    pub(super) fn mute(&mut self, index: usize) -> bool {
-        let trainer = &mut self.all[index];
-        let is_there = trainer.joined && trainer.attached && !trainer.muted && trainer.is_present();
-        trainer.muted |= is_there;
-        self.muted += u64::from(is_there);
-        is_there
-    }
-
-    /// What every trainer that is heard says of its device thread now.
-    pub(super) fn progress(&mut self) -> Vec<(Peer, Progress)> {
-        let hung: BTreeSet<Stamp> = self
-            .all
-            .iter()
-            .filter(|trainer| trainer.hangs)
-            .filter_map(Trainer::stamp)
-            .collect();
-        let mut said = Vec::new();
-        for index in 0..self.all.len() {
-            let peer = self.peer(index);
-            let is_split = self.all[index]
-                .generation
-                .as_ref()
-                .is_some_and(|own| self.is_split(own));
-            let is_elsewhere = self.is_with_the_zombie(index);
-            let trainer = &mut self.all[index];
-            if !trainer.alive
-                || !trainer.joined
-                || !trainer.attached
-                || trainer.muted
-                || trainer.refused
-                || is_elsewhere
-            {
-                continue;
-            }
-            let waits_for_it = is_split || trainer.stamp().is_some_and(|stamp| hung.contains(&stamp));
-            let waits = !trainer.hangs && (waits_for_it || trainer.state != State::Training);
-            trainer.counter += u64::from(!trainer.hangs);
-            let progress = Progress {
-                step: trainer.at + 1,
-                phase: "forward".to_owned(),
-                counter: trainer.counter,
-                waits,
-                longest_ms: Some(20),
-            };
-            said.push((peer, progress));
-        }
-        said
-    }
-
-    /// A bit changes in a trainer's memory, and all ranks of its generation find that in the same step.
-    pub(super) fn drift(&mut self, index: usize) -> bool {
-        let trainer = &self.all[index];
-        if !trainer.is_present() || trainer.state != State::Training {
-            return false;
-        }
-        let Some(generation) = trainer.generation.clone() else {
-            return false;
-        };
-        let Some(rank) = generation.place_of(&trainer.name).map(|place| place.rank) else {
-            return false;
-        };
-        for peer in self.in_collectives(generation.stamp) {
-            if let Some(other) = self.index_of(peer).filter(|other| !self.all[*other].hangs) {
-                let cause = format!("a bit has changed in the memory of rank {rank}");
-                self.leave(other, Some(cause), false, Some(rank), None);
-            }
-        }
-        self.drifts += 1;
-        true
-    }
-
-    /// A trainer is asked to leave by its host.
-    pub(super) fn drain(&mut self, index: usize) -> bool {
-        let peer = self.peer(index);
-        let trainer = &mut self.all[index];
-        if !trainer.is_present() || !trainer.joined || trainer.leaving {
-            return false;
-        }
-        trainer.leaving = true;
-        trainer.say(Event::Leaving {
-            peer,
-            reason: "SIGTERM".to_owned(),
-        });
-        self.drained = true;
-        true
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lockstep_proto::domain::{CoordinatorBody, Generation, Outcome};
+use lockstep_proto::domain::{CoordinatorBody, Outcome};
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -107,57 +107,6 @@ impl Trainers {
         let reason = "the device is out of order".to_owned();
         self.say_farewell(index, Outcome::Failed { reason });
         true
-    }
-
-    /// Whether a cut goes through the ranks of a generation.
-    pub(super) fn is_split(&self, generation: &Generation) -> bool {
-        if !self.parted {
-            return false;
-        }
-        let side_of = |name: &str| {
-            self.all
-                .iter()
-                .find(|trainer| trainer.name == name)
-                .map(|trainer| trainer.side)
-        };
-        let mut sides = generation.members.iter().map(|place| side_of(&place.member));
-        let first = sides.next();
-        sides.any(|side| Some(side) != first)
-    }
-
-    /// Cuts trainers off from each other, and those of one side from the coordinator, as it is said.
-    pub(in super::super) fn part(
-        &mut self,
-        from_each_other: bool,
-        from_the_coordinator: bool,
-        rng: &mut StdRng,
-    ) -> bool {
-        if self.parted || !(from_each_other || from_the_coordinator) || self.all.iter().any(|trainer| trainer.muted) {
-            return false;
-        }
-        for trainer in &mut self.all {
-            trainer.side = rng.random();
-            let is_there = trainer.joined && trainer.attached && trainer.is_present();
-            trainer.muted |= from_the_coordinator && trainer.side && is_there;
-        }
-        self.parted = from_each_other;
-        true
-    }
-
-    /// Whatever was cut off is heard again: what was said arrives, or the stream has broken meanwhile.
-    pub(in super::super) fn heal(&mut self, rng: &mut StdRng) {
-        self.parted = false;
-        for index in 0..self.all.len() {
-            if !std::mem::take(&mut self.all[index].muted) {
-                continue;
-            }
-            let has_broken = rng.random_ratio(1, 3) && self.break_stream(index, rng);
-            let trainer = &mut self.all[index];
-            if std::mem::take(&mut trainer.is_fenced) && !has_broken {
-                let peer = trainer.stream;
-                self.fence(peer);
-            }
-        }
     }
 }
 
