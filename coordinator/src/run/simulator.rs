@@ -372,7 +372,7 @@ impl Simulation {
     }
 
     fn one_thing(&mut self) -> Result<(), Violation> {
-        let trainer = self.rng.random_range(0..self.trainers.all.len());
+        let trainer = self.trainers.somebody(&mut self.rng);
         if self.turnover.drifts > 0 && self.odd.random_ratio(1, 150) && self.trainers.drift(trainer) {
             self.turnover.drifts -= 1;
             return Ok(());
