@@ -200,7 +200,9 @@ impl Trainers {
         if self.all.len() <= MANY {
             return any;
         }
-        let is_there = |trainer: &Trainer| !trainer.is_done() || !trainer.to_coordinator.is_empty();
+        let is_there = |trainer: &Trainer| {
+            trainer.alive && !trainer.acknowledged && !trainer.refused || !trainer.to_coordinator.is_empty()
+        };
         let there: Vec<usize> = (0..self.all.len())
             .filter(|index| is_there(&self.all[*index]))
             .collect();
