@@ -215,7 +215,7 @@ pub(super) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violat
         let when = wild.random_range(0..=commands.len());
         commands.insert(when, (wild.random_range(1..200), Event::Checkpoint));
     }
-    let mut backwards = StdRng::seed_from_u64(seed.rotate_left(32));
+    let mut backwards = StdRng::seed_from_u64(seed.rotate_left(16));
     let bad_samples = rewinds(&mut facts, &mut backwards);
     turnover.restarts += u32::from(is_elastic && wild.random_ratio(1, 2));
     turnover.failures = u32::from(wild.random_ratio(1, 12));
@@ -372,7 +372,7 @@ impl Simulation {
     }
 
     fn one_thing(&mut self) -> Result<(), Violation> {
-        let trainer = self.rng.random_range(0..self.trainers.all.len());
+        let trainer = self.trainers.somebody(&mut self.rng);
         if self.turnover.drifts > 0 && self.odd.random_ratio(1, 150) && self.trainers.drift(trainer) {
             self.turnover.drifts -= 1;
             return Ok(());
