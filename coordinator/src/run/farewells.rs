@@ -33,10 +33,9 @@ impl Run {
         let is_older =
             member.rank.is_some() && stamp.generation < self.generation.as_ref().map_or(0, |g| g.stamp.generation);
         // The abort is on its way to it, before any answer: it takes its farewell back, even if its steps stand.
-        // Who waits for the next generation has done so already, and this is a late word.
         let takes_back = match member.rank {
             Some(_) => is_aborted || member.stopped,
-            None => member.is_candidate(),
+            None => member.stopped && member.is_candidate(),
         };
         // After the end every farewell is one: nothing is made again. So is one that was acknowledged before.
         let stands = self.phase == Phase::Ended || member.finished.is_some() && member.is_heard;

@@ -101,7 +101,7 @@ impl Run {
             {
                 return Ok(None);
             }
-            member.astray = None;
+            (member.astray, member.stopped) = (None, true);
             member.parts = parts.into_iter().collect();
             self.welcome(directives);
             return Ok(None);

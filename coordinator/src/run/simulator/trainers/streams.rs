@@ -111,18 +111,6 @@ impl Trainers {
 }
 
 impl Trainers {
-    /// Somebody who may still do something, or of whom something is still to be heard: the more have come and gone, the less
-    /// time would else be left for those that are there.
-    pub(in super::super) fn somebody(&self, rng: &mut StdRng) -> usize {
-        let is_over = |trainer: &Trainer| !trainer.alive || trainer.refused || trainer.acknowledged;
-        let counts = |index: &usize| !is_over(&self.all[*index]) || !self.all[*index].to_coordinator.is_empty();
-        let there: Vec<usize> = (0..self.all.len()).filter(counts).collect();
-        match there.is_empty() {
-            true => 0,
-            false => there[rng.random_range(0..there.len())],
-        }
-    }
-
     /// A trainer is not let in.
     pub(in super::super) fn refuse(&mut self, index: usize) {
         if let Some(trainer) = self.all.get_mut(index) {
