@@ -59,6 +59,8 @@ pub(super) struct Steps {
     rewinds: Vec<Rewind>,
     /// Steps that the file has had since then, those that a rewind left behind among them.
     made: u64,
+    /// Which of them was committed last.
+    last: Option<(usize, u64)>,
     /// By the number of rewinds before it, and step.
     known: BTreeMap<(usize, u64), Step>,
 }
@@ -72,6 +74,7 @@ impl Steps {
             newest: 0,
             rewinds: Vec::new(),
             made: 0,
+            last: None,
             known: BTreeMap::new(),
         }
     }
@@ -81,7 +84,7 @@ impl Steps {
         self.read = 0;
         self.begun.clear();
         self.rewinds.clear();
-        (self.newest, self.made) = (0, 0);
+        (self.newest, self.made, self.last) = (0, 0, None);
     }
 
     /// Takes in what was written since.
@@ -127,6 +130,7 @@ impl Steps {
         self.newest = step.step;
         self.made += 1;
         let key = (self.rewinds.len(), step.step);
+        self.last = Some(key);
         if let Some(before) = self.known.get(&key)
             && *before != step
         {
@@ -143,8 +147,9 @@ impl Steps {
         self.made >= self.known.len() as u64
     }
 
+    /// The step that was committed last, also where the run has gone back since.
     pub(super) fn newest(&self) -> Option<&Step> {
-        self.step_before(self.rewinds.len(), self.newest + 1)
+        self.known.get(self.last.as_ref()?)
     }
 
     /// The step before one that was made after so many rewinds.
@@ -170,7 +175,7 @@ impl Steps {
             let at = self.step_before(self.rewinds.len(), rewind.to + 1);
             rewind.skipped_samples[1] - trained(at)
         });
-        trained(self.newest()) + skipped
+        trained(self.step_before(self.rewinds.len(), self.newest + 1)) + skipped
     }
 
     /// The number of the newest committed step; 0: none.

@@ -192,6 +192,23 @@ impl Trainers {
         trainers
     }
 
+    /// Somebody to whom something may happen. Where many have come and gone, not one who is long gone: else the others would be
+    /// the slower the longer the schedule is.
+    pub(super) fn somebody(&self, rng: &mut StdRng) -> usize {
+        const MANY: usize = 12;
+        let any = rng.random_range(0..self.all.len());
+        if self.all.len() <= MANY {
+            return any;
+        }
+        let is_there = |trainer: &Trainer| {
+            trainer.alive && !trainer.acknowledged && !trainer.refused || !trainer.to_coordinator.is_empty()
+        };
+        let there: Vec<usize> = (0..self.all.len())
+            .filter(|index| is_there(&self.all[*index]))
+            .collect();
+        there.get(any % there.len().max(1)).copied().unwrap_or(any)
+    }
+
     /// Starts another trainer.
     pub(super) fn add(&mut self) {
         self.all.push(Trainer {
