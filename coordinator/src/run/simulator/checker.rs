@@ -610,8 +610,11 @@ impl Checker {
             }
             CoordinatorBody::SnapshotStands { step, free_before } => {
                 let stands = self.stands;
-                ensure(free_before <= step, 15, || {
-                    format!("snapshot {step} stands, and before {free_before} all is freed")
+                let farthest = self.rule.map_or(*step, |rule| step.saturating_sub(rule.steps));
+                ensure(*free_before <= farthest, 15, || {
+                    format!(
+                        "snapshot {step} stands, before {free_before} all is freed, and a rewind may go back to {farthest}"
+                    )
                 })?;
                 // A rewind from the next step on may go so far back.
                 let farthest = self.rule.map_or(*step, |rule| step.saturating_sub(rule.steps));
