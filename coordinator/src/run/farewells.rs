@@ -33,10 +33,13 @@ impl Run {
         let is_older =
             member.rank.is_some() && stamp.generation < self.generation.as_ref().map_or(0, |g| g.stamp.generation);
         // The abort is on its way to it, before any answer: it takes its farewell back, even if its steps stand.
-        let takes_back = member.rank.is_some() && (is_aborted || member.stopped);
-        // After the end every farewell is one: nothing is made again.
-        let is_over = self.phase == Phase::Ended;
-        if is_trained && !is_over && (is_older || takes_back || step > self.committed && member.astray.is_some()) {
+        let takes_back = match member.rank {
+            Some(_) => is_aborted || member.stopped,
+            None => member.stopped && member.is_candidate(),
+        };
+        // After the end every farewell is one: nothing is made again. So is one that was acknowledged before.
+        let stands = self.phase == Phase::Ended || member.finished.is_some() && member.is_heard;
+        if is_trained && !stands && (is_older || takes_back || step > self.committed && member.astray.is_some()) {
             return Ok(None);
         }
         if member.finished.is_none() {

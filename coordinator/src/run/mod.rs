@@ -193,7 +193,7 @@ struct Member {
     is_gone: bool,
     /// Whether its stream closed without one, and it counts as ended nevertheless.
     is_missed: bool,
-    /// Whether it has left the collectives of the present generation.
+    /// Whether it has left the collectives, since the present generation was formed.
     stopped: bool,
     /// Since when it is known that it does not go on.
     lapsed: Option<Duration>,

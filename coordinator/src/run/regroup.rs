@@ -101,7 +101,7 @@ impl Run {
             {
                 return Ok(None);
             }
-            member.astray = None;
+            (member.astray, member.stopped) = (None, true);
             member.parts = parts.into_iter().collect();
             self.welcome(directives);
             return Ok(None);
@@ -122,6 +122,8 @@ impl Run {
                 self.abort_generation(format!("{name} left the collectives: {cause}"), directives);
             }
             (Phase::Regrouping, _) => self.form_if_stopped(directives),
+            // Its peers complain of a rank that failed. That rank's own sentence is the one to end with.
+            (Phase::Failing, _) => {}
             (Phase::WaitingForReturn, cause) => {
                 let cause = cause.unwrap_or_else(|| "as it was told in an earlier term".to_owned());
                 self.cannot_go_on_as_it_was(format!("{name} left the collectives: {cause}"), directives);

@@ -235,12 +235,11 @@ impl Trainer {
                 let new = plans.into_iter().filter(|plan| plan.step > last && plan.step <= most);
                 self.plans.extend(new);
             }
+            // One that has left by itself is not asked again.
+            CoordinatorBody::Abort { .. } if self.has_left => self.has_left = false,
             CoordinatorBody::Abort { .. } => {
-                // One that has left by itself is not asked again.
-                if !std::mem::take(&mut self.has_left) {
-                    self.plans.clear();
-                    self.leave(None, None).await;
-                }
+                self.plans.clear();
+                self.leave(None, None).await;
             }
             CoordinatorBody::Release { .. } | CoordinatorBody::Acknowledged { finished: true, .. } => return false,
             CoordinatorBody::Acknowledged { step, .. } => {

@@ -57,3 +57,60 @@ fn who_is_released_after_steps_that_the_others_make_again_is_answered_at_once() 
     // It had made step 2, whose reports of the others are lost. They make it again, and nobody needs its own.
     assert!(is_heard(&farewell(&mut run, 1, 2), 1));
 }
+
+#[test]
+fn a_rank_that_failed_ends_the_run_with_its_own_sentence_whether_its_peers_complain_before_or_after() {
+    for complains_first in [true, false] {
+        let mut run = train(elastic(2, 1, 2));
+        everybody_reports(&mut run, 2, 1);
+        let failed = Event::Finished {
+            peer: 1,
+            stamp: run.stamp(),
+            outcome: Outcome::Failed {
+                reason: "the device is out of order".to_owned(),
+            },
+            step: 1,
+        };
+        if complains_first {
+            stop(&mut run, 0, Some("a peer hung up"), &[]);
+            run.step(failed, NOW);
+        } else {
+            run.step(failed, NOW);
+            stop(&mut run, 0, Some("a peer hung up"), &[]);
+        }
+        assert_eq!(run.phase(), Phase::Failing);
+        run.step(Event::Tick, Duration::from_secs(1));
+        assert!(
+            the_end(&run).reason.contains("the device is out of order"),
+            "{}",
+            the_end(&run).reason
+        );
+    }
+}
+
+#[test]
+fn a_farewell_that_was_acknowledged_is_acknowledged_again_also_while_the_others_leave_their_generation() {
+    let mut run = train(elastic(3, 1, 3));
+    everybody_reports(&mut run, 3, 1);
+    run.step(Event::Stop, NOW);
+    assert!(is_heard(&farewell(&mut run, 1, 1), 1));
+    run.step(Event::MemberLost { peer: 2 }, NOW);
+    assert_eq!(run.phase(), Phase::Regrouping);
+    assert!(is_heard(&farewell(&mut run, 1, 1), 1));
+    assert!(!is_heard(&farewell(&mut run, 0, 1), 0), "its abort is on the way to it");
+}
+
+#[test]
+fn a_late_farewell_of_a_member_that_has_stopped_since_does_not_end_its_part() {
+    let mut run = train(elastic(2, 2, 3));
+    everybody_reports(&mut run, 2, 1);
+    run.step(Event::MemberLost { peer: 1 }, NOW);
+    stop(&mut run, 0, None, &[]);
+    assert!(!is_heard(&farewell(&mut run, 0, 1), 0));
+    let join = Event::Join {
+        peer: 7,
+        info: info("trainer-7"),
+    };
+    run.step(join, NOW);
+    assert_eq!(run.phase(), Phase::WaitingForCommId, "both make the next world");
+}
