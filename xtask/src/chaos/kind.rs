@@ -94,7 +94,8 @@ impl Kind {
     /// How often it comes among the others in a run whose checkpoints lie there.
     pub(super) fn weight(self, ground: Ground) -> usize {
         match (self, ground) {
-            (Kind::StoreFails | Kind::StoreSlow, Ground::Bucket) => 2,
+            // As many as a short run has there.
+            (Kind::StoreFails | Kind::StoreSlow, Ground::Bucket) => 1,
             (Kind::KillAll | Kind::DamageCheckpoint | Kind::TornCheckpoint, Ground::Bucket) => 1,
             (Kind::KillWhileStoreFails, Ground::Bucket) => 1,
             (Kind::StoreFails | Kind::StoreSlow | Kind::KillWhileStoreFails, Ground::Folder) => 0,
