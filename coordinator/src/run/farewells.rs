@@ -39,7 +39,7 @@ impl Run {
         };
         // After the end every farewell is one: nothing is made again. So is one that was acknowledged before.
         let stands = self.phase == Phase::Ended || member.finished.is_some() && member.is_heard;
-        if is_trained && !stands && (is_older || takes_back || step > self.committed && member.astray.is_some()) {
+        if is_trained && !stands && (is_older || takes_back || member.astray.is_some()) {
             return Ok(None);
         }
         if member.finished.is_none() {

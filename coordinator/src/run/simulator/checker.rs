@@ -616,11 +616,6 @@ impl Checker {
                         "snapshot {step} stands, before {free_before} all is freed, and a rewind may go back to {farthest}"
                     )
                 })?;
-                // A rewind from the next step on may go so far back.
-                let farthest = self.rule.map_or(*step, |rule| step.saturating_sub(rule.steps));
-                ensure(*free_before <= farthest, 15, || {
-                    format!("before {free_before} all is freed, and a rewind may go back to {farthest}")
-                })?;
                 self.kept_from = self.kept_from.max(*free_before);
                 ensure(*step == stands, 6, || {
                     format!("snapshot {step} is said to stand, and durable is {stands}")

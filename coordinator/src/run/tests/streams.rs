@@ -152,3 +152,27 @@ fn who_comes_back_because_the_answer_to_its_farewell_was_lost_gets_it_again_and_
     );
     assert!(is_heard(&run.step(farewell(9, stamp), NOW), 9));
 }
+
+#[test]
+fn who_comes_back_to_a_generation_that_is_over_takes_its_farewell_back_even_if_its_steps_stand() {
+    let mut run = train(elastic(2, 2, 2));
+    everybody_reports(&mut run, 2, 1);
+    run.step(Event::MemberLost { peer: 0 }, NOW);
+    let decision = come_back(&mut run, "trainer-0", 9, Standing::Training, &[]);
+    assert!(is_aborted(&decision, 9));
+    let stamp = run.stamp();
+    let outcome = Outcome::Completed;
+    let farewell = Event::Finished {
+        peer: 9,
+        stamp,
+        outcome,
+        step: 1,
+    };
+    let decision = run.step(farewell, NOW);
+    assert!(
+        decision.directives.is_empty(),
+        "its abort is on the way to it: {decision:?}"
+    );
+    stop(&mut run, 9, None, &[]);
+    assert_eq!(formed(&stop(&mut run, 1, None, &[]), 9).unwrap().ranks(), 2);
+}
