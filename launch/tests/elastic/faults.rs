@@ -95,7 +95,7 @@ fn a_bad_sample_makes_the_run_go_back_and_leave_it_out_with_the_same_bits_on_any
     for (policy, drill) in [
         ("fault.on_not_finite=rewind", "nan-sample@800"),
         // Before 16 steps are accepted nothing is a spike.
-        ("fault.on_spike=rewind", "spike-sample@1600*50"),
+        ("fault.on_spike=rewind", "spike-sample@1600*5000"),
     ] {
         let expected: Vec<u64> = match policy.contains("spike") {
             true => (1..=25).chain(22..=30).collect(),
