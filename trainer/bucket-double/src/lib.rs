@@ -5,6 +5,8 @@
 //! Way of data: connection → [`Server`]'s front, which draws what comes to the request → `s3s` → files in
 //! `ROOT/bucket/KEY`.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod trouble;
 
 use std::fmt;

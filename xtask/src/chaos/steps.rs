@@ -262,7 +262,6 @@ mod tests {
                 &line(2, "x"),
                 &line(3, "y"),
             ]
-            .map(|text| &text[..])
             .concat(),
         );
         steps.look().unwrap();
