@@ -335,8 +335,9 @@ impl Executor {
             };
             self.send(peer, stamp, body);
         }
-        for (reply, answer) in self.replies.drain(..) {
-            reply(answer);
+        for (reply, _decided) in self.replies.drain(..) {
+            // What was decided is not durable, so it never happened.
+            reply(Err(Refusal::new("NOT_DURABLE", "run", reason.clone())));
         }
         self.end(RunEnd {
             outcome: Outcome::Failed { reason: reason.clone() },
