@@ -392,6 +392,16 @@ impl Simulation {
             ..self.run.stamp()
         };
         if self.rng.random() {
+            // Of one that is still in a generation that is over, such a word would count, and what it says would have to be true.
+            let peer = self.trainers.peer(like);
+            if self
+                .run
+                .members
+                .get(&peer)
+                .is_some_and(|member| member.astray.is_some())
+            {
+                return Ok(());
+            }
             return self.decide(Event::Stopped {
                 peer: self.trainers.peer(like),
                 stamp,
