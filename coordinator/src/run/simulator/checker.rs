@@ -68,6 +68,8 @@ pub(super) struct Checker {
     /// The step before the first plan that a member is sent, in this generation and term.
     sent_from: u64,
     hashes: BTreeMap<u64, [u8; 32]>,
+    /// Ranks, by generation, whose farewells are durable.
+    farewells: BTreeSet<(u64, u32)>,
     /// Whether the ranks of an earlier term were waited for.
     waited: bool,
     /// What members said when they came back in this term: their generation, and whether they are ready in it.
@@ -123,6 +125,7 @@ impl Checker {
             standing: Vec::new(),
             sent_from: 0,
             hashes: BTreeMap::new(),
+            farewells: BTreeSet::new(),
             waited: false,
             came_back: BTreeMap::new(),
             wrote: BTreeMap::new(),
@@ -259,7 +262,9 @@ impl Checker {
             for place in generation.iter().flat_map(|generation| &generation.members) {
                 let number = self.newest.generation;
                 let said = self.came_back.get(&place.member);
-                let as_it_was = said == Some(&(number, true)) || trainers.is_gone(&place.member);
+                // Or it has ended its part, which is durable, whether it has heard that or not.
+                let has_ended = self.farewells.contains(&(number, place.rank));
+                let as_it_was = said == Some(&(number, true)) || has_ended || trainers.is_gone(&place.member);
                 ensure(as_it_was, 1, || {
                     format!("generation {number} goes on without {}", place.member)
                 })?;
@@ -531,6 +536,7 @@ impl Checker {
                 ensure(*generation == self.newest.generation && *rank < ranks, 1, || {
                     format!("rank {rank} of generation {generation} ends")
                 })?;
+                self.farewells.insert((*generation, *rank));
             }
             Record::Wish(_) => {}
             Record::Checkpoint(checkpoint) => {
