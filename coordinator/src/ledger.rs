@@ -4,8 +4,8 @@
 //! Way of data: [`Ledger::open`] takes the folder's lock (`lock`), checks the version and claims the next term;
 //! [`Ledger::append`] makes a list of [`Record`]s durable in one transaction; the readers give them back. Every row
 //! carries a version (`rows`), and an unknown one is refused by name. Rows are only ever added: one that is there is not
-//! written again with another content. The events that led to the records are rows too (`events`). Others read a
-//! ledger, also a live one, with a [`Reader`].
+//! written again with another content. Steps have keys that tell their branch too ([`Branches`]). The events that led to the
+//! records are rows too (`events`). Others read a ledger, also a live one, with a [`Reader`].
 
 mod audit;
 mod events;

@@ -1,7 +1,8 @@
 //! Snapshots as the coordinator knows them: who holds which part, which of them are whole, and where to fetch them.
 //!
 //! Way of data: a member says which part it holds → when every part of a step is held often enough, the snapshot stands →
-//! when a generation is formed, the newest step of which the members hold every part is what it resumes from.
+//! when a generation is formed, the newest step of which the members hold every part is what it resumes from, but for what a
+//! closed branch has made. Older ones are freed, but for those that a rewind may have to go back to.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -250,6 +250,10 @@ impl Executor {
             self.refuse(peer, &refusal);
         }
         if let Err(error) = self.write_files(&records) {
+            // What was decided is durable all the same.
+            for (reply, answer) in self.replies.drain(..) {
+                reply(answer);
+            }
             self.cannot_go_on(error.to_string());
             return;
         }
