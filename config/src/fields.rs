@@ -45,6 +45,11 @@ impl<'a> Fields<'a> {
         self.table.get(key)
     }
 
+    /// Whether nothing is left in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
     /// Takes a raw value; the key counts as known from now on.
     pub(crate) fn take(&mut self, key: &'static str) -> Option<Value> {
         self.known.push(key);

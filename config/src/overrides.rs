@@ -5,7 +5,7 @@ use toml::{Table, Value};
 use crate::error::ConfigError;
 
 /// The keys of `run` of which exactly one says how long the run is.
-pub(crate) const LENGTH_KEYS: [&str; 3] = ["steps", "samples", "tokens"];
+pub(crate) const LENGTH_KEYS: [&str; 4] = ["steps", "samples", "tokens", "epochs"];
 
 /// Keys whose values are texts: `--set run.name=7` means the name "7".
 const TEXT_KEYS: [[&str; 2]; 4] = [

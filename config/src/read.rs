@@ -1,7 +1,9 @@
 //! From TOML to [`RunConfig`]: each section's keys, defaults and ranges.
 
+mod family;
 mod fault;
 mod optimizer;
+mod schedule;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,12 +11,11 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use crate::error::ConfigError;
-use crate::fields::{Fields, MAX, finite, integer_in};
+use crate::fields::{Fields, MAX, integer_in};
 use crate::overrides::{self, LENGTH_KEYS};
 use crate::sections::*;
 
 const UNIT: &str = "a number of at least 0 and below 1";
-const FRACTION: &str = "a number from 0 to 1";
 const POSITIVE: &str = "a number above 0";
 
 impl RunConfig {
@@ -42,9 +43,13 @@ impl RunConfig {
         let run = run(root.section("run")?)?;
         let data = data(root.section("data")?)?;
         let model = model(root.section("model")?, data.sequence_length)?;
-        let batch = batch(root.section("batch")?)?;
-        let learning_rate = learning_rate(root.section("learning_rate")?)?;
+        let family = family::read(root.section("schedule")?)?;
+        let (family_batch, family_rate) = family.unzip();
+        let batch = batch(root.section("batch")?, family_batch)?;
+        let learning_rate = learning_rate(root.section("learning_rate")?, family_rate)?;
         let optimizer = optimizer::read(root.section("optimizer")?, run.precision)?;
+        let momentum = momentum(root.section("momentum")?, &optimizer)?;
+        let weight_decay = scheduled(root.section("weight_decay")?, &schedule::WEIGHT_DECAY)?;
         let validation = validation(root.section("validation")?)?;
         let checkpoint = checkpoint(root.section("checkpoint")?)?;
         let collective = collective(root.section("collective")?, &run)?;
@@ -57,6 +62,8 @@ impl RunConfig {
             model,
             batch,
             learning_rate,
+            momentum,
+            weight_decay,
             optimizer,
             validation,
             checkpoint,
@@ -122,18 +129,19 @@ fn length(fields: &mut Fields<'_>) -> Result<Length, ConfigError> {
             second,
             value,
             format!("absent where `run.{first}` says how long the run is"),
-            "keep exactly one of run.steps, run.samples and run.tokens",
+            "keep exactly one of run.steps, run.samples, run.tokens and run.epochs",
         ));
     }
-    let [steps, samples, tokens] = LENGTH_KEYS;
+    let [steps, samples, tokens, epochs] = LENGTH_KEYS;
     let mut of = |key| fields.optional_integer(key, 1..=MAX);
     let length = (of(steps)?.map(Length::Steps))
         .or(of(samples)?.map(Length::Samples))
         .or(of(tokens)?.map(Length::Tokens));
-    length.ok_or_else(|| {
+    let passes = fields.optional_number(epochs, POSITIVE, |x| x > 0.0)?;
+    length.or(passes.map(Length::Epochs)).ok_or_else(|| {
         fields.missing(
             "steps",
-            "exactly one of run.steps, run.samples and run.tokens, a whole number of at least 1",
+            "exactly one of run.steps, run.samples and run.tokens, a whole number of at least 1, or run.epochs",
         )
     })
 }
@@ -189,13 +197,32 @@ fn model(mut fields: Fields<'_>, sequence_length: u32) -> Result<ModelSection, C
     Ok(section)
 }
 
-fn batch(mut fields: Fields<'_>) -> Result<BatchSection, ConfigError> {
+fn batch(mut fields: Fields<'_>, family: Option<BatchSchedule>) -> Result<BatchSection, ConfigError> {
     let section = BatchSection {
         micro_batch: fields.integer32("micro_batch", 1..=65_536, None)?,
-        schedule: batch_schedule(&mut fields)?,
+        schedule: match family {
+            Some(schedule) => {
+                said_once(&fields)?;
+                schedule
+            }
+            None => batch_schedule(&mut fields)?,
+        },
     };
     fields.done()?;
     Ok(section)
+}
+
+/// Refuses a schedule where a family says it already.
+fn said_once(fields: &Fields<'_>) -> Result<(), ConfigError> {
+    match fields.peek("schedule") {
+        None => Ok(()),
+        Some(value) => Err(fields.refuse_with(
+            "schedule",
+            value,
+            "absent where [schedule] names a family",
+            "take it out, or say both schedules and no family",
+        )),
+    }
 }
 
 /// The largest batch: large enough for any run, small enough that no product of it overflows.
@@ -203,20 +230,25 @@ const SIZES: std::ops::RangeInclusive<u64> = 1..=16_777_216;
 
 fn batch_schedule(fields: &mut Fields<'_>) -> Result<BatchSchedule, ConfigError> {
     const KEY: &str = "schedule";
-    const EXPECTED: &str = "a number of samples from 1 to 16777216, { kind = \"constant\", size = 32 } or { kind = \"steps\", sizes = [[0, 16], [100, 32]] }";
+    const EXPECTED: &str = "a number of samples from 1 to 16777216, { kind = \"constant\", size = 32 }, { kind = \"steps\", sizes = [[0, 16], [100, 32]] } or { kind = \"growth\", start = 16, factor = 2, every = 100, max = 256 }";
     match fields.take(KEY) {
         None => Err(fields.missing(KEY, EXPECTED)),
         Some(Value::Table(table)) => {
+            let is = |kind: &str| table.get("kind").and_then(Value::as_str) == Some(kind);
+            let (in_steps, one_size) = (is("steps"), is("constant"));
             let mut inner = Fields::new(fields.origin(), fields.dotted(KEY), table);
-            let stepped = inner.word("kind", &[("constant", false), ("steps", true)], None)?;
-            let schedule = if stepped {
-                BatchSchedule::Steps {
-                    sizes: batch_sizes(&mut inner)?,
+            let schedule = if in_steps || one_size {
+                inner.word("kind", &[("constant", ()), ("steps", ())], None)?;
+                match in_steps {
+                    true => BatchSchedule::Steps {
+                        sizes: batch_sizes(&mut inner)?,
+                    },
+                    false => BatchSchedule::Constant {
+                        size: inner.integer("size", SIZES, None)?,
+                    },
                 }
             } else {
-                BatchSchedule::Constant {
-                    size: inner.integer("size", SIZES, None)?,
-                }
+                BatchSchedule::Curve(schedule::schedule(&mut inner, &schedule::BATCH)?)
             };
             inner.done()?;
             Ok(schedule)
@@ -249,58 +281,58 @@ fn batch_sizes(fields: &mut Fields<'_>) -> Result<Vec<(u64, u64)>, ConfigError> 
     }
 }
 
-fn learning_rate(mut fields: Fields<'_>) -> Result<LearningRateSection, ConfigError> {
+fn learning_rate(mut fields: Fields<'_>, family: Option<Schedule>) -> Result<LearningRateSection, ConfigError> {
     const KEY: &str = "schedule";
-    const EXPECTED: &str = "a learning rate above 0, or { kind = \"constant\" | \"cosine\" | \"linear\" | \"warmup-stable-decay\", peak = 1e-3, … }";
-    let schedule = match fields.take(KEY) {
-        None => return Err(fields.missing(KEY, EXPECTED)),
-        Some(Value::Table(table)) => learning_rate_table(Fields::new(fields.origin(), fields.dotted(KEY), table))?,
-        Some(value) => match finite(&value) {
-            Some(peak) if peak > 0.0 => LearningRateSchedule {
-                peak,
-                warmup: 0,
-                shape: LearningRateShape::Constant,
-            },
-            _ => return Err(fields.refuse(KEY, &value, EXPECTED)),
-        },
+    const EXPECTED: &str = "a learning rate above 0, or { kind = \"constant\" | \"cosine\" | \"linear\" | \"warmup-stable-decay\" | …, peak = 1e-3, … }";
+    let schedule = match family {
+        Some(schedule) => {
+            said_once(&fields)?;
+            schedule
+        }
+        None => schedule::optional(&mut fields, KEY, &schedule::RATE)?.ok_or_else(|| fields.missing(KEY, EXPECTED))?,
+    };
+    #[derive(Clone, Copy)]
+    enum Couple {
+        None,
+        Linear,
+        SquareRoot,
+    }
+    let words = [
+        ("none", Couple::None),
+        ("linear", Couple::Linear),
+        ("sqrt", Couple::SquareRoot),
+    ];
+    let couple = fields.word("couple", &words, Some(Couple::None))?;
+    let mut base = || {
+        fields.number(
+            "base_batch",
+            None,
+            "the number of samples for which the schedule is meant",
+            |x| x >= 1.0,
+        )
+    };
+    let coupling = match couple {
+        Couple::None => Coupling::None,
+        Couple::Linear => Coupling::Linear { base: base()? },
+        Couple::SquareRoot => Coupling::SquareRoot { base: base()? },
     };
     fields.done()?;
-    Ok(LearningRateSection { schedule })
+    Ok(LearningRateSection { schedule, coupling })
 }
 
-fn learning_rate_table(mut fields: Fields<'_>) -> Result<LearningRateSchedule, ConfigError> {
-    type Build = fn(&mut Fields<'_>) -> Result<LearningRateShape, ConfigError>;
-    fn floor(fields: &mut Fields<'_>) -> Result<f64, ConfigError> {
-        fields.number("floor", Some(0.0), FRACTION, |x| (0.0..=1.0).contains(&x))
-    }
-    let kinds: [(&str, Build); 4] = [
-        ("constant", |_| Ok(LearningRateShape::Constant)),
-        ("cosine", |fields| {
-            Ok(LearningRateShape::Cosine { floor: floor(fields)? })
-        }),
-        ("linear", |fields| {
-            Ok(LearningRateShape::Linear { floor: floor(fields)? })
-        }),
-        ("warmup-stable-decay", |fields| {
-            Ok(LearningRateShape::WarmupStableDecay {
-                floor: floor(fields)?,
-                decay: fields.number(
-                    "decay",
-                    Some(0.2),
-                    "a fraction of the run, above 0 and at most 1",
-                    |x| x > 0.0 && x <= 1.0,
-                )?,
-            })
-        }),
-    ];
-    let build = fields.word("kind", &kinds, None)?;
-    let schedule = LearningRateSchedule {
-        peak: fields.number("peak", None, POSITIVE, |x| x > 0.0)?,
-        warmup: fields.integer("warmup", 0..=MAX, Some(0))?,
-        shape: build(&mut fields)?,
-    };
+/// A section that holds nothing but a schedule.
+fn scheduled(mut fields: Fields<'_>, quantity: &schedule::Quantity) -> Result<Option<Schedule>, ConfigError> {
+    let schedule = schedule::optional(&mut fields, "schedule", quantity)?;
     fields.done()?;
     Ok(schedule)
+}
+
+fn momentum(fields: Fields<'_>, optimizer: &OptimizerSection) -> Result<Option<Schedule>, ConfigError> {
+    if let (Some(value), Err(reason)) = (fields.peek("schedule"), optimizer.may_change_momentum()) {
+        let advice = "take [momentum] out, or choose another optimizer.method";
+        return Err(fields.refuse_with("schedule", value, format!("absent: {reason}"), advice));
+    }
+    scheduled(fields, &schedule::MOMENTUM)
 }
 
 fn collective(mut fields: Fields<'_>, run: &RunSection) -> Result<CollectiveSection, ConfigError> {

@@ -21,12 +21,14 @@ macro_rules! words {
 
 mod fault;
 mod optimizer;
+mod schedule;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 pub use fault::*;
 pub use optimizer::*;
+pub use schedule::*;
 
 /// A whole run config, checked and resolved.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +43,10 @@ pub struct RunConfig {
     pub batch: BatchSection,
     /// `[learning_rate]`: its schedule.
     pub learning_rate: LearningRateSection,
+    /// `[momentum]`: its schedule, in place of `optimizer.momentum`.
+    pub momentum: Option<Schedule>,
+    /// `[weight_decay]`: its schedule, in place of `optimizer.weight_decay`.
+    pub weight_decay: Option<Schedule>,
     /// `[optimizer]`: the update.
     pub optimizer: OptimizerSection,
     /// `[validation]`: when to validate.
@@ -76,8 +82,8 @@ pub struct RunSection {
     pub device: Device,
 }
 
-/// When the run is over: exactly one of the keys `run.steps`, `run.samples`, `run.tokens`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// When the run is over: exactly one of the keys `run.steps`, `run.samples`, `run.tokens`, `run.epochs`.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Length {
     /// After this many steps.
     Steps(u64),
@@ -85,6 +91,8 @@ pub enum Length {
     Samples(u64),
     /// With the first step that reaches this many tokens.
     Tokens(u64),
+    /// With the first step that reaches this many passes over the training data.
+    Epochs(f64),
 }
 
 /// A floating-point format.
@@ -164,7 +172,7 @@ pub struct BatchSection {
 }
 
 /// Batch size over the run, in samples (sequences); rounded up to whole micro-batches by the plan.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum BatchSchedule {
     /// One size for the whole run.
     Constant {
@@ -177,48 +185,17 @@ pub enum BatchSchedule {
         /// is 0 and they rise strictly; never empty.
         sizes: Vec<(u64, u64)>,
     },
+    /// Any other schedule.
+    Curve(Schedule),
 }
 
 /// `[learning_rate]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LearningRateSection {
     /// Its schedule.
-    pub schedule: LearningRateSchedule,
-}
-
-/// Learning rate over the run: a linear warm-up from 0 to the peak, then a shape.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LearningRateSchedule {
-    /// The highest learning rate.
-    pub peak: f64,
-    /// Steps of linear warm-up.
-    pub warmup: u64,
-    /// What comes after the warm-up.
-    pub shape: LearningRateShape,
-}
-
-/// What the learning rate does after its warm-up.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum LearningRateShape {
-    /// Stays at the peak.
-    Constant,
-    /// Half a cosine from the peak to `floor × peak` at the end of the run.
-    Cosine {
-        /// Fraction of the peak, in [0, 1].
-        floor: f64,
-    },
-    /// A straight line from the peak to `floor × peak` at the end of the run.
-    Linear {
-        /// Fraction of the peak, in [0, 1].
-        floor: f64,
-    },
-    /// Stays at the peak, then falls in a straight line to `floor × peak` over the last part of the run.
-    WarmupStableDecay {
-        /// Fraction of the peak, in [0, 1].
-        floor: f64,
-        /// Fraction of the run that decays, in (0, 1].
-        decay: f64,
-    },
+    pub schedule: Schedule,
+    /// How it follows the batch.
+    pub coupling: Coupling,
 }
 
 /// `[validation]`.

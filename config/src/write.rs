@@ -1,6 +1,7 @@
 //! From [`RunConfig`] back to TOML, every value as resolved, and the hash of it.
 
 mod optimizer;
+mod schedule;
 
 use std::fmt::Write;
 use std::path::Path;
@@ -90,6 +91,7 @@ impl RunConfig {
             Length::Steps(steps) => text.key("steps", whole(steps)),
             Length::Samples(samples) => text.key("samples", whole(samples)),
             Length::Tokens(tokens) => text.key("tokens", whole(tokens)),
+            Length::Epochs(epochs) => text.key("epochs", epochs),
         }
         text.key("intra_op_threads", run.intra_op_threads);
         text.key("precision", run.precision.word());
@@ -123,10 +125,23 @@ impl RunConfig {
                 let pairs = pairs.join(", ");
                 text.line(&format!("schedule = {{ kind = \"steps\", sizes = [{pairs}] }}"));
             }
+            BatchSchedule::Curve(curve) => text.line(&format!("schedule = {}", schedule::table(curve, false))),
         }
 
         text.section("learning_rate");
-        text.line(&learning_rate(&self.learning_rate.schedule));
+        let rate = schedule::table(&self.learning_rate.schedule, true);
+        text.line(&format!("schedule = {rate}"));
+        match self.learning_rate.coupling {
+            Coupling::None => {}
+            Coupling::Linear { base } => text.line(&format!("couple = \"linear\"\nbase_batch = {}", number(base))),
+            Coupling::SquareRoot { base } => text.line(&format!("couple = \"sqrt\"\nbase_batch = {}", number(base))),
+        }
+        for (name, curve) in [("momentum", &self.momentum), ("weight_decay", &self.weight_decay)] {
+            if let Some(curve) = curve {
+                text.section(name);
+                text.line(&format!("schedule = {}", schedule::table(curve, false)));
+            }
+        }
 
         text.section("optimizer");
         optimizer::write(&self.optimizer, text);
@@ -134,23 +149,6 @@ impl RunConfig {
         text.section("validation");
         text.key("every", whole(self.validation.every));
     }
-}
-
-fn learning_rate(schedule: &LearningRateSchedule) -> String {
-    let (kind, rest) = match schedule.shape {
-        LearningRateShape::Constant => ("constant", String::new()),
-        LearningRateShape::Cosine { floor } => ("cosine", format!(", floor = {}", number(floor))),
-        LearningRateShape::Linear { floor } => ("linear", format!(", floor = {}", number(floor))),
-        LearningRateShape::WarmupStableDecay { floor, decay } => (
-            "warmup-stable-decay",
-            format!(", floor = {}, decay = {}", number(floor), number(decay)),
-        ),
-    };
-    format!(
-        "schedule = {{ kind = \"{kind}\", peak = {}, warmup = {}{rest} }}",
-        number(schedule.peak),
-        schedule.warmup
-    )
 }
 
 /// TOML under construction.

@@ -194,6 +194,51 @@ fn values_out_of_their_range_are_refused_with_key_value_and_range() {
             ["`learning_rate.schedule.floor`", "2", "0 to 1"],
         ),
         (
+            "batch.schedule={kind=\"growth\",start=8,factor=2,every=10}",
+            ["`batch.schedule.max`", "missing", "samples"],
+        ),
+        (
+            "batch.schedule={kind=\"growth\",start=8,factor=2,every=10,max=4}",
+            ["`batch.schedule.max`", "4", "at least `start`"],
+        ),
+        (
+            "batch.schedule={kind=\"linear\",peak=8}",
+            ["`batch.schedule.floor`", "0", "from 1"],
+        ),
+        (
+            "batch.schedule={kind=\"product\",factors=[]}",
+            ["`batch.schedule.kind`", "product", "in range"],
+        ),
+        (
+            "learning_rate.schedule={kind=\"exponential\",peak=1}",
+            ["`learning_rate.schedule.floor`", "0", "never lead to 0"],
+        ),
+        (
+            "learning_rate.schedule={kind=\"inverse-sqrt\",peak=1,unit=\"tokens\"}",
+            ["`learning_rate.schedule.scale`", "missing", "tokens"],
+        ),
+        (
+            "learning_rate.schedule={kind=\"growth\",start=1,factor=2,every=0.5}",
+            ["`learning_rate.schedule.every`", "0.5", "whole number of steps"],
+        ),
+        (
+            "learning_rate.schedule={kind=\"sequence\",parts=[{kind=\"constant\",peak=1},{kind=\"constant\",peak=2}]}",
+            ["`learning_rate.schedule.parts.0.for`", "missing", "steps"],
+        ),
+        (
+            "learning_rate.schedule={kind=\"table\",file=\"/absent/rates.csv\"}",
+            ["`learning_rate.schedule.file`", "/absent/rates.csv", "cannot be read"],
+        ),
+        (
+            "learning_rate.couple=sqrt",
+            ["`learning_rate.base_batch`", "missing", "samples"],
+        ),
+        (
+            "momentum.schedule={kind=\"linear\",start=0.9,end=1.0,over=5}",
+            ["`momentum.schedule.end`", "1.0", "below 1"],
+        ),
+        ("schedule.family=warm-up", ["`schedule.batch`", "missing", "samples"]),
+        (
             "learning_rate.schedule={kind=\"exp\",peak=1}",
             ["`learning_rate.schedule.kind`", "exp", "\"cosine\""],
         ),

@@ -24,7 +24,8 @@ fn run() -> impl Strategy<Value = RunSection> {
     let length = prop_oneof![
         (1..=MAX).prop_map(Length::Steps),
         (1..=MAX).prop_map(Length::Samples),
-        (1..=MAX).prop_map(Length::Tokens)
+        (1..=MAX).prop_map(Length::Tokens),
+        (0.01..1e6f64).prop_map(Length::Epochs)
     ];
     (
         "[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
@@ -102,21 +103,143 @@ fn batch() -> impl Strategy<Value = BatchSection> {
         }
         BatchSchedule::Steps { sizes }
     });
-    let schedule = prop_oneof![size.prop_map(|size| BatchSchedule::Constant { size }), steps];
+    let samples = (1..=16_777_216u32).prop_map(f64::from).boxed();
+    let growth = (samples.clone(), 1.01..8.0f64, 1..MAX_LENGTH).prop_map(|(start, factor, every)| Shape::Growth {
+        start,
+        factor,
+        every: every as f64,
+        limit: Some(16_777_216.0),
+    });
+    let ramp = (samples.clone(), samples).prop_map(|(start, end)| Shape::Ramp {
+        ends: Ends::Between { start, end },
+        form: RampForm::Linear,
+        over: Some(100.0),
+    });
+    let curve = (unit(), prop_oneof![growth, ramp]).prop_map(|(unit, shape)| {
+        let curve = Curve { warmup: None, shape };
+        BatchSchedule::Curve(Schedule { unit, curve })
+    });
+    let schedule = prop_oneof![size.prop_map(|size| BatchSchedule::Constant { size }), steps, curve];
     (1..=65_536u32, schedule).prop_map(|(micro_batch, schedule)| BatchSection { micro_batch, schedule })
 }
 
-fn learning_rate() -> impl Strategy<Value = LearningRateSection> {
-    let floor = 0.0..=1.0f64;
-    let shape = prop_oneof![
-        Just(LearningRateShape::Constant),
-        floor.clone().prop_map(|floor| LearningRateShape::Cosine { floor }),
-        floor.clone().prop_map(|floor| LearningRateShape::Linear { floor }),
-        (floor, 1e-6..=1.0f64).prop_map(|(floor, decay)| LearningRateShape::WarmupStableDecay { floor, decay }),
+/// The largest whole number of a float64's ones.
+const MAX_LENGTH: u64 = 1 << 53;
+
+fn unit() -> impl Strategy<Value = Unit> {
+    prop_oneof![
+        Just(Unit::Steps),
+        Just(Unit::Samples),
+        Just(Unit::Tokens),
+        Just(Unit::Epochs)
+    ]
+}
+
+fn length() -> BoxedStrategy<f64> {
+    prop_oneof![
+        (1..=MAX_LENGTH).prop_map(|length| length as f64),
+        (1..10_000u32).prop_map(f64::from)
+    ]
+    .boxed()
+}
+
+fn form() -> impl Strategy<Value = RampForm> {
+    prop_oneof![
+        Just(RampForm::Linear),
+        Just(RampForm::Cosine),
+        (0.1..9.0f64).prop_map(|power| RampForm::Polynomial { power }),
+        Just(RampForm::Exponential)
+    ]
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    let floor = 0.001..=1.0f64;
+    let ends = prop_oneof![
+        (number(), floor.clone()).prop_map(|(peak, floor)| Ends::Peak { peak, floor }),
+        (number(), number()).prop_map(|(start, end)| Ends::Between { start, end })
     ];
-    (number(), 0..=MAX, shape).prop_map(|(peak, warmup, shape)| LearningRateSection {
-        schedule: LearningRateSchedule { peak, warmup, shape },
+    let problem = prop_oneof![
+        Just(Problem::SmoothConvex),
+        Just(Problem::NonConvex),
+        (0.01..=1.0f64).prop_map(|gamma| Problem::Holder { gamma })
+    ];
+    let between = prop_oneof![Just(Between::Hold), Just(Between::Linear)];
+    let stable = prop_oneof![
+        Just(RampForm::Linear),
+        Just(RampForm::Cosine),
+        (0.1..9.0f64).prop_map(|power| RampForm::Polynomial { power })
+    ];
+    prop_oneof![
+        number().prop_map(|value| Shape::Constant { value }),
+        (ends, form(), option::of(length())).prop_map(|(ends, form, over)| Shape::Ramp { ends, form, over }),
+        (number(), floor, 1e-6..=1.0f64, stable).prop_map(|(peak, floor, decay, form)| Shape::WarmupStableDecay {
+            peak,
+            floor,
+            decay,
+            form
+        }),
+        (number(), 0.01..3.0f64, length(), option::of(problem)).prop_map(|(peak, exponent, scale, problem)| {
+            Shape::Power {
+                peak,
+                exponent,
+                scale: Some(scale),
+                problem,
+            }
+        }),
+        (number(), 0.1..4.0f64, length(), any::<bool>()).prop_map(|(start, factor, every, is_bound)| Shape::Growth {
+            start,
+            factor,
+            every,
+            limit: is_bound.then_some(start * if factor < 1.0 { 0.5 } else { 2.0 }),
+        }),
+        (vec((1..1000u32, number()), 0..5), number(), between).prop_map(|(later, first, between)| {
+            let mut at = 0;
+            let mut points = vec![(0.0, first)];
+            for (gap, value) in later {
+                at += gap;
+                points.push((f64::from(at), value));
+            }
+            Shape::Points { points, between }
+        }),
+    ]
+}
+
+fn curve() -> impl Strategy<Value = Curve> {
+    let warmup = prop_oneof![
+        (length(), 0.0..1.0f64).prop_map(|(length, from)| Warmup {
+            length,
+            from,
+            form: WarmupForm::Linear
+        }),
+        (length(), 0.001..1.0f64).prop_map(|(length, from)| Warmup {
+            length,
+            from,
+            form: WarmupForm::Exponential
+        }),
+    ];
+    let simple = (option::of(warmup), shape()).prop_map(|(warmup, shape)| Curve { warmup, shape });
+    simple.prop_recursive(3, 12, 3, |inner| {
+        let parts = (vec((inner.clone(), length()), 0..3), inner.clone()).prop_map(|(parts, last)| {
+            let mut parts: Vec<_> = parts.into_iter().map(|(curve, lasts)| (curve, Some(lasts))).collect();
+            parts.push((last, None));
+            Shape::Sequence { parts }
+        });
+        let product = vec(inner, 1..3).prop_map(|factors| Shape::Product { factors });
+        prop_oneof![parts, product].prop_map(|shape| Curve { warmup: None, shape })
     })
+}
+
+fn schedule() -> impl Strategy<Value = Schedule> {
+    (unit(), curve()).prop_map(|(unit, curve)| Schedule { unit, curve })
+}
+
+fn learning_rate() -> impl Strategy<Value = LearningRateSection> {
+    let coupling = prop_oneof![
+        Just(Coupling::None),
+        (1.0..1e6f64).prop_map(|base| Coupling::Linear { base }),
+        (1.0..1e6f64).prop_map(|base| Coupling::SquareRoot { base })
+    ];
+    (schedule(), coupling).prop_map(|(schedule, coupling)| LearningRateSection { schedule, coupling })
 }
 
 fn method() -> impl Strategy<Value = Method> {
@@ -336,7 +459,11 @@ fn config() -> impl Strategy<Value = RunConfig> {
         }),
         model_and_data(),
         batch(),
-        learning_rate(),
+        (
+            learning_rate(),
+            option::of(Just(Schedule::constant(0.5))),
+            option::of(schedule()),
+        ),
         optimizer(),
         (0..=MAX, checkpoint()),
         collective(),
@@ -347,7 +474,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
                 (run, mut fault),
                 (model, data),
                 batch,
-                learning_rate,
+                (learning_rate, momentum, weight_decay),
                 mut optimizer,
                 (every, checkpoint),
                 collective,
@@ -366,6 +493,8 @@ fn config() -> impl Strategy<Value = RunConfig> {
                     model,
                     batch,
                     learning_rate,
+                    momentum: momentum.filter(|_| optimizer.may_change_momentum().is_ok()),
+                    weight_decay,
                     optimizer,
                     validation: ValidationSection { every },
                     checkpoint,

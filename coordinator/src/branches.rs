@@ -230,6 +230,9 @@ mod tests {
             last: false,
             version: 1,
             checkpoint: false,
+            momentum: None,
+            weight_decay: None,
+            stop: false,
         };
         let branches = Branches::of(vec![rewind(1, 80, 2), rewind(2, 70, 5)]);
         let changed = branches.change(plan.clone());

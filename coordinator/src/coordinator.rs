@@ -17,7 +17,7 @@ use tokio::sync::{broadcast, oneshot};
 use crate::branches::Rewinds;
 use crate::files::{FileError, RunFiles, World};
 use crate::ledger::{FactsRow, Ledger, LedgerError, Recorder, RunRow};
-use crate::plan::Planner;
+use crate::plan::{PlanError, Planner};
 use crate::run::{Event, Leases, Refusal, Run, RunFacts, Worlds};
 use crate::service::{CheckpointOptions, Committer, Executor, ExecutorParts, Letter, Mailbox, mailbox, serve, tensors};
 
@@ -89,6 +89,9 @@ pub enum StartError {
     /// A rule of the optimiser cannot be followed.
     #[error(transparent)]
     Treatment(#[from] TreatmentError),
+    /// The schedules cannot be followed.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// The ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -132,7 +135,7 @@ impl Coordinator {
         } = options;
         let backend = config.backend_name(ranks).to_owned();
         let worlds = worlds(&config, ranks);
-        let planner = Planner::new(&config, training_samples);
+        let planner = Planner::new(&config, training_samples)?;
         let tensors = tensors(&config, vocabulary)?;
         let total_steps = planner.total_steps();
         let mut facts = RunFacts {
@@ -166,6 +169,7 @@ impl Coordinator {
             config_toml: config.to_toml(),
             config_hash: facts.config_hash.clone(),
             data_hash,
+            training_samples,
         };
         let mut ledger = Ledger::open(&run_dir, row)?;
         let recorded = ledger.recorded()?;

@@ -204,7 +204,10 @@ pub struct ScheduleArguments {
     /// Write every step as CSV
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
-    /// Draw learning rate and batch size
+    /// Draw learning rate and batch size, over samples
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+    /// Show another config's schedule beside it
+    #[arg(long, value_name = "CONFIG")]
+    pub compare: Option<PathBuf>,
 }

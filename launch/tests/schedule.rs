@@ -21,14 +21,17 @@ fn every_step_is_written_as_csv() {
     );
     let csv = stage.read("out.csv");
     let mut lines = csv.lines();
-    assert_eq!(lines.next(), Some("step,samples,tokens,learning_rate,batch"));
+    assert_eq!(
+        lines.next(),
+        Some("step,samples,tokens,learning_rate,batch,momentum,weight_decay,epochs")
+    );
     let rows: Vec<Vec<f64>> = lines
         .map(|line| line.split(',').map(|cell| cell.parse().unwrap()).collect())
         .collect();
     let column = |index: usize| rows.iter().map(|row| row[index]).collect::<Vec<_>>();
     assert_eq!(column(0), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     assert_eq!(column(4), [4.0, 4.0, 8.0, 8.0, 8.0, 8.0]);
-    assert_eq!(column(1), [4.0, 8.0, 16.0, 24.0, 32.0, 40.0]);
+    assert_eq!(column(1), [0.0, 4.0, 8.0, 16.0, 24.0, 32.0], "as the step starts");
     assert_eq!(
         column(2),
         column(1).iter().map(|samples| samples * 32.0).collect::<Vec<_>>()
@@ -62,6 +65,27 @@ fn a_long_run_is_previewed_at_once_and_epochs_are_counted() {
     let output = stage.lockstep("schedule run.toml --set run.tokens=1000000000000000000 --csv out.csv");
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(!stage.path("out.csv").exists());
+}
+
+#[test]
+fn two_schedules_are_compared_and_what_theory_says_is_printed() {
+    let stage = Stage::new();
+    let text = stage.read("run.toml").replace("[optimizer]", "");
+    let family = "[schedule]\nfamily = \"growing-rate\"\nunit = \"steps\"\nbatch = 8\nbatch_max = 64\nevery = 10\nrate = 0.1\nrate_factor = 2.0\n[optimizer]\nmethod = \"sgd\"\n";
+    let other = text
+        .replace("[learning_rate]\nschedule = 0.002\n", family)
+        .replace("schedule = 8\n", "");
+    fs::write(stage.path("other.toml"), other).unwrap();
+    let output = stage.lockstep("schedule run.toml --set run.steps=40 --compare other.toml --svg both.svg");
+    let said = said(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("other.toml, to compare"), "{said}");
+    assert_eq!(said.matches("sum of rates").count(), 2, "{said}");
+    assert!(
+        said.contains("warning: in 10 steps the batch grows by δ = 2") && said.contains("γ² = 4.0000"),
+        "{said}"
+    );
+    assert!(stage.read("both.svg").matches("<polyline").count() >= 4);
 }
 
 #[test]

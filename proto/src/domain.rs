@@ -49,6 +49,15 @@ pub struct Plan {
     /// Whether a checkpoint is written after the step.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub checkpoint: bool,
+    /// The momentum of this step; none: the config's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
+    /// The weight decay of this step, where a group has none of its own; none: the config's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+    /// Whether the run stops after the step, by an operator's wish; it can be resumed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stop: bool,
 }
 
 /// Where a member stands in a generation.

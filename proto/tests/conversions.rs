@@ -235,6 +235,9 @@ fn coordinator() -> Vec<CoordinatorBody> {
         last: false,
         version: 1,
         checkpoint: false,
+        momentum: Some(0.9),
+        weight_decay: None,
+        stop: true,
     };
     vec![
         CoordinatorBody::Welcome {

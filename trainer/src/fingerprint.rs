@@ -133,6 +133,7 @@ fn gradients(config: &RunConfig, vocabulary: u32, products: Products) -> Result<
             kind: Use::Other,
             lr_scale: 1.0,
             weight_decay: 0.0,
+            follows_plan: false,
             reason: String::new(),
         };
         model.inventory().len()

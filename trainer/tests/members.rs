@@ -201,6 +201,9 @@ fn plan(step: u64) -> Plan {
         last: false,
         version: 0,
         checkpoint: false,
+        momentum: None,
+        weight_decay: None,
+        stop: false,
     }
 }
 

@@ -63,6 +63,9 @@ fn plan(step: u64, micro_batches: u32) -> Plan {
         last: false,
         version: 0,
         checkpoint: false,
+        momentum: None,
+        weight_decay: None,
+        stop: false,
     }
 }
 

@@ -31,6 +31,18 @@ fn every_example_is_a_valid_config() {
     assert_eq!(seen, 4);
 }
 
+/// Together these have every key of a schedule.
+const SCHEDULES: &[&str] = &[
+    "{ kind = \"warmup-stable-decay\", peak = 1e-3, warmup = 1, floor = 0.1, decay = 0.5, decay_kind = \"polynomial\" }",
+    "{ kind = \"constant\", peak = 1.0, warmup = 5, warmup_from = 0.1, warmup_kind = \"exponential\" }",
+    "{ kind = \"power\", peak = 1.0, exponent = 0.7, scale = 9, problem = \"holder\", gamma = 0.5, unit = \"samples\" }",
+    "{ kind = \"growth\", start = 1.0, factor = 1.5, every = 9, max = 2.0 }",
+    "{ kind = \"growth\", start = 1.0, factor = 0.5, every = 9, min = 0.1 }",
+    "{ kind = \"piecewise\", points = [[0, 1.0]], between = \"linear\" }",
+    "{ kind = \"sequence\", parts = [{ kind = \"constant\", peak = 1.0, for = 3 }, { kind = \"linear\", start = 1.0, end = 0.5, over = 4 }] }",
+    "{ kind = \"product\", factors = [{ kind = \"constant\", peak = 1.0 }] }",
+];
+
 #[test]
 fn every_key_and_no_other_is_documented() {
     let sets: Vec<String> = [
@@ -39,7 +51,10 @@ fn every_key_and_no_other_is_documented() {
         "model.context=256",
         "data.validation=elsewhere",
         "fault.max_ranks=2",
-        "learning_rate.schedule={ kind = \"warmup-stable-decay\", peak = 1e-3, warmup = 1, floor = 0.1, decay = 0.5 }",
+        "learning_rate.couple=sqrt",
+        "learning_rate.base_batch=8",
+        "momentum.schedule={ kind = \"linear\", start = 0.8, end = 0.9, over = 10, unit = \"epochs\" }",
+        "weight_decay.schedule=0.1",
     ]
     .map(str::to_owned)
     .into();
@@ -54,17 +69,36 @@ fn every_key_and_no_other_is_documented() {
     ];
     let example = read("examples/shakespeare.toml");
     let before = &example[..example.find("[optimizer]").unwrap()];
-    // Two of the three lengths are never in a resolved config, and a schedule may be a plain number.
-    let mut known = vec!["samples".to_owned(), "tokens".to_owned(), "schedule".to_owned()];
+    // All but one of the lengths are never in a resolved config, and a schedule may be a plain number.
+    let mut known = ["samples", "tokens", "epochs", "schedule"].map(str::to_owned).to_vec();
     for optimizer in optimizers {
+        // Momo has no momentum that may change.
+        let is_fixed = |set: &&String| set.starts_with("momentum.") && optimizer.contains("momo");
+        let sets: Vec<String> = sets.iter().filter(|set| !is_fixed(set)).cloned().collect();
         let config = RunConfig::parse(&format!("{before}{optimizer}"), "the example", &sets).unwrap();
         let table: toml::Table = config.to_toml().parse().unwrap();
         keys(&toml::Value::Table(table), &mut known);
     }
-
-    let text = read("docs/config.md");
+    let (text, schedules) = (read("docs/config.md"), read("docs/schedules.md"));
+    for schedule in SCHEDULES {
+        let set = [format!("learning_rate.schedule={schedule}")];
+        let config = RunConfig::parse(&example, "the example", &set).unwrap();
+        let table: toml::Table = config.to_toml().parse().unwrap();
+        let mut in_schedule = Vec::new();
+        keys(&table["learning_rate"], &mut in_schedule);
+        for key in in_schedule {
+            // `for` stands in the braces of a part.
+            let explained = schedules.contains(&format!("`{key}`")) || schedules.contains(&format!("{key} = …"));
+            assert!(explained, "docs/schedules.md does not explain {key}");
+        }
+    }
     for key in &known {
-        let explained = text.contains(&format!("`{key}`")) || text.contains(&format!("## `[{key}]`"));
+        let page = [&text, &schedules];
+        let explained = page.iter().any(|text| {
+            text.contains(&format!("`{key}`"))
+                || text.contains(&format!("## `[{key}]`"))
+                || text.contains(&format!(" and `[{key}]`"))
+        });
         assert!(explained, "docs/config.md does not explain {key}");
     }
     for key in first_cells(&text) {
@@ -113,6 +147,7 @@ fn every_link_and_every_named_file_exists() {
         "docs/config.md",
         "docs/gpu.md",
         "docs/polar.md",
+        "docs/schedules.md",
         "docs/basin/README.md",
     ];
     let mut seen = 0;

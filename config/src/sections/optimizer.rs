@@ -38,6 +38,22 @@ pub struct OptimizerSection {
     pub groups: Vec<GroupRule>,
 }
 
+impl OptimizerSection {
+    /// Whether the momentum may be another one in another step.
+    ///
+    /// # Errors
+    /// Why not, as a part of a sentence.
+    pub fn may_change_momentum(&self) -> Result<(), &'static str> {
+        match (self.method, &self.momo) {
+            (Method::AdamW | Method::MomoAdam, _) => {
+                Err("this method averages by optimizer.betas, which stay as they are")
+            }
+            (_, Some(_)) => Err("Momo's model of the loss is an average of all gradients by one momentum"),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// An optimiser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {

@@ -202,8 +202,16 @@ pub fn audit(reader: &Reader) -> Result<Audit, LedgerError> {
     let readable = events_are_readable.with(format!("{rows} rows of {} tables", sizes.len()));
 
     let (config, run) = config(&tables);
-    let planner = config.as_ref().map(|config| Planner::new(config, 0));
-    let mut proofs = vec![readable, run];
+    let mut planned = Proof::of("the config's schedules can be followed");
+    let epoch = tables.run.as_ref().map_or(0, |run| run.training_samples);
+    let planner = config.as_ref().and_then(|config| match Planner::new(config, epoch) {
+        Ok(planner) => Some(planner),
+        Err(error) => {
+            planned.broken(error.to_string());
+            None
+        }
+    });
+    let mut proofs = vec![readable, run, planned];
     proofs.extend(steps::proofs(&tables, planner.as_ref()));
     proofs.push(rewinds::proof(&tables, config.as_ref()));
     proofs.extend(formations::proofs(&tables, config.as_ref(), planner.as_ref()));

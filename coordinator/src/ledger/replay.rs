@@ -65,11 +65,12 @@ pub fn replay(reader: &Reader) -> Result<Replay, LedgerError> {
     let run: RunRow = typed_record_of(&row).map_err(failed)?;
     let config =
         RunConfig::parse(&run.config_toml, "the ledger's config", &[]).map_err(|error| failed(error.to_string()))?;
+    let planner = Planner::new(&config, run.training_samples).map_err(|error| failed(error.to_string()))?;
     let mut terms = Vec::new();
     reader.each(TERMS.name(), |term, _| terms.push(term))?;
     let mut replaying = Replaying {
         reader,
-        planner: Planner::new(&config, 0),
+        planner,
         produced: Ledger::in_memory(run)?,
         machine: None,
         terms: terms.into_iter().peekable(),

@@ -25,6 +25,9 @@ pub struct RunRow {
     pub config_hash: String,
     /// Hash of the data manifest.
     pub data_hash: String,
+    /// Samples of one epoch; 0 in ledgers of versions that planned nothing by epochs.
+    #[serde(default)]
+    pub training_samples: u64,
 }
 
 /// One life of the coordinator.

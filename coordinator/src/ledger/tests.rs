@@ -12,6 +12,7 @@ fn run() -> RunRow {
         config_toml: "[run]".to_owned(),
         config_hash: "c".to_owned(),
         data_hash: "d".to_owned(),
+        training_samples: 0,
     }
 }
 
@@ -26,6 +27,9 @@ fn plan(step: u64) -> Plan {
         last: false,
         version: 1,
         checkpoint: false,
+        momentum: None,
+        weight_decay: None,
+        stop: false,
     }
 }
 

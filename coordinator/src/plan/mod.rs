@@ -1,31 +1,86 @@
 //! What every step of a run does, as a pure function of config and cursor.
 //!
-//! Way of data: [`RunConfig`] → [`Planner`] (segments of the batch schedule, total steps, learning-rate shape) →
-//! [`Plan`] of a step. The same planner serves the running coordinator and the preview before anything is paid for.
-//! Sizes are rounded up to whole micro-batches; [`Planner::roundings`] says where that changed something.
+//! Way of data: [`RunConfig`] → each schedule bound to the run's length (`curve`) → [`Planner`] (segments of the batch schedule,
+//! total steps) → [`Plan`] of a step. The same planner serves the running coordinator and the preview before anything is paid
+//! for. Sizes are rounded up to whole micro-batches; [`Planner::roundings`] says where that changed something, and `theory`
+//! what is known of such schedules.
 
 mod batch;
-mod learning_rate;
+mod curve;
+mod measure;
+#[cfg(test)]
+mod tests;
+mod theory;
 
-use lockstep_config::RunConfig;
+use lockstep_config::{Coupling, Length, RunConfig, Schedule, Unit};
 use lockstep_proto::domain::Plan;
 
 use crate::plan::batch::Batches;
-use crate::plan::learning_rate::LearningRate;
+use crate::plan::curve::Bound;
+use crate::plan::measure::Measure;
+pub use crate::plan::theory::{Terms, warnings};
 
 /// Version of the schedule that a config alone makes; live changes will raise it.
 const FIRST_VERSION: u64 = 1;
+/// Sentences about sizes that are rounded.
+const ROUNDINGS: usize = 8;
+
+/// Why a run cannot be planned.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// An epoch is a pass over data that is not there.
+    #[error(
+        "`{key}` counts epochs, and the data at `data.path` cannot be read to learn how long one is: prepare the data, or \
+         count in steps, samples or tokens"
+    )]
+    EpochUnknown {
+        /// The key.
+        key: &'static str,
+    },
+    /// The batch depends on the run's length, which depends on the batch.
+    #[error(
+        "`batch.schedule` counts {unit} and lasts to the end of the run, whose length in {unit} depends on the batch: say \
+         how long it lasts with `over`, or give it and the run's length the same unit"
+    )]
+    Circular {
+        /// The unit.
+        unit: &'static str,
+    },
+    /// The schedule has too many sizes.
+    #[error("`batch.schedule` changes the size more than {most} times: let it grow in intervals (kind = \"growth\")")]
+    TooManySizes {
+        /// The most that are planned for.
+        most: usize,
+    },
+}
 
 /// Makes the plans of a run.
 #[derive(Clone, Debug)]
 pub struct Planner {
     batches: Batches,
-    learning_rate: LearningRate,
+    learning_rate: Value,
+    coupling: Coupling,
+    momentum: Option<Value>,
+    weight_decay: Option<Value>,
     validate_every: u64,
     checkpoint_every: u64,
     sequence_length: u64,
     training_samples: u64,
     total_steps: u64,
+}
+
+/// A scheduled value.
+#[derive(Clone, Debug)]
+struct Value {
+    measure: Measure,
+    bound: Bound,
+}
+
+impl Value {
+    fn at(&self, step: u64, cursor: u64, samples: u64) -> f64 {
+        let done = self.measure.of(step.saturating_sub(1), cursor);
+        self.bound.at(done, self.measure.of(1, samples))
+    }
 }
 
 /// A plan with what the run has consumed once it is done: one row of a preview.
@@ -43,19 +98,50 @@ pub struct PlanRow {
 
 impl Planner {
     /// The planner of a config. `training_samples`: samples of one epoch, 0 where it is not known.
-    pub fn new(config: &RunConfig, training_samples: u64) -> Planner {
-        let sequence_length = u64::from(config.data.sequence_length);
-        let batches = Batches::new(&config.batch);
-        let total_steps = batches.steps_of(config.run.length, sequence_length);
-        Planner {
-            learning_rate: LearningRate::new(config.learning_rate.schedule, total_steps),
+    ///
+    /// # Errors
+    /// Epochs are counted and their length is not known, or the batch has no schedule that can be laid out.
+    pub fn new(config: &RunConfig, training_samples: u64) -> Result<Planner, PlanError> {
+        let measure = Measure {
+            unit: Unit::Steps,
+            sequence_length: u64::from(config.data.sequence_length),
+            epoch: training_samples,
+        };
+        if matches!(config.run.length, Length::Epochs(_)) && training_samples == 0 {
+            return Err(PlanError::EpochUnknown { key: "run.epochs" });
+        }
+        let batches = Batches::new(&config.batch, config.run.length, measure)?;
+        let total_steps = batches.steps_of(config.run.length);
+        let total_samples = batches.samples_after(total_steps);
+        let value = |key, schedule: &Schedule| {
+            let measure = Measure {
+                unit: schedule.unit,
+                ..measure
+            };
+            measure.check(key, schedule)?;
+            let horizon = measure.of(total_steps, total_samples);
+            let bound = Bound::new(&schedule.curve, &measure, Some(horizon));
+            let bound = bound.ok_or(PlanError::Circular {
+                unit: schedule.unit.word(),
+            })?;
+            Ok(Value { measure, bound })
+        };
+        Ok(Planner {
+            learning_rate: value("learning_rate.schedule", &config.learning_rate.schedule)?,
+            coupling: config.learning_rate.coupling,
+            momentum: (config.momentum.as_ref())
+                .map(|schedule| value("momentum.schedule", schedule))
+                .transpose()?,
+            weight_decay: (config.weight_decay.as_ref())
+                .map(|schedule| value("weight_decay.schedule", schedule))
+                .transpose()?,
             batches,
             validate_every: config.validation.every,
             checkpoint_every: config.checkpoint.every,
-            sequence_length,
+            sequence_length: measure.sequence_length,
             training_samples,
             total_steps,
-        }
+        })
     }
 
     /// Steps of the whole run.
@@ -76,16 +162,28 @@ impl Planner {
     /// The plan of step `step` (1-based) that begins at sample `cursor`.
     pub fn plan(&self, step: u64, cursor: u64) -> Plan {
         let last = step == self.total_steps;
+        let micro_batches = self.batches.micro_batches(step, cursor);
+        let samples = u64::from(micro_batches) * self.batches.micro_batch();
+        let value = |value: &Value| value.at(step, cursor, samples);
+        let coupled = match self.coupling {
+            Coupling::None => None,
+            Coupling::Linear { base } => Some(samples as f64 / base),
+            Coupling::SquareRoot { base } => Some((samples as f64 / base).sqrt()),
+        };
+        let rate = value(&self.learning_rate);
         Plan {
             step,
-            learning_rate: self.learning_rate.at(step),
-            micro_batches: self.batches.micro_batches(step),
+            learning_rate: coupled.map_or(rate, |factor| rate * factor),
+            micro_batches,
             first_sample: cursor,
-            samples: self.batches.samples(step),
+            samples,
             validate: last || (self.validate_every > 0 && step.is_multiple_of(self.validate_every)),
             last,
             version: FIRST_VERSION,
             checkpoint: !last && self.checkpoint_every > 0 && step.is_multiple_of(self.checkpoint_every),
+            momentum: self.momentum.as_ref().map(value),
+            weight_decay: self.weight_decay.as_ref().map(value),
+            stop: false,
         }
     }
 
@@ -111,126 +209,6 @@ impl Planner {
 
     /// A sentence for every batch size that was rounded up to whole micro-batches.
     pub fn roundings(&self) -> Vec<String> {
-        self.batches.roundings()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use lockstep_config::{BatchSchedule, LearningRateSchedule, LearningRateShape, Length};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    pub(super) fn config() -> RunConfig {
-        let text = r#"
-            [run]
-            name = "plan"
-            steps = 10
-            [data]
-            path = "data"
-            sequence_length = 16
-            [model]
-            kind = "gpt2"
-            layers = 1
-            heads = 1
-            width = 8
-            [batch]
-            micro_batch = 4
-            schedule = 8
-            [learning_rate]
-            schedule = 0.5
-            [optimizer]
-            method = "muon"
-        "#;
-        RunConfig::parse(text, "test", &[]).unwrap()
-    }
-
-    #[test]
-    fn a_validation_falls_on_every_nth_step_and_on_the_last() {
-        let mut config = config();
-        config.validation.every = 4;
-        let validated = |config: &RunConfig| -> Vec<u64> {
-            Planner::new(config, 0)
-                .rows()
-                .filter(|row| row.plan.validate)
-                .map(|row| row.plan.step)
-                .collect()
-        };
-        assert_eq!(validated(&config), [4, 8, 10]);
-        config.validation.every = 0;
-        assert_eq!(validated(&config), [10]);
-    }
-
-    #[test]
-    fn a_run_said_in_tokens_or_samples_ends_with_the_step_that_reaches_them() {
-        let mut config = config();
-        config.run.length = Length::Samples(17);
-        assert_eq!(Planner::new(&config, 0).total_steps(), 3);
-        config.run.length = Length::Samples(16);
-        assert_eq!(Planner::new(&config, 0).total_steps(), 2);
-        config.run.length = Length::Tokens(16 * 16 + 1);
-        let planner = Planner::new(&config, 48);
-        assert_eq!((planner.total_steps(), planner.total_samples()), (3, 24));
-        let row = planner.rows().last().unwrap();
-        assert_eq!((row.samples, row.tokens, row.epochs), (24, 384, 0.5));
-    }
-
-    #[test]
-    fn the_batch_size_changes_after_the_named_steps_and_rounding_is_reported() {
-        let mut config = config();
-        config.batch.schedule = BatchSchedule::Steps {
-            sizes: vec![(0, 4), (3, 10)],
-        };
-        let planner = Planner::new(&config, 0);
-        let samples: Vec<u64> = planner.rows().take(5).map(|row| row.plan.samples).collect();
-        assert_eq!(samples, [4, 4, 4, 12, 12]);
-        let roundings = planner.roundings();
-        assert_eq!(roundings.len(), 1, "{roundings:?}");
-        assert!(
-            roundings[0].contains("10 samples") && roundings[0].contains("12"),
-            "{roundings:?}"
-        );
-    }
-
-    #[test]
-    fn lengths_beyond_counting_do_not_overflow() {
-        let mut config = config();
-        config.run.length = Length::Steps(u64::MAX);
-        config.batch.schedule = BatchSchedule::Constant { size: 1 << 24 };
-        assert_eq!(Planner::new(&config, 0).total_samples(), u64::MAX);
-    }
-
-    proptest! {
-        #[test]
-        fn every_sample_is_planned_exactly_once(
-            length in 1u64..4000, micro_batch in 1u32..9, kind in 0u8..3,
-            first in 1u64..50, from in 1u64..40, second in 1u64..50,
-        ) {
-            let mut config = config();
-            config.batch.micro_batch = micro_batch;
-            config.batch.schedule = BatchSchedule::Steps { sizes: vec![(0, first), (from, second)] };
-            config.run.length = [Length::Steps(length), Length::Samples(length), Length::Tokens(length)][kind as usize];
-            config.learning_rate.schedule =
-                LearningRateSchedule { peak: 1.0, warmup: 5, shape: LearningRateShape::Cosine { floor: 0.0 } };
-            let planner = Planner::new(&config, 100);
-            let mut cursor = 0;
-            for row in planner.rows() {
-                prop_assert_eq!(row.plan.first_sample, cursor);
-                prop_assert_eq!(row.plan.samples, u64::from(row.plan.micro_batches) * u64::from(micro_batch));
-                let asked = if row.plan.step > from { second } else { first };
-                prop_assert!(row.plan.samples >= asked);
-                prop_assert!(row.plan.learning_rate > 0.0 && row.plan.learning_rate <= 1.0);
-                prop_assert_eq!(row.plan.last, row.plan.step == planner.total_steps());
-                cursor += row.plan.samples;
-                prop_assert_eq!(cursor, planner.cursor_after(row.plan.step));
-            }
-            let (asked, without_last) = (length, planner.cursor_after(planner.total_steps() - 1));
-            match config.run.length {
-                Length::Steps(_) => prop_assert_eq!(planner.total_steps(), asked),
-                Length::Samples(_) => prop_assert!(cursor >= asked && without_last < asked),
-                Length::Tokens(_) => prop_assert!(cursor * 16 >= asked && without_last * 16 < asked),
-            }
-        }
+        self.batches.roundings(ROUNDINGS)
     }
 }

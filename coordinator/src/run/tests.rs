@@ -57,7 +57,7 @@ pub(super) fn facts(ranks: u32, lanes: u32, steps: u64) -> RunFacts {
         return_patience: Duration::from_secs(60),
         window: Duration::from_secs(5),
         secret: [3; 32],
-        planner: Planner::new(&config, 0),
+        planner: Planner::new(&config, 0).unwrap(),
         rewinds: None,
     }
 }

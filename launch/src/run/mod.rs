@@ -19,7 +19,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use lockstep_config::{Device, RunConfig};
-use lockstep_coordinator::plan::Planner;
+use lockstep_coordinator::plan::{Planner, warnings};
 use serde_json::json;
 
 use crate::cli::RunArguments;
@@ -47,6 +47,7 @@ pub(crate) fn run(arguments: RunArguments) -> Result<(), Ending> {
         _ => (sibling::trainer()?, None),
     };
     serve::check_bind(&checked.config)?;
+    let planner = Planner::new(&checked.config, checked.training_samples).map_err(Ending::bad_input)?;
     let folder = RunFolder::claim(Path::new(RUNS), &checked.config.run.name, arguments.resume)?;
     let (serving, messages) = match Serving::start(&checked, folder.path(), arguments.resume) {
         Ok(started) => started,
@@ -56,7 +57,6 @@ pub(crate) fn run(arguments: RunArguments) -> Result<(), Ending> {
         }
     };
 
-    let planner = Planner::new(&checked.config, checked.training_samples);
     let mut screen = Screen::new(arguments.json, planner.total_steps());
     announce(&mut screen, &checked, &planner, &serving, folder.path(), backend);
     let verdict = train(&checked, &programs, (&serving, &messages), folder.path(), &mut screen);
@@ -84,6 +84,9 @@ fn announce(
         folder.display()
     ));
     planner.roundings().iter().for_each(|rounding| screen.say(rounding));
+    warnings(config)
+        .iter()
+        .for_each(|warning| screen.say(&format!("warning: {warning}")));
     screen.fact(&json!({
         "event": "started", "run": config.run.name, "folder": folder, "coordinator": serving.url(),
         "pid": std::process::id(), "ranks": ranks, "lanes": config.run.lanes, "backend": backend,

@@ -404,6 +404,9 @@ fn plan_out(plan: &Plan) -> v1::Plan {
         last: plan.last,
         version: plan.version,
         checkpoint: plan.checkpoint,
+        momentum: plan.momentum,
+        weight_decay: plan.weight_decay,
+        stop: plan.stop,
     }
 }
 
@@ -418,6 +421,9 @@ fn plan_in(plan: v1::Plan) -> Plan {
         last: plan.last,
         version: plan.version,
         checkpoint: plan.checkpoint,
+        momentum: plan.momentum,
+        weight_decay: plan.weight_decay,
+        stop: plan.stop,
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Treatment {
     pub lr_scale: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
+    /// Whether that is `optimizer.weight_decay`, in whose place a plan may have another value.
+    pub follows_plan: bool,
     /// Why, for people.
     pub reason: String,
 }
@@ -207,22 +209,22 @@ pub fn treatments(
             ),
             (true, false) => (Use::Other, format!("the model says {}", spec.role.word())),
         };
-        let by_role = if spec.role.is_decayed() || decays_all {
-            section.weight_decay
-        } else {
-            0.0
-        };
+        let is_decayed = spec.role.is_decayed() || decays_all;
+        let mut follows_plan = is_decayed;
+        let by_role = if is_decayed { section.weight_decay } else { 0.0 };
         let (mut lr_scale, mut weight_decay) = (1.0, by_role);
         if let Some(group) = groups.decide(&spec.name) {
             let group = &section.groups[group];
             lr_scale = group.lr_scale;
             weight_decay = group.weight_decay.unwrap_or(by_role);
+            follows_plan &= group.weight_decay.is_none();
             reason = format!("{reason}; optimizer.groups \"{}\"", group.pattern);
         }
         out.push(Treatment {
             kind,
             lr_scale,
             weight_decay,
+            follows_plan,
             reason,
         });
     }

@@ -195,6 +195,7 @@ mod tests {
                     kind,
                     lr_scale: 1.0,
                     weight_decay: 0.0,
+                    follows_plan: false,
                     reason: String::new(),
                 };
                 let piece = Piece::new("w", &treatment, &[0.5; 24], &optimizer);

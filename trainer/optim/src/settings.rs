@@ -13,7 +13,10 @@ use crate::products::Products;
 /// The optimiser of a run.
 #[derive(Clone, Debug)]
 pub struct Optimizer {
+    /// As the present step has them.
     keys: OptimizerSection,
+    /// As the config has them.
+    configured: OptimizerSection,
     polar: Polar,
 }
 
@@ -40,10 +43,21 @@ impl Optimizer {
                 products: Products::for_device(keys.polar.precision == Precision::Bf16, device),
             },
             keys: keys.clone(),
+            configured: keys.clone(),
         }
     }
 
-    /// The keys.
+    /// Takes a step's momentum and weight decay, or the config's where it has none of its own. In the family, other tensors
+    /// average as hidden matrices do where the config lets them.
+    pub fn follow(&mut self, momentum: Option<f64>, weight_decay: Option<f64>) {
+        let configured = &self.configured;
+        self.keys.momentum = momentum.unwrap_or(configured.momentum);
+        self.keys.weight_decay = weight_decay.unwrap_or(configured.weight_decay);
+        let alike = self.steepest().is_some() && configured.betas[0] == configured.momentum;
+        self.keys.betas[0] = if alike { self.keys.momentum } else { configured.betas[0] };
+    }
+
+    /// The keys, as the present step has them.
     pub fn keys(&self) -> &OptimizerSection {
         &self.keys
     }

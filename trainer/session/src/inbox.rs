@@ -438,7 +438,7 @@ impl Inbox {
             CoordinatorBody::PlanWindow(plans) if !of_older_generation => {
                 state.has_plans = true;
                 for plan in plans {
-                    if plan.last {
+                    if plan.last || plan.stop {
                         state.last_step = Some(plan.step);
                     }
                     if state.plans.back().is_none_or(|newest| newest.step < plan.step) {

@@ -95,6 +95,7 @@ fn a_run_completes_and_leaves_its_record_in_ledger_and_files() {
         config_toml: String::new(),
         config_hash: world::config(23).hash(),
         data_hash: "data".into(),
+        training_samples: 0,
     };
     let ledger = lockstep_coordinator::ledger::Ledger::open(&folder.path().join("run"), row).unwrap();
     let committed = ledger.committed().unwrap();

@@ -65,6 +65,15 @@ impl Shard {
         }
     }
 
+    /// Has the optimiser take a step's momentum and weight decay.
+    pub fn follow(&mut self, momentum: Option<f64>, weight_decay: Option<f64>) {
+        let optimizer = match self {
+            Shard::Host(host) => host.owned.optimizer_mut(),
+            Shard::Device(owned) => owned.optimizer_mut(),
+        };
+        optimizer.follow(momentum, weight_decay);
+    }
+
     /// Bytes of masters and state of this rank.
     pub fn state_bytes(&self) -> usize {
         match self {

@@ -211,6 +211,7 @@ impl Engine {
     ) -> Result<StepOutcome, TrainerError> {
         self.last_step = plan.step;
         self.carry_out(plan.step)?;
+        self.follow(plan);
         let began = Instant::now();
         let mut clock = Clock::new(Arc::clone(&self.activity));
         let lanes = self.slots.lanes();

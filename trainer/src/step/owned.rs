@@ -132,6 +132,11 @@ impl Owned {
         &self.optimizer
     }
 
+    /// The optimiser, to be told what a step has of its own.
+    pub fn optimizer_mut(&mut self) -> &mut Optimizer {
+        &mut self.optimizer
+    }
+
     /// Bytes of masters and state of this rank.
     pub fn state_bytes(&self) -> usize {
         self.items.iter().map(|item| item.state.state_bytes()).sum()

@@ -14,6 +14,15 @@ use crate::step::update_slots::PreparedTotals;
 use crate::step::{Clock, Engine};
 
 impl Engine {
+    /// Takes the momentum and weight decay of a step.
+    pub(super) fn follow(&mut self, plan: &Plan) {
+        self.shard.follow(plan.momentum, plan.weight_decay);
+        let weight_decay = self.shard.optimizer().keys().weight_decay;
+        for treatment in self.treatments.iter_mut().filter(|treatment| treatment.follows_plan) {
+            treatment.weight_decay = weight_decay;
+        }
+    }
+
     /// The update where steps depend on sums over all tensors: nothing moves before they are known on every rank.
     pub(super) fn update_together(
         &mut self,

@@ -211,7 +211,9 @@ impl Rank {
             self.made = plan.step;
             let directive = self.newer(outcome.directive);
             let stopping = matches!(directive, Some(DirectiveKind::Stop));
-            let validation = match plan.validate || plan.last || stopping {
+            // A step that is made again stopped the run once, and was gone on from.
+            let ends_here = plan.stop && plan.step > self.generation.replay_through;
+            let validation = match plan.validate || plan.last || stopping || ends_here {
                 true => {
                     self.activity.begins(plan.step, "validation");
                     Some(self.engine.validate(&self.validation)?)
@@ -234,6 +236,9 @@ impl Rank {
             self.keep_ms = began.elapsed().as_secs_f64() * 1e3;
             if let Some(keeping) = &self.keeping {
                 keeping.free_before(session.parts_may_be_freed_before());
+            }
+            if ends_here {
+                return Ok(End::Over(Outcome::Stopped));
             }
             match directive {
                 Some(DirectiveKind::Stop) => return Ok(End::Over(Outcome::Stopped)),

@@ -61,6 +61,9 @@ pub(crate) fn plan(step: u64) -> Plan {
         last: false,
         version: 0,
         checkpoint: false,
+        momentum: None,
+        weight_decay: None,
+        stop: false,
     }
 }
 

@@ -150,6 +150,9 @@ fn one_rank(play: &Play, communication: Communication, compute: &Compute) -> Lef
             last: false,
             version: 0,
             checkpoint: false,
+            momentum: None,
+            weight_decay: None,
+            stop: false,
         };
         let mut indices = engine.micro_batches_of(&plan).into_iter();
         let outcome = engine.step(&plan, 0, &mut || Ok(batch(step, indices.next().unwrap())));

@@ -131,9 +131,17 @@ fn issued(tables: &Tables) -> Proof {
 
 fn as_planned(tables: &Tables, planner: &Planner) -> Proof {
     let mut proof = Proof::of("plans are those that the config makes");
+    // Where the next plan of the same branch begins.
+    let (mut cursor, mut last) = (0_u64, None);
     for (key, plan) in &tables.plans {
         let (branch, step) = Branches::of_key(*key);
         let named = row(*key);
+        if last.replace(branch) != Some(branch) {
+            let rewind = tables.branches.rewind(branch);
+            cursor = rewind.map_or(0, |rewind| rewind.skipped.end);
+        }
+        let begins = cursor;
+        cursor = plan.first_sample.saturating_add(plan.samples);
         if step == 0 || step > planner.total_steps() {
             let total = planner.total_steps();
             proof.broken(format!(
@@ -142,11 +150,7 @@ fn as_planned(tables: &Tables, planner: &Planner) -> Proof {
             continue;
         }
         let branches = tables.branches.up_to(branch);
-        let skipped = branches.rewind(branch).map_or(0, |rewind| {
-            rewind.skipped.end.saturating_sub(planner.cursor_after(rewind.to))
-        });
-        let cursor = planner.cursor_after(step - 1).saturating_add(skipped);
-        let mut made = branches.change(planner.plan(step, cursor));
+        let mut made = branches.change(planner.plan(step, begins));
         // An operator may have asked for one more checkpoint.
         made.checkpoint |= plan.checkpoint;
         proof.holds(made == *plan, || {
@@ -177,6 +181,9 @@ fn difference(one: &Plan, other: &Plan) -> String {
             last,
             version,
             checkpoint,
+            momentum,
+            weight_decay,
+            stop,
         } = plan;
         [
             ("step", step.to_string()),
@@ -188,6 +195,9 @@ fn difference(one: &Plan, other: &Plan) -> String {
             ("last", last.to_string()),
             ("version", version.to_string()),
             ("checkpoint", checkpoint.to_string()),
+            ("momentum", format!("{momentum:?}")),
+            ("weight_decay", format!("{weight_decay:?}")),
+            ("stop", stop.to_string()),
         ]
     };
     fields(one)

@@ -75,6 +75,7 @@ fn measure_what_recording_costs() {
                 config_toml: String::new(),
                 config_hash: "config".to_owned(),
                 data_hash: "data".to_owned(),
+                training_samples: 0,
             };
             let mut ledger = Ledger::open(folder.path(), row).unwrap();
             let mut run = training(RANKS, STEPS);
