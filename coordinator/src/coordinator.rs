@@ -18,7 +18,7 @@ use crate::branches::Rewinds;
 use crate::files::{FileError, RunFiles, World};
 use crate::ledger::{FactsRow, Ledger, LedgerError, Recorder, RunRow};
 use crate::plan::{PlanError, Planner};
-use crate::run::{Event, Leases, Refusal, Run, RunFacts, Worlds};
+use crate::run::{Effect, Event, Leases, Refusal, Run, RunFacts, Worlds};
 use crate::service::{CheckpointOptions, Committer, Executor, ExecutorParts, Letter, Mailbox, mailbox, serve, tensors};
 
 /// Events that a slow watcher may fall behind by before it misses some.
@@ -233,7 +233,6 @@ impl Coordinator {
             events: events.clone(),
             name,
             backend,
-            total_steps,
             committer,
             last,
             newest_validation,
@@ -378,7 +377,7 @@ impl ControlHandle {
     /// # Errors
     /// When the run is over.
     pub fn pause(&self) -> Result<String, Refusal> {
-        self.command(Event::Pause)
+        self.command(Event::Pause).map(|(sentence, _)| sentence)
     }
 
     /// Goes on after a pause.
@@ -386,7 +385,7 @@ impl ControlHandle {
     /// # Errors
     /// When the run is over.
     pub fn resume(&self) -> Result<String, Refusal> {
-        self.command(Event::Resume)
+        self.command(Event::Resume).map(|(sentence, _)| sentence)
     }
 
     /// Stops at the end of the running step. Returns at once, so that a Ctrl-C handler may call it.
@@ -407,7 +406,7 @@ impl ControlHandle {
             .send(Letter::Command(event, Box::new(|_answer| {})));
     }
 
-    fn command(&self, event: Event) -> Result<String, Refusal> {
+    fn command(&self, event: Event) -> Result<(String, Option<Effect>), Refusal> {
         let (answer, answered) = std_mpsc::sync_channel(1);
         let reply = Box::new(move |decided| {
             // The caller waits only so long.

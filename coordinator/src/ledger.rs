@@ -57,13 +57,15 @@ const VALIDATIONS: Rows = TableDefinition::new("validations");
 const SNAPSHOTS: Rows = TableDefinition::new("snapshots");
 const CHECKPOINTS: Rows = TableDefinition::new("checkpoints");
 const REWINDS: Rows = TableDefinition::new("rewinds");
+const CHANGES: Rows = TableDefinition::new("changes");
+const ANSWERS: Rows = TableDefinition::new("answers");
 const DECISIONS: Rows = TableDefinition::new("decisions");
 const ENDS: Rows = TableDefinition::new("ends");
 const FACTS: Rows = TableDefinition::new("facts");
 const EVENTS: Rows = TableDefinition::new("events");
 
 /// Every table.
-const TABLES: [Rows; 17] = [
+const TABLES: [Rows; 19] = [
     RUN,
     TERMS,
     GENERATIONS,
@@ -77,6 +79,8 @@ const TABLES: [Rows; 17] = [
     SNAPSHOTS,
     CHECKPOINTS,
     REWINDS,
+    CHANGES,
+    ANSWERS,
     DECISIONS,
     ENDS,
     FACTS,
@@ -179,6 +183,7 @@ pub struct Ledger {
     next_decision: u64,
     next_wish: u64,
     next_checkpoint: u64,
+    next_answer: u64,
     next_event: u64,
     _lock: Option<Lock>,
 }
@@ -215,6 +220,7 @@ impl Ledger {
             next_decision: 0,
             next_wish: 0,
             next_checkpoint: 0,
+            next_answer: 0,
             next_event: 1,
             _lock: Some(lock),
         };
@@ -253,6 +259,7 @@ impl Ledger {
         self.next_checkpoint = self
             .last::<CheckpointRow>(CHECKPOINTS, "checkpoints")?
             .map_or(0, |(number, _)| number + 1);
+        self.next_answer = self.last_key(ANSWERS)?.map_or(0, |number| number + 1);
         self.branches = Branches::of(self.all(REWINDS, "rewinds")?);
         self.next_event = self.last_key(EVENTS)?.map_or(1, |number| number + 1);
         let row = TermRow {
@@ -304,7 +311,7 @@ impl Ledger {
     ) -> Result<Vec<Row>, LedgerError> {
         let mut rows = Vec::with_capacity(records.len());
         let (mut next_decision, mut next_wish) = (self.next_decision, self.next_wish);
-        let mut next_checkpoint = self.next_checkpoint;
+        let (mut next_checkpoint, mut next_answer) = (self.next_checkpoint, self.next_answer);
         let mut branches = self.branches.clone();
         for record in records {
             match record {
@@ -350,6 +357,11 @@ impl Ledger {
                     rows.push(self.row(REWINDS, rewind.number, rewind)?);
                     branches.close(rewind.clone());
                 }
+                Record::Changed(change) => rows.push(self.row(CHANGES, change.number, change)?),
+                Record::Answered(answered) => {
+                    rows.push(self.row(ANSWERS, next_answer, answered)?);
+                    next_answer += 1;
+                }
                 Record::Checkpoint(checkpoint) => {
                     let row = CheckpointRow {
                         checkpoint: *checkpoint,
@@ -386,7 +398,7 @@ impl Ledger {
         );
         self.write(&rows)?;
         (self.next_decision, self.next_wish) = (next_decision, next_wish);
-        self.next_checkpoint = next_checkpoint;
+        (self.next_checkpoint, self.next_answer) = (next_checkpoint, next_answer);
         self.next_event = next_event;
         self.branches = branches;
         rows.truncate(records);
@@ -454,6 +466,8 @@ impl Ledger {
             is_ended: ended.is_some_and(|ended| ended >= newest),
             begun: self.all::<Begun>(BEGUN, "begun")?,
             rewinds: self.branches.rewinds().to_vec(),
+            changes: self.all(CHANGES, "changes")?,
+            answers: self.all(ANSWERS, "answers")?,
             plans: self.plans()?,
             committed: self.committed()?,
             urgent: self

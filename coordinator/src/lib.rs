@@ -1,13 +1,14 @@
 //! The coordinator of a run.
 //!
-//! Way of data: [`plan`] says what every step does, [`branches`] what a rewind changes of it; [`run`] decides, purely, what happens to the run; the service
-//! carries messages to it and from it; [`ledger`] makes decisions durable before they are sent; [`files`] writes
+//! Way of data: [`plan`] says what every step does, [`changes`] what operators and [`branches`] what a rewind
+//! make of it; [`run`] decides, purely, what happens to the run; the service carries messages to it and from it; [`ledger`] makes decisions durable before they are sent; [`files`] writes
 //! what people read. [`Coordinator::start`] puts these together, in the process of `lockstep run` or in a binary of
 //! its own.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod branches;
+pub mod changes;
 pub mod files;
 pub mod ledger;
 pub mod plan;

@@ -160,14 +160,26 @@ async fn operators_see_status_members_and_events_and_stop_the_run() {
     assert_eq!((members.len(), members[0].info.pid, &members[0].place), (1, 77, &None));
 
     let paused = control
-        .pause(v1::PauseRequest { header: asked() })
+        .pause(v1::PauseRequest {
+            header: asked(),
+            ..Default::default()
+        })
         .await
         .unwrap()
         .into_inner();
     assert!(paused.reason.contains("will pause"), "{}", paused.reason);
-    control.resume(v1::ResumeRequest { header: asked() }).await.unwrap();
+    control
+        .resume(v1::ResumeRequest {
+            header: asked(),
+            ..Default::default()
+        })
+        .await
+        .unwrap();
     let stopped = control
-        .stop(v1::StopRequest { header: asked() })
+        .stop(v1::StopRequest {
+            header: asked(),
+            ..Default::default()
+        })
         .await
         .unwrap()
         .into_inner();
@@ -183,7 +195,13 @@ async fn operators_see_status_members_and_events_and_stop_the_run() {
         }
     };
     assert_eq!(end.outcome, Outcome::Stopped);
-    let refused = control.pause(v1::PauseRequest { header: asked() }).await.unwrap_err();
+    let refused = control
+        .pause(v1::PauseRequest {
+            header: asked(),
+            ..Default::default()
+        })
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert_eq!(refused.get_details_error_info().unwrap().reason, "RUN_OVER");
     let waited = tokio::task::spawn_blocking(move || running.wait()).await.unwrap();

@@ -28,13 +28,21 @@ pub enum Command {
     /// List the trainers of a live run
     Members(Target),
     /// Pause a live run at the end of a step
-    Pause(Target),
+    Pause(OrderArguments),
     /// Let a paused run go on
-    Resume(Target),
+    Resume(OrderArguments),
     /// Stop a live run at the end of a step and write its final files
-    Stop(Target),
+    Stop(StopArguments),
     /// Have a live run write a checkpoint as soon as it can
-    Checkpoint(Target),
+    Checkpoint(OrderArguments),
+    /// Change learning rate, batch, momentum or weight decay of a live run, from its next plan on
+    Set(SetArguments),
+    /// Make a live run longer
+    Extend(ExtendArguments),
+    /// Leave out the next samples that no plan of a live run has yet
+    Skip(SkipArguments),
+    /// Have a trainer leave a live run, which goes on without it
+    Drain(DrainArguments),
     /// Prepare data
     Data {
         /// What to do with data.
@@ -138,6 +146,120 @@ pub struct Target {
     /// Address of the run's coordinator, such as http://127.0.0.1:40001
     #[arg(long, value_name = "URL")]
     pub coordinator: Option<String>,
+}
+
+/// On what conditions an order is carried out.
+#[derive(Debug, Clone, Args)]
+pub struct Conditions {
+    /// Name of this order: said again it is answered again, and not carried out again (by itself each has one of its own)
+    #[arg(long)]
+    pub key: Option<String>,
+    /// Only if it takes effect before this step
+    #[arg(long, value_name = "STEP")]
+    pub if_step_before: Option<u64>,
+    /// Only say what would be answered
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// An order without a content.
+#[derive(Debug, Args)]
+pub struct OrderArguments {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub target: Target,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub conditions: Conditions,
+}
+
+/// `lockstep stop`.
+#[derive(Debug, Args)]
+pub struct StopArguments {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub target: Target,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub conditions: Conditions,
+    /// Not now but after this step; 0 takes back an earlier wish
+    #[arg(long, value_name = "STEP")]
+    pub after: Option<u64>,
+}
+
+/// `lockstep set`.
+#[derive(Debug, Args)]
+pub struct SetArguments {
+    /// [RUN] KEY=VALUE…: learning_rate, batch, momentum, weight_decay (a number, xFACTOR or schedule), validate_every,
+    /// checkpoint_every
+    #[arg(required = true, value_name = "KEY=VALUE")]
+    pub words: Vec<String>,
+    /// Address of the run's coordinator, such as http://127.0.0.1:40001
+    #[arg(long, value_name = "URL")]
+    pub coordinator: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub conditions: Conditions,
+}
+
+/// `lockstep extend`.
+#[derive(Debug, Args)]
+pub struct ExtendArguments {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub target: Target,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub conditions: Conditions,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub by: Longer,
+}
+
+/// By how much a run is made longer, in the unit of its length.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = false)]
+pub struct Longer {
+    /// By so many steps
+    #[arg(long)]
+    pub steps: Option<u64>,
+    /// By so many samples
+    #[arg(long)]
+    pub samples: Option<u64>,
+    /// By so many tokens
+    #[arg(long)]
+    pub tokens: Option<u64>,
+    /// By so many passes over the training data
+    #[arg(long)]
+    pub epochs: Option<f64>,
+}
+
+/// `lockstep skip`.
+#[derive(Debug, Args)]
+pub struct SkipArguments {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub target: Target,
+    /// How many
+    #[arg(long, value_name = "COUNT")]
+    pub samples: u64,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub conditions: Conditions,
+}
+
+/// `lockstep drain`.
+#[derive(Debug, Args)]
+pub struct DrainArguments {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub target: Target,
+    /// Name of the trainer, as `lockstep members` shows it
+    #[arg(long, value_name = "NAME")]
+    pub member: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub conditions: Conditions,
 }
 
 /// `lockstep data …`.

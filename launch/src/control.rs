@@ -18,16 +18,7 @@ use crate::run::folder::{RUNS, is_in_use};
 use crate::run::show;
 
 /// How long a coordinator may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// What an operator can ask for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Order {
-    Pause,
-    Resume,
-    Stop,
-    Checkpoint,
-}
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// `lockstep status`.
 pub(crate) fn status(target: &Target) -> Result<(), Ending> {
@@ -47,26 +38,6 @@ pub(crate) fn members(target: &Target) -> Result<(), Ending> {
     let members: Vec<MemberStatus> = reply.members.into_iter().map(MemberStatus::from).collect();
     print!("{}", members_text(&members));
     Ok(())
-}
-
-/// `lockstep pause`, `resume`, `stop`.
-pub(crate) fn command(target: &Target, order: Order) -> Result<(), Ending> {
-    let reply = ask(target, async |mut client| give(&mut client, order).await)?;
-    println!("{}", reply.reason);
-    Ok(())
-}
-
-/// Gives an order to a coordinator.
-pub(crate) async fn give(
-    client: &mut ControlClient<Channel>,
-    order: Order,
-) -> Result<tonic::Response<v1::CommandReply>, tonic::Status> {
-    match order {
-        Order::Pause => client.pause(v1::PauseRequest { header: header() }).await,
-        Order::Resume => client.resume(v1::ResumeRequest { header: header() }).await,
-        Order::Stop => client.stop(v1::StopRequest { header: header() }).await,
-        Order::Checkpoint => client.checkpoint(v1::CheckpointRequest { header: header() }).await,
-    }
 }
 
 /// `lockstep watch`: a line per event until the run ends.
@@ -134,7 +105,7 @@ fn ask<Reply>(
     })
 }
 
-fn refusal(address: &str, status: &tonic::Status) -> Ending {
+pub(crate) fn refusal(address: &str, status: &tonic::Status) -> Ending {
     match status.code() {
         tonic::Code::InvalidArgument | tonic::Code::FailedPrecondition => Ending::BadInput(status.message().to_owned()),
         _ => Ending::Failed(format!(
@@ -145,11 +116,11 @@ fn refusal(address: &str, status: &tonic::Status) -> Ending {
 }
 
 /// An operator knows neither run id nor term: the address says which run is meant.
-fn header() -> Option<v1::Header> {
+pub(crate) fn header() -> Option<v1::Header> {
     Some((&lockstep_proto::domain::Header::default()).into())
 }
 
-fn block_on<T>(future: impl Future<Output = Result<T, Ending>>) -> Result<T, Ending> {
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Ending>>) -> Result<T, Ending> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -158,7 +129,7 @@ fn block_on<T>(future: impl Future<Output = Result<T, Ending>>) -> Result<T, End
 }
 
 /// The address of the run that is meant.
-fn find(target: &Target) -> Result<String, Ending> {
+pub(crate) fn find(target: &Target) -> Result<String, Ending> {
     match (&target.coordinator, &target.run) {
         (Some(address), _) => Ok(address.clone()),
         (None, Some(run)) => {

@@ -10,11 +10,14 @@ mod control;
 mod data;
 mod ending;
 mod ledger;
+mod orders;
 mod run;
 mod schedule;
 mod sibling;
 
 pub use ending::Ending;
+
+use orders::Order;
 
 /// Carries out a command.
 ///
@@ -26,10 +29,14 @@ pub fn execute(command: cli::Command) -> Result<(), Ending> {
         cli::Command::Status(target) => control::status(&target),
         cli::Command::Watch(target) => control::watch(&target),
         cli::Command::Members(target) => control::members(&target),
-        cli::Command::Pause(target) => control::command(&target, control::Order::Pause),
-        cli::Command::Resume(target) => control::command(&target, control::Order::Resume),
-        cli::Command::Stop(target) => control::command(&target, control::Order::Stop),
-        cli::Command::Checkpoint(target) => control::command(&target, control::Order::Checkpoint),
+        cli::Command::Pause(order) => orders::plain(&order.target, &order.conditions, Order::Pause),
+        cli::Command::Resume(order) => orders::plain(&order.target, &order.conditions, Order::Resume),
+        cli::Command::Stop(arguments) => orders::stop(&arguments),
+        cli::Command::Checkpoint(order) => orders::plain(&order.target, &order.conditions, Order::Checkpoint),
+        cli::Command::Set(arguments) => orders::set(&arguments),
+        cli::Command::Extend(arguments) => orders::extend(&arguments),
+        cli::Command::Skip(arguments) => orders::skip(&arguments),
+        cli::Command::Drain(arguments) => orders::drain(&arguments),
         cli::Command::Data {
             command: cli::DataCommand::Prepare(arguments),
         } => data::prepare(arguments),

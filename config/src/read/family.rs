@@ -37,11 +37,20 @@ pub(super) fn read(mut fields: Fields<'_>) -> Result<Option<(BatchSchedule, Sche
     let unit = fields.word("unit", Unit::WORDS, Some(Unit::Epochs))?;
     let first_batch = fields.number("batch", None, BATCH.expected, BATCH.is_allowed)?;
     let first_rate = fields.number("rate", None, RATE.expected, RATE.is_allowed)?;
+    let of = |shape| Schedule {
+        unit,
+        curve: plain(shape),
+    };
     let (batch, every) = match family {
-        Family::ConstantBatch => (Shape::Constant { value: first_batch }, None),
+        Family::ConstantBatch => {
+            // At most what a batch may be, which is far below 2^53.
+            let size = first_batch.ceil() as u64;
+            (BatchSchedule::Constant { size }, None)
+        }
         _ => {
             let every = length(&mut fields, "every", unit)?;
-            (growing_batch(&mut fields, first_batch, every)?, Some(every))
+            let growing = growing_batch(&mut fields, first_batch, every)?;
+            (BatchSchedule::Curve(of(growing)), Some(every))
         }
     };
     let rate = match (family, every) {
@@ -55,11 +64,7 @@ pub(super) fn read(mut fields: Fields<'_>) -> Result<Option<(BatchSchedule, Sche
         _ => decay(&mut fields, unit, first_rate)?,
     };
     fields.done()?;
-    let of = |shape| Schedule {
-        unit,
-        curve: plain(shape),
-    };
-    Ok(Some((BatchSchedule::Curve(of(batch)), of(rate))))
+    Ok(Some((batch, of(rate))))
 }
 
 fn plain(shape: Shape) -> Curve {

@@ -17,10 +17,11 @@ use redb::TableHandle;
 use serde::de::DeserializeOwned;
 
 use crate::branches::{Branches, Rewind};
+use crate::changes::{Change, Changes};
 use crate::ledger::rows::{record_of, typed_record_of};
 use crate::ledger::{
-    COMMITTED, DECISIONS, DecisionRow, ENDS, FACTS, FactsRow, GENERATIONS, LedgerError, PLANS, REWINDS, RUN, Reader,
-    RunRow, SNAPSHOTS, TABLES, TERMS, TermRow, URGENT, VALIDATIONS,
+    CHANGES, COMMITTED, DECISIONS, DecisionRow, ENDS, FACTS, FactsRow, GENERATIONS, LedgerError, PLANS, REWINDS, RUN,
+    Reader, RunRow, SNAPSHOTS, TABLES, TERMS, TermRow, URGENT, VALIDATIONS,
 };
 use crate::plan::Planner;
 use crate::run::Commit;
@@ -135,12 +136,23 @@ struct Tables {
     validations: BTreeMap<u64, Validation>,
     snapshots: BTreeMap<u64, Vec<Part>>,
     rewinds: BTreeMap<u64, Rewind>,
+    changes: BTreeMap<u64, Change>,
     branches: Branches,
     decisions: BTreeMap<u64, DecisionRow>,
     ends: BTreeMap<u64, RunEnd>,
 }
 
 impl Tables {
+    /// Where the next plan begins, if the one before ended at `cursor`: behind what operators wanted to be skipped.
+    fn skip(&self, cursor: u64) -> u64 {
+        self.changes
+            .values()
+            .fold(cursor, |cursor, change| match change.ask.skip_samples {
+                Some(count) if change.cursor == cursor => cursor.saturating_add(count),
+                _ => cursor,
+            })
+    }
+
     /// The last committed step.
     fn last_committed(&self) -> u64 {
         self.last_of(self.branches.newest(), |_| true)
@@ -174,6 +186,7 @@ pub fn audit(reader: &Reader) -> Result<Audit, LedgerError> {
     let tables = Tables {
         branches: Branches::of(rewinds.values().cloned().collect()),
         rewinds,
+        changes: load(reader, CHANGES.name(), &mut readable)?,
         run: load::<RunRow>(reader, RUN.name(), &mut readable)?.remove(&0),
         terms: load(reader, TERMS.name(), &mut readable)?,
         facts: load(reader, FACTS.name(), &mut readable)?,
@@ -211,10 +224,17 @@ pub fn audit(reader: &Reader) -> Result<Audit, LedgerError> {
             None
         }
     });
+    let changes = planner.and_then(|planner| match Changes::of(planner, tables.changes.values().cloned()) {
+        Ok(changes) => Some(changes),
+        Err(error) => {
+            planned.broken(format!("a change that operators made cannot be made again: {error}"));
+            None
+        }
+    });
     let mut proofs = vec![readable, run, planned];
-    proofs.extend(steps::proofs(&tables, planner.as_ref()));
+    proofs.extend(steps::proofs(&tables, changes.as_ref()));
     proofs.push(rewinds::proof(&tables, config.as_ref()));
-    proofs.extend(formations::proofs(&tables, config.as_ref(), planner.as_ref()));
+    proofs.extend(formations::proofs(&tables, config.as_ref(), changes.as_ref()));
     proofs.extend(reports::proofs(&tables, events));
     Ok(Audit { proofs })
 }

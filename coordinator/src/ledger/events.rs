@@ -40,7 +40,7 @@ struct EventRow {
     at_nanoseconds: u64,
     #[prost(uint64, tag = "3")]
     peer: u64,
-    #[prost(oneof = "What", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(oneof = "What", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
     what: Option<What>,
 }
 
@@ -68,6 +68,9 @@ enum What {
     /// How it shows that a rank does not go on.
     #[prost(string, tag = "13")]
     Lapsed(String),
+    /// An order, as JSON.
+    #[prost(string, tag = "14")]
+    Ordered(String),
 }
 
 /// What became of a manifest.
@@ -107,6 +110,7 @@ impl Heard {
             Event::Resume => "resume",
             Event::Stop => "stop",
             Event::Abandon => "abandon",
+            Event::Ordered(_) => "ordered",
         }
     }
 
@@ -159,6 +163,7 @@ impl Heard {
             Event::Resume => "an operator resumed the run".to_owned(),
             Event::Stop => "an operator stopped the run".to_owned(),
             Event::Abandon => "an operator abandoned the run".to_owned(),
+            Event::Ordered(order) => format!("an operator ordered {:?}", order.wanted),
         }
     }
 
@@ -280,6 +285,8 @@ fn parts(event: &Event) -> (Peer, What) {
         Event::Checkpoint => (0, What::Checkpoint(true)),
         Event::Stop => (0, What::Stop(true)),
         Event::Abandon => (0, What::Abandon(true)),
+        // An order has text and numbers only, which JSON can say; a number that is none was refused before.
+        Event::Ordered(order) => (0, What::Ordered(serde_json::to_string(order).unwrap_or_default())),
     }
 }
 
@@ -293,6 +300,10 @@ fn event(peer: Peer, what: What) -> Result<Event, String> {
         What::Resume(_) => return Ok(Event::Resume),
         What::Stop(_) => return Ok(Event::Stop),
         What::Abandon(_) => return Ok(Event::Abandon),
+        What::Ordered(order) => {
+            let order = serde_json::from_str(&order).map_err(|error| error.to_string())?;
+            return Ok(Event::Ordered(order));
+        }
         What::Checkpoint(_) => return Ok(Event::Checkpoint),
         What::Commissioned(row) => {
             let checkpoint = Checkpoint {

@@ -311,6 +311,7 @@ impl Ledger {
             next_decision: 0,
             next_wish: 0,
             next_checkpoint: 0,
+            next_answer: 0,
             next_event: 1,
             _lock: None,
         };

@@ -9,9 +9,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::branches::{Branches, Rewind};
+use crate::changes::Change;
 use crate::ledger::rows::{parts_of, record_of, typed_record_of};
 use crate::ledger::{
-    COMMITTED, DECISIONS, ENDS, EVENTS, FACTS, GENERATIONS, PLANS, REWINDS, RUN, SNAPSHOTS, TERMS, VALIDATIONS,
+    CHANGES, COMMITTED, DECISIONS, ENDS, EVENTS, FACTS, GENERATIONS, PLANS, REWINDS, RUN, SNAPSHOTS, TERMS, VALIDATIONS,
 };
 use crate::ledger::{DecisionRow, Heard, LedgerError, Reader, RunRow, TableSize, TermRow, store};
 use crate::run::Commit;
@@ -29,6 +30,8 @@ pub struct Contents {
     pub generations: Vec<Generation>,
     /// Every branch that was closed. What follows is of the live one.
     pub rewinds: Vec<Rewind>,
+    /// What operators have changed, in order.
+    pub changes: Vec<Change>,
     /// The steps for which plans were issued: the first, and the last.
     pub issued: Option<(u64, u64)>,
     /// The first committed step and the last.
@@ -124,6 +127,7 @@ pub fn show(reader: &Reader) -> Result<Contents, LedgerError> {
     validations.sort_by_key(|row| row.key);
     Ok(Contents {
         rewinds: branches.rewinds().to_vec(),
+        changes: all(reader, CHANGES.name())?.into_iter().map(|row| row.record).collect(),
         run: run.record,
         terms: all(reader, TERMS.name())?,
         recorded_terms,

@@ -3,10 +3,13 @@
 
 use lockstep_config::{BatchSchedule, BatchSection, Length, Schedule, Unit};
 
+use crate::changes::Setting;
 use crate::plan::PlanError;
 use crate::plan::curve::Bound;
 use crate::plan::measure::{Measure, samples_of};
 
+/// The largest batch: no product of it overflows.
+const LARGEST: f64 = 16_777_216.0;
 /// Sizes of one schedule: more would take longer to lay out than to look at.
 const MOST_SEGMENTS: usize = 1 << 20;
 
@@ -16,6 +19,8 @@ pub(super) struct Batches {
     micro_batch: u64,
     measure: Measure,
     sizes: Sizes,
+    /// What operators made of it.
+    setting: Setting,
     segments: Vec<Segment>,
 }
 
@@ -39,7 +44,13 @@ struct Segment {
 }
 
 impl Batches {
-    pub(super) fn new(batch: &BatchSection, length: Length, measure: Measure) -> Result<Batches, PlanError> {
+    /// The batches from the point of a run on where `begins` (steps, samples) are done.
+    pub(super) fn new(
+        batch: &BatchSection,
+        (length, setting): (Length, Setting),
+        measure: Measure,
+        begins: (u64, u64),
+    ) -> Result<Batches, PlanError> {
         let (sizes, unit) = match &batch.schedule {
             BatchSchedule::Constant { size } => (Sizes::Steps(vec![(0, *size)]), Unit::Steps),
             BatchSchedule::Steps { sizes } => (Sizes::Steps(sizes.clone()), Unit::Steps),
@@ -49,15 +60,25 @@ impl Batches {
             micro_batch: u64::from(batch.micro_batch).max(1),
             measure: Measure { unit, ..measure },
             sizes,
+            setting,
             segments: Vec::new(),
         };
-        batches.segments = batches.lay_out(0, 0)?;
+        batches.segments = batches.lay_out(begins.0, begins.1)?;
         Ok(batches)
     }
 
     /// The size that is asked for, as `steps` steps and `samples` samples are done. `span`: samples of the step itself, which
     /// counts only inside a warm-up.
     fn asked(&self, steps: u64, samples: u64, span: u64) -> f64 {
+        let scheduled = || self.scheduled(steps, samples, span);
+        match self.setting {
+            Setting::Schedule => scheduled(),
+            Setting::Value(size) => size,
+            Setting::Factor(factor) => (scheduled() * factor).min(LARGEST),
+        }
+    }
+
+    fn scheduled(&self, steps: u64, samples: u64, span: u64) -> f64 {
         match &self.sizes {
             Sizes::Steps(sizes) => {
                 let after = sizes.partition_point(|(from, _)| *from <= steps);
@@ -162,13 +183,13 @@ impl Batches {
         &self.segments[after.max(1) - 1]
     }
 
-    /// Samples that the first `steps` steps consume.
+    /// Samples that the first `steps` steps consume; for steps from where the batches begin on.
     pub(super) fn samples_after(&self, steps: u64) -> u64 {
         let segment = self.segment_of(steps);
         let samples = u64::from(segment.micro_batches) * self.micro_batch;
         segment
             .from_sample
-            .saturating_add(samples.saturating_mul(steps - segment.from_step))
+            .saturating_add(samples.saturating_mul(steps.saturating_sub(segment.from_step)))
     }
 
     /// Steps of a run: with the first that reaches the length.
@@ -179,7 +200,7 @@ impl Batches {
         };
         let after = self.segments.partition_point(|segment| segment.from_sample < samples);
         let segment = &self.segments[after.max(1) - 1];
-        let left = samples - segment.from_sample;
+        let left = samples.saturating_sub(segment.from_sample);
         segment.from_step + left.div_ceil(u64::from(segment.micro_batches) * self.micro_batch)
     }
 

@@ -12,8 +12,12 @@ mod measure;
 mod tests;
 mod theory;
 
+use std::sync::Arc;
+
 use lockstep_config::{Coupling, Length, RunConfig, Schedule, Unit};
 use lockstep_proto::domain::Plan;
+
+use crate::changes::{Setting, Settings};
 
 use crate::plan::batch::Batches;
 use crate::plan::curve::Bound;
@@ -22,6 +26,8 @@ pub use crate::plan::theory::{Terms, warnings};
 
 /// Version of the schedule that a config alone makes; live changes will raise it.
 const FIRST_VERSION: u64 = 1;
+/// The largest number below 1.
+const LARGEST_MOMENTUM: f64 = 1.0 - f64::EPSILON / 2.0;
 /// Sentences about sizes that are rounded.
 const ROUNDINGS: usize = 8;
 
@@ -57,6 +63,8 @@ pub enum PlanError {
 /// Makes the plans of a run.
 #[derive(Clone, Debug)]
 pub struct Planner {
+    config: Arc<RunConfig>,
+    settings: Settings,
     batches: Batches,
     learning_rate: Value,
     coupling: Coupling,
@@ -102,16 +110,40 @@ impl Planner {
     /// # Errors
     /// Epochs are counted and their length is not known, or the batch has no schedule that can be laid out.
     pub fn new(config: &RunConfig, training_samples: u64) -> Result<Planner, PlanError> {
+        Planner::begun(Arc::new(config.clone()), training_samples, Settings::default(), (0, 0))
+    }
+
+    /// The planner of the steps after the first `done` of this run, of which the next begins at sample `cursor`, with what
+    /// operators changed: schedules that last to the end of the run last to its new end.
+    ///
+    /// # Errors
+    /// The batch has no schedule that can be laid out from there on.
+    pub fn changed(&self, settings: &Settings, done: u64, cursor: u64) -> Result<Planner, PlanError> {
+        Planner::begun(
+            Arc::clone(&self.config),
+            self.training_samples,
+            settings.clone(),
+            (done, cursor),
+        )
+    }
+
+    fn begun(
+        config: Arc<RunConfig>,
+        training_samples: u64,
+        settings: Settings,
+        begins: (u64, u64),
+    ) -> Result<Planner, PlanError> {
         let measure = Measure {
             unit: Unit::Steps,
             sequence_length: u64::from(config.data.sequence_length),
             epoch: training_samples,
         };
-        if matches!(config.run.length, Length::Epochs(_)) && training_samples == 0 {
+        let length = settings.length.unwrap_or(config.run.length);
+        if matches!(length, Length::Epochs(_)) && training_samples == 0 {
             return Err(PlanError::EpochUnknown { key: "run.epochs" });
         }
-        let batches = Batches::new(&config.batch, config.run.length, measure)?;
-        let total_steps = batches.steps_of(config.run.length);
+        let batches = Batches::new(&config.batch, (length, settings.batch), measure, begins)?;
+        let total_steps = batches.steps_of(length).max(begins.0);
         let total_samples = batches.samples_after(total_steps);
         let value = |key, schedule: &Schedule| {
             let measure = Measure {
@@ -136,12 +168,27 @@ impl Planner {
                 .map(|schedule| value("weight_decay.schedule", schedule))
                 .transpose()?,
             batches,
-            validate_every: config.validation.every,
-            checkpoint_every: config.checkpoint.every,
+            validate_every: settings.validate_every.unwrap_or(config.validation.every),
+            checkpoint_every: settings.checkpoint_every.unwrap_or(config.checkpoint.every),
             sequence_length: measure.sequence_length,
             training_samples,
             total_steps,
+            settings,
+            config,
         })
+    }
+
+    /// How long the config says that the run is.
+    pub fn length(&self) -> Length {
+        self.config.run.length
+    }
+
+    /// Whether the optimiser's momentum may be another one in another step.
+    ///
+    /// # Errors
+    /// Why not, as a part of a sentence.
+    pub fn may_change_momentum(&self) -> Result<(), &'static str> {
+        self.config.optimizer.may_change_momentum()
     }
 
     /// Steps of the whole run.
@@ -171,9 +218,21 @@ impl Planner {
             Coupling::SquareRoot { base } => Some((samples as f64 / base).sqrt()),
         };
         let rate = value(&self.learning_rate);
+        let rate = coupled.map_or(rate, |factor| rate * factor);
+        let optimizer = &self.config.optimizer;
+        // A value that nobody schedules and nobody changed is left to the config.
+        let changed = |setting, scheduled: Option<f64>, configured: f64, most: f64| match setting {
+            Setting::Schedule => scheduled,
+            Setting::Value(value) => Some(value),
+            Setting::Factor(factor) => Some((scheduled.unwrap_or(configured) * factor).min(most)),
+        };
         Plan {
             step,
-            learning_rate: coupled.map_or(rate, |factor| rate * factor),
+            learning_rate: match self.settings.learning_rate {
+                Setting::Schedule => rate,
+                Setting::Value(value) => value,
+                Setting::Factor(factor) => rate * factor,
+            },
             micro_batches,
             first_sample: cursor,
             samples,
@@ -181,8 +240,18 @@ impl Planner {
             last,
             version: FIRST_VERSION,
             checkpoint: !last && self.checkpoint_every > 0 && step.is_multiple_of(self.checkpoint_every),
-            momentum: self.momentum.as_ref().map(value),
-            weight_decay: self.weight_decay.as_ref().map(value),
+            momentum: changed(
+                self.settings.momentum,
+                self.momentum.as_ref().map(value),
+                optimizer.momentum,
+                LARGEST_MOMENTUM,
+            ),
+            weight_decay: changed(
+                self.settings.weight_decay,
+                self.weight_decay.as_ref().map(value),
+                optimizer.weight_decay,
+                f64::MAX,
+            ),
             stop: false,
         }
     }

@@ -146,7 +146,7 @@ impl Run {
     /// What a generation that is formed now begins with: the newest snapshot that members hold, else the newest checkpoint.
     pub(super) fn what_to_resume(&self) -> Option<Resume> {
         let snapshot = self.newest_whole_snapshot();
-        let total = self.facts.planner.total_steps();
+        let total = self.planner().total_steps();
         // Newest by step: those of closed branches are not known any more.
         let newest = self.checkpoints.iter().filter(|checkpoint| checkpoint.step < total);
         let Some(checkpoint) = newest.max_by_key(|checkpoint| checkpoint.step) else {
@@ -171,7 +171,10 @@ impl Run {
     pub(super) fn ask_for_checkpoint(&mut self, directives: &mut Vec<Directive>) -> Answer {
         match self.phase {
             Phase::Ended => Err(self.over("write a checkpoint")),
-            Phase::Training if self.issued_through < self.facts.planner.total_steps() => {
+            Phase::Training if self.issued.back().is_some_and(|plan| plan.stop) => Ok(Some(
+                "a checkpoint is written when the run stops, after the last step that is planned".to_owned(),
+            )),
+            Phase::Training if self.issued_through < self.planner().total_steps() => {
                 let step = self.issued_through + 1;
                 self.issue(step, true, directives);
                 Ok(Some(format!("a checkpoint will be written after step {step}")))

@@ -134,7 +134,7 @@ impl Run {
         if self.phase == Phase::Ended {
             return Err(self.over("abandon the run"));
         }
-        let (committed, total) = (self.committed, self.facts.planner.total_steps());
+        let (committed, total) = (self.committed, self.planner().total_steps());
         let reason = format!("the run was abandoned by an operator after step {committed} of {total}");
         self.end_with(Outcome::Stopped, reason, directives);
         Ok(None)
@@ -147,7 +147,7 @@ impl Run {
     }
 
     /// The operators want something else. It stands in every later term.
-    fn wants(&mut self, wish: Wish, directives: &mut Vec<Directive>) {
+    pub(super) fn wants(&mut self, wish: Wish, directives: &mut Vec<Directive>) {
         self.wish = wish;
         directives.push(Directive::Persist(Record::Wish(wish)));
     }

@@ -7,6 +7,7 @@ use lockstep_proto::domain::{
 use serde::{Deserialize, Serialize};
 
 use crate::branches::Rewind;
+use crate::changes::{Ask, Change};
 
 /// A connection of a member: a new stream is a new peer, whoever is behind it.
 pub type Peer = u64;
@@ -148,6 +149,67 @@ pub enum Event {
     Stop,
     /// An operator's command: end now, in the middle of a step.
     Abandon,
+    /// An operator's order, with what it depends on.
+    Ordered(Box<Order>),
+}
+
+/// What an operator wants, and on what conditions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    /// What.
+    pub wanted: Wanted,
+    /// The operator's name for this order: said again it is answered again, and not carried out again. Empty: none.
+    #[serde(default)]
+    pub key: String,
+    /// Only if it takes effect before this step.
+    #[serde(default)]
+    pub if_step_before: Option<u64>,
+    /// Only to learn what would be answered.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What an operator wants.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub enum Wanted {
+    /// Wait at the end of the running step.
+    #[default]
+    Pause,
+    /// Go on.
+    Resume,
+    /// End with the running step.
+    Stop,
+    /// Write a checkpoint as soon as can be.
+    Checkpoint,
+    /// Change what is planned.
+    Change(Ask),
+    /// Have a member leave.
+    Drain {
+        /// Its name.
+        member: String,
+    },
+}
+
+/// From which step on an order shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Effect {
+    /// The step.
+    pub step: u64,
+    /// The version of its plan.
+    pub version: u64,
+}
+
+/// An order that was carried out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answered {
+    /// Its key.
+    pub key: String,
+    /// What was wanted.
+    pub wanted: Wanted,
+    /// What was answered.
+    pub sentence: String,
+    /// From which step on it shows, where that is one.
+    pub effect: Option<Effect>,
 }
 
 /// What the machine decided about one event.
@@ -159,6 +221,8 @@ pub struct Decision {
     pub reason: String,
     /// Whoever sent the event is refused.
     pub refusal: Option<Refusal>,
+    /// From which step on an order shows, where that is one.
+    pub effect: Option<Effect>,
 }
 
 /// One thing that the service must do.
@@ -237,6 +301,10 @@ pub enum Record {
     },
     /// A branch is closed, and another one begins.
     Rewound(Rewind),
+    /// Operators have changed what is planned.
+    Changed(Change),
+    /// An order was carried out, and has a key.
+    Answered(Answered),
     /// A decision that people may ask about later.
     Decision {
         /// One sentence.

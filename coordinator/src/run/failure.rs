@@ -42,7 +42,7 @@ impl Run {
             _ => format!(
                 "after it had reported step {} of {}",
                 reported,
-                self.facts.planner.total_steps()
+                self.planner().total_steps()
             ),
         };
         let reason = format!(
@@ -79,7 +79,7 @@ impl Run {
     /// Whether every step is committed and rank 0 has written its files.
     pub(super) fn is_written(&self) -> bool {
         let first = self.members.values().find(|member| member.rank == Some(0));
-        self.committed == self.facts.planner.total_steps()
+        self.committed == self.planner().total_steps()
             && first.is_some_and(|member| matches!(member.finished, Some((Outcome::Completed, _))))
     }
 
@@ -142,7 +142,7 @@ impl Run {
             }
             return;
         }
-        let (committed, total) = (self.committed, self.facts.planner.total_steps());
+        let (committed, total) = (self.committed, self.planner().total_steps());
         if let Some((peer, _, step)) = farewells.iter().find(|(_, _, step)| *step != committed) {
             let reason = format!(
                 "{} ended after step {step}, but the last step that every rank made is {committed}",

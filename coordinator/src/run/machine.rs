@@ -12,7 +12,7 @@ pub(super) type Answer = Result<Option<String>, Refusal>;
 impl Run {
     /// Decides about one event. `now`: time since the coordinator began; it never goes back.
     pub fn step(&mut self, event: Event, now: Duration) -> Decision {
-        let mut directives = Vec::new();
+        let (mut directives, mut effect) = (Vec::new(), None);
         self.now = now;
         let answer = match event {
             Event::Join { peer, info } => self.join(peer, info, &mut directives),
@@ -87,6 +87,7 @@ impl Run {
             Event::Checkpoint => self.ask_for_checkpoint(&mut directives),
             Event::Stop => self.stop("an operator", &mut directives),
             Event::Abandon => self.abandon(&mut directives),
+            Event::Ordered(order) => self.ordered(&order, &mut effect, &mut directives),
         };
         #[cfg(test)]
         if let Some(fault) = self.fault {
@@ -100,13 +101,14 @@ impl Run {
             reason: said.unwrap_or_else(|| self.reason()),
             directives,
             refusal,
+            effect,
         }
     }
 
     /// What the run waits for now, and why, as one sentence.
     pub fn reason(&self) -> String {
         let ranks = self.ranks();
-        let total = self.facts.planner.total_steps();
+        let total = self.planner().total_steps();
         match self.phase {
             Phase::WaitingForMembers => self.waiting(),
             Phase::WaitingForReturn => self.absent(),
@@ -369,6 +371,7 @@ impl Run {
     /// Commits every step that all ranks have reported, in order.
     fn commit(&mut self, directives: &mut Vec<Directive>) {
         let before = self.committed;
+        let mut planned_stop = None;
         while let Some(reported) = self.reports.get(&(self.committed + 1)) {
             let Some(hashes) = self.complete(reported) else { break };
             let step = self.committed + 1;
@@ -389,6 +392,7 @@ impl Run {
             self.measure(metrics.step_ms);
             self.samples += plan.samples;
             self.tokens = self.tokens.saturating_add(metrics.tokens);
+            planned_stop = plan.stop.then_some(step).or(planned_stop);
             self.past.push(Past {
                 plan: plan.clone(),
                 hash: hashes[0],
@@ -419,9 +423,12 @@ impl Run {
             },
             directives,
         );
+        if let Some(step) = planned_stop {
+            self.stop_as_planned(step, directives);
+        }
         self.hear_farewells(false, directives);
         self.commission(directives);
-        let all_made = self.committed == self.facts.planner.total_steps();
+        let all_made = self.committed == self.planner().total_steps();
         if all_made && matches!(self.phase, Phase::Training | Phase::Paused | Phase::Stopping) {
             self.phase = Phase::Finishing;
         }

@@ -31,6 +31,8 @@
 //! 16. What a coordinator of a lower term says changes nothing at a member that has heard of a higher one.
 //! 17. A rewind goes back to a committed step, makes the next plan another one, and is one of at most so many; nothing that a
 //!     closed branch made is resumed from.
+//! 18. What operators change holds for every plan that is issued after it and for none before; an order that is said again, also
+//!     to a later coordinator, is carried out once.
 
 mod checkpoints;
 mod commands;
@@ -40,6 +42,7 @@ mod failure;
 mod farewells;
 mod leases;
 mod machine;
+mod orders;
 mod regroup;
 mod returning;
 mod rewind;
@@ -61,9 +64,11 @@ use lockstep_proto::domain::{
 use serde::{Deserialize, Serialize};
 
 use crate::branches::{Branches, Rewinds};
+use crate::changes::Changes;
 use crate::plan::Planner;
 pub use crate::run::decision::{
-    Begun, Commission, Commit, Decision, Directive, Event, Farewell, Peer, Record, Refusal, Wish,
+    Answered, Begun, Commission, Commit, Decision, Directive, Effect, Event, Farewell, Order, Peer, Record, Refusal,
+    Wanted, Wish,
 };
 pub use crate::run::leases::Leases;
 pub use crate::run::returning::Recorded;
@@ -290,6 +295,10 @@ pub struct Run {
     fruitless: u32,
     /// The branches that were closed.
     branches: Branches,
+    /// What operators have changed.
+    changes: Changes,
+    /// The orders that were carried out, by key.
+    answers: BTreeMap<String, Answered>,
     /// The step that cannot be used, and why, until its generation is left.
     unusable: Option<(u64, String)>,
     /// The newest urgent directive.
@@ -346,6 +355,7 @@ impl Run {
             );
             return Err(Refusal::new("LANES", "run.lanes", reason));
         }
+        let changes = Changes::none(facts.planner.clone());
         Ok(Run {
             facts,
             phase: Phase::WaitingForMembers,
@@ -358,6 +368,8 @@ impl Run {
             returning: None,
             fruitless: 0,
             branches: Branches::default(),
+            changes,
+            answers: BTreeMap::new(),
             unusable: None,
             urgent: Urgent::default(),
             wish: Wish::Train,
@@ -404,6 +416,16 @@ impl Run {
         self.generation
             .as_ref()
             .map_or(self.facts.worlds.first, Generation::ranks)
+    }
+
+    /// Makes the plans of the steps that come.
+    pub fn planner(&self) -> &Planner {
+        self.changes.newest()
+    }
+
+    /// What operators have changed.
+    pub fn changes(&self) -> &Changes {
+        &self.changes
     }
 
     /// The last committed step.

@@ -225,7 +225,7 @@ impl Run {
     /// What ranks do that make steps, after the operators' wish.
     pub(super) fn phase_of_training(&self) -> Phase {
         match self.wish {
-            _ if self.committed == self.facts.planner.total_steps() => Phase::Finishing,
+            _ if self.committed == self.planner().total_steps() => Phase::Finishing,
             Wish::Train => Phase::Training,
             Wish::Pause => Phase::Paused,
             Wish::Stop => Phase::Stopping,

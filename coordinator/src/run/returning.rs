@@ -13,10 +13,11 @@ use lockstep_proto::domain::{
 };
 
 use crate::branches::{Branches, Rewind};
+use crate::changes::{Change, Changes};
 use crate::run::machine::Answer;
 use crate::run::{
-    Begun, Commit, Directive, Farewell, LONGEST_WINDOW, Member, Past, Peer, Phase, Record, Refusal, Regroup, Run,
-    RunFacts, Wish,
+    Answered, Begun, Commit, Directive, Farewell, LONGEST_WINDOW, Member, Past, Peer, Phase, Record, Refusal, Regroup,
+    Run, RunFacts, Wish,
 };
 
 /// How long the other ranks are waited for after one came back in a way that ends the generation: those that do come in this
@@ -34,6 +35,10 @@ pub struct Recorded {
     pub begun: Vec<Begun>,
     /// Every branch that was closed, in order.
     pub rewinds: Vec<Rewind>,
+    /// What operators have changed, in order.
+    pub changes: Vec<Change>,
+    /// Every order that was carried out and has a key.
+    pub answers: Vec<Answered>,
     /// Every issued plan of the live branch, by step.
     pub plans: Vec<Plan>,
     /// Every committed step of the live branch, in order.
@@ -84,6 +89,8 @@ impl Recorded {
                 self.newest_validation = self.newest_validation.min(to);
                 self.rewinds.push(rewind.clone());
             }
+            Record::Changed(change) => self.changes.push(change.clone()),
+            Record::Answered(answered) => self.answers.push(answered.clone()),
             Record::Decision { .. } => {}
             Record::End(_) => (self.is_ended, self.wish) = (true, Wish::Train),
         }
@@ -106,6 +113,12 @@ impl Run {
     /// As [`Run::new`].
     pub fn recovered(facts: RunFacts, recorded: Recorded) -> Result<Run, Refusal> {
         let mut run = Run::new(facts)?;
+        run.changes = Changes::of(run.facts.planner.clone(), recorded.changes).map_err(|error| {
+            let reason = format!("a change that operators made earlier cannot be made again: {error}");
+            Refusal::new("BAD_CHANGE", "ledger", reason)
+        })?;
+        let answers = recorded.answers.into_iter();
+        run.answers = answers.map(|answered| (answered.key.clone(), answered)).collect();
         run.worlds_of = recorded
             .generations
             .iter()

@@ -132,7 +132,7 @@ impl Run {
         held.into_iter()
             .rev()
             .filter(|((step, generation), _)| self.is_live(*step, *generation))
-            .filter(|((step, _), _)| *step <= self.committed && *step < self.facts.planner.total_steps())
+            .filter(|((step, _), _)| *step <= self.committed && *step < self.planner().total_steps())
             .find_map(|((step, generation), holders)| {
                 let world = *self.worlds_of.get(&generation)?;
                 let parts = self.enough(&holders, world)?.into_iter();

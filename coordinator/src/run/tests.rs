@@ -5,6 +5,7 @@
 mod answers;
 mod drift;
 mod endings;
+mod orders;
 mod recording;
 mod regroup;
 mod rewind;

@@ -42,7 +42,7 @@ impl Run {
             Phase::Regrouping => ends_in_order,
             _ => false,
         };
-        if !issues {
+        if !issues || self.ends_as_planned() {
             return;
         }
         let window = self.window();
@@ -50,17 +50,41 @@ impl Run {
         if ahead >= SHORTEST_WINDOW.max(window.div_ceil(2)) {
             return;
         }
-        let through = (self.committed + window).min(self.facts.planner.total_steps());
+        let last = self.changes.stops_at(self.issued_through);
+        let last = last.unwrap_or(u64::MAX).min(self.planner().total_steps());
+        let through = (self.committed + window).min(last);
         self.issue(through, false, directives);
+    }
+
+    /// Whether the ranks end, or have ended, with a step after which operators wanted the run to stop. Where it is made again
+    /// it ends nothing.
+    fn ends_as_planned(&self) -> bool {
+        let replayed = self
+            .generation
+            .as_ref()
+            .map_or(0, |generation| generation.replay_through);
+        let last = self.past.last();
+        self.issued.iter().any(|plan| plan.stop) || last.is_some_and(|past| past.plan.stop && past.plan.step > replayed)
     }
 
     /// Issues the plans up to step `through`; with `checkpoint` one is written after that step.
     pub(super) fn issue(&mut self, through: u64, checkpoint: bool, directives: &mut Vec<Directive>) {
         let mut plans: Vec<Plan> = Vec::new();
         for step in self.issued_through + 1..=through {
-            let mut plan = self.branches.change(self.facts.planner.plan(step, self.cursor));
+            let stops = self.changes.stops_at(step - 1) == Some(step);
+            let begins = self.changes.skip(self.cursor);
+            #[cfg(test)]
+            let planner = match self.fault {
+                Some(super::simulator::Fault::ForgetChanges) => &self.facts.planner,
+                _ => self.planner(),
+            };
+            #[cfg(not(test))]
+            let planner = self.planner();
+            let mut plan = self.branches.change(planner.plan(step, begins));
+            plan.version += self.changes.count();
+            plan.stop = stops && !plan.last;
             plan.checkpoint |= checkpoint && step == through && !plan.last;
-            self.cursor = self.cursor.saturating_add(plan.samples);
+            self.cursor = begins.saturating_add(plan.samples);
             plans.push(plan);
         }
         if plans.is_empty() {

@@ -3,16 +3,21 @@
 use lockstep_proto::domain::{Header, RunEvent, Stamp};
 use lockstep_proto::v1;
 use lockstep_proto::v1::control_server::Control;
+use lockstep_proto::v1::{extend_request, setting};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::run::Event;
+use crate::changes::{Ask, Extension, Setting};
+use crate::run::{Event, Order, Wanted};
 use crate::service::mailbox::{Letter, Mailbox, Reply};
 use crate::service::status::{misunderstood, other_run, over, refused};
 
 /// Events that may wait for one watcher in its stream; what it is later than that waits in the run's own list.
 const WATCHED: usize = 64;
+
+/// Characters of a command's key.
+const LONGEST_KEY: usize = 128;
 
 /// Carries operators' calls.
 pub(super) struct ControlService {
@@ -54,15 +59,65 @@ impl ControlService {
         answered.await.map_err(|_| over())
     }
 
-    async fn command(&self, header: Option<v1::Header>, event: Event) -> Result<Response<v1::CommandReply>, Status> {
+    async fn command(
+        &self,
+        header: Option<v1::Header>,
+        command: Option<v1::Command>,
+        wanted: Wanted,
+    ) -> Result<Response<v1::CommandReply>, Status> {
         self.check(header)?;
+        let order = order(command.unwrap_or_default(), wanted)?;
+        let event = Event::Ordered(Box::new(order));
         let decided = self.ask(|reply| Letter::Command(event, reply)).await?;
-        let reason = decided.map_err(|refusal| refused(&refusal))?;
+        let (reason, effect) = decided.map_err(|refusal| refused(&refusal))?;
         Ok(Response::new(v1::CommandReply {
             header: Some((&self.header()).into()),
             reason,
+            step: effect.map(|effect| effect.step),
+            version: effect.map_or(0, |effect| effect.version),
         }))
     }
+}
+
+/// The order that a command means.
+fn order(command: v1::Command, wanted: Wanted) -> Result<Order, Status> {
+    let v1::Command {
+        key,
+        if_step_before,
+        dry_run,
+    } = command;
+    if key.chars().count() > LONGEST_KEY {
+        return Err(Status::invalid_argument(format!(
+            "the key of a command has at most {LONGEST_KEY} characters"
+        )));
+    }
+    Ok(Order {
+        wanted,
+        key,
+        if_step_before,
+        dry_run,
+    })
+}
+
+/// A value that is to be set. Only numbers go further: a ledger knows no others.
+fn setting(what: &str, setting: Option<v1::Setting>) -> Result<Option<Setting>, Status> {
+    let Some(setting) = setting else { return Ok(None) };
+    let number = |value: f64| match value.is_finite() {
+        true => Ok(value),
+        false => Err(Status::invalid_argument(format!(
+            "{what} is {value}, which is no number"
+        ))),
+    };
+    Ok(Some(match setting.kind {
+        Some(setting::Kind::Schedule(_)) => Setting::Schedule,
+        Some(setting::Kind::Value(value)) => Setting::Value(number(value)?),
+        Some(setting::Kind::Factor(factor)) => Setting::Factor(number(factor)?),
+        None => {
+            return Err(Status::invalid_argument(format!(
+                "{what} is named and nothing said of it: give a value, a factor, or schedule"
+            )));
+        }
+    }))
 }
 
 #[tonic::async_trait]
@@ -84,19 +139,89 @@ impl Control for ControlService {
     }
 
     async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::CommandReply>, Status> {
-        self.command(request.into_inner().header, Event::Pause).await
+        let v1::PauseRequest { header, command } = request.into_inner();
+        self.command(header, command, Wanted::Pause).await
     }
 
     async fn resume(&self, request: Request<v1::ResumeRequest>) -> Result<Response<v1::CommandReply>, Status> {
-        self.command(request.into_inner().header, Event::Resume).await
+        let v1::ResumeRequest { header, command } = request.into_inner();
+        self.command(header, command, Wanted::Resume).await
     }
 
     async fn stop(&self, request: Request<v1::StopRequest>) -> Result<Response<v1::CommandReply>, Status> {
-        self.command(request.into_inner().header, Event::Stop).await
+        let v1::StopRequest {
+            header,
+            command,
+            after_step,
+        } = request.into_inner();
+        let wanted = match after_step {
+            None => Wanted::Stop,
+            Some(_) => Wanted::Change(Ask {
+                stop_at: after_step,
+                ..Ask::default()
+            }),
+        };
+        self.command(header, command, wanted).await
     }
 
     async fn checkpoint(&self, request: Request<v1::CheckpointRequest>) -> Result<Response<v1::CommandReply>, Status> {
-        self.command(request.into_inner().header, Event::Checkpoint).await
+        let v1::CheckpointRequest { header, command } = request.into_inner();
+        self.command(header, command, Wanted::Checkpoint).await
+    }
+
+    async fn set(&self, request: Request<v1::SetRequest>) -> Result<Response<v1::CommandReply>, Status> {
+        let request = request.into_inner();
+        let ask = Ask {
+            learning_rate: setting("learning_rate", request.learning_rate)?,
+            batch: setting("batch", request.batch)?,
+            momentum: setting("momentum", request.momentum)?,
+            weight_decay: setting("weight_decay", request.weight_decay)?,
+            validate_every: request.validate_every,
+            checkpoint_every: request.checkpoint_every,
+            ..Ask::default()
+        };
+        self.command(request.header, request.command, Wanted::Change(ask)).await
+    }
+
+    async fn extend(&self, request: Request<v1::ExtendRequest>) -> Result<Response<v1::CommandReply>, Status> {
+        let v1::ExtendRequest { header, command, by } = request.into_inner();
+        let extension = match by {
+            Some(extend_request::By::Steps(steps)) => Extension::Steps(steps),
+            Some(extend_request::By::Samples(samples)) => Extension::Samples(samples),
+            Some(extend_request::By::Tokens(tokens)) => Extension::Tokens(tokens),
+            Some(extend_request::By::Epochs(epochs)) if epochs.is_finite() => Extension::Epochs(epochs),
+            _ => {
+                return Err(Status::invalid_argument(
+                    "say by how many steps, samples, tokens or epochs",
+                ));
+            }
+        };
+        let ask = Ask {
+            extend: Some(extension),
+            ..Ask::default()
+        };
+        self.command(header, command, Wanted::Change(ask)).await
+    }
+
+    async fn skip_samples(
+        &self,
+        request: Request<v1::SkipSamplesRequest>,
+    ) -> Result<Response<v1::CommandReply>, Status> {
+        let v1::SkipSamplesRequest { header, command, count } = request.into_inner();
+        let ask = Ask {
+            skip_samples: Some(count),
+            ..Ask::default()
+        };
+        self.command(header, command, Wanted::Change(ask)).await
+    }
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::CommandReply>, Status> {
+        let v1::DrainRequest {
+            header,
+            command,
+            member,
+        } = request.into_inner();
+        self.command(header, command, Wanted::Drain { member }).await
     }
 
     async fn members(&self, request: Request<v1::MembersRequest>) -> Result<Response<v1::MembersReply>, Status> {

@@ -15,7 +15,7 @@ use tonic::Status;
 
 use crate::files::RunFiles;
 use crate::ledger::{Ledger, Recorder};
-use crate::run::{Decision, Directive, Event, Leases, Peer, Phase, Record, Refusal, Run};
+use crate::run::{Decision, Directive, Effect, Event, Leases, Peer, Phase, Record, Refusal, Run};
 use crate::service::checkpoints::Committer;
 use crate::service::mailbox::{Letter, Letters, Outgoing, Reply};
 use crate::service::status::refused;
@@ -43,7 +43,6 @@ pub(crate) struct ExecutorParts {
     pub(crate) name: String,
     /// The backend of a world of so many ranks.
     pub(crate) backend: Box<dyn Fn(u32) -> &'static str + Send>,
-    pub(crate) total_steps: u64,
     /// Commits checkpoints.
     pub(crate) committer: Committer,
     /// The step that was committed last, in an earlier term.
@@ -52,8 +51,8 @@ pub(crate) struct ExecutorParts {
     pub(crate) newest_validation: Option<f64>,
 }
 
-/// The answer to a command.
-type Answer = Result<String, Refusal>;
+/// The answer to a command: a sentence, and from which step on it shows, where that is one.
+type Answer = Result<(String, Option<Effect>), Refusal>;
 
 /// The run's thread. See the module's first lines.
 pub(crate) struct Executor {
@@ -162,7 +161,7 @@ impl Executor {
             }
             Letter::Command(event, reply) => {
                 let decision = self.step(event);
-                let answer = decision.refusal.map_or(Ok(decision.reason), Err);
+                let answer = decision.refusal.map_or(Ok((decision.reason, decision.effect)), Err);
                 self.replies.push((reply, answer));
             }
             Letter::Status(reply) => reply(self.status()),
@@ -270,7 +269,7 @@ impl Executor {
         for record in records {
             let event = match record {
                 Record::Committed(commit) => {
-                    let step = commit.to_committed_step(self.parts.total_steps);
+                    let step = commit.to_committed_step(self.parts.run.planner().total_steps());
                     self.parts.files.committed(&step)?;
                     self.parts.files.of_world(&step, (self.parts.backend)(step.ranks));
                     (self.loss, self.tokens_per_second) = (Some(step.loss), Some(step.tokens_per_second));
@@ -410,7 +409,7 @@ impl Executor {
             phase: run.phase().name().to_owned(),
             reason: self.reason(),
             step: run.committed(),
-            total_steps: self.parts.total_steps,
+            total_steps: run.planner().total_steps(),
             ranks: run.ranks(),
             members: run.members().len() as u32,
             backend: (self.parts.backend)(run.ranks()).to_owned(),
@@ -477,6 +476,7 @@ fn sender_of(event: &Event) -> Option<Peer> {
         | Event::Resume
         | Event::Checkpoint
         | Event::Stop
-        | Event::Abandon => None,
+        | Event::Abandon
+        | Event::Ordered(_) => None,
     }
 }

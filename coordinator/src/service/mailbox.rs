@@ -5,7 +5,7 @@ use lockstep_proto::v1;
 use tokio::sync::{broadcast, mpsc};
 use tonic::Status;
 
-use crate::run::{Event, Peer, Refusal};
+use crate::run::{Effect, Event, Peer, Refusal};
 
 /// Messages of members that may wait; a full box holds the members' streams back.
 const MEMBER_BOX: usize = 1024;
@@ -23,7 +23,7 @@ pub(crate) enum Letter {
     /// Something happened to the run.
     Event(Event),
     /// A command, answered with what was decided.
-    Command(Event, Reply<Result<String, Refusal>>),
+    Command(Event, Reply<Result<(String, Option<Effect>), Refusal>>),
     /// A question.
     Status(Reply<RunStatus>),
     /// A question.

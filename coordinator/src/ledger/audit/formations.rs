@@ -6,9 +6,9 @@ use lockstep_proto::domain::{DirectiveKind, Generation, Outcome};
 
 use super::{Proof, Tables, row, without_gaps};
 use crate::branches::Branches;
-use crate::plan::Planner;
+use crate::changes::Changes;
 
-pub(super) fn proofs(tables: &Tables, config: Option<&RunConfig>, planner: Option<&Planner>) -> Vec<Proof> {
+pub(super) fn proofs(tables: &Tables, config: Option<&RunConfig>, changes: Option<&Changes>) -> Vec<Proof> {
     vec![
         rise(tables),
         worlds(tables, config),
@@ -16,7 +16,7 @@ pub(super) fn proofs(tables: &Tables, config: Option<&RunConfig>, planner: Optio
         stamps(tables),
         snapshots(tables),
         decisions(tables),
-        ends(tables, planner),
+        ends(tables, changes),
     ]
 }
 
@@ -269,7 +269,7 @@ fn decisions(tables: &Tables) -> Proof {
     proof.with(format!("{decisions} decisions, {directives} directives"))
 }
 
-fn ends(tables: &Tables, planner: Option<&Planner>) -> Proof {
+fn ends(tables: &Tables, changes: Option<&Changes>) -> Proof {
     let mut proof = Proof::of("a term's end names the step that was the last one then");
     for (term, end) in &tables.ends {
         let of = |what: String| format!("row {term} of the table ends {what}");
@@ -284,7 +284,7 @@ fn ends(tables: &Tables, planner: Option<&Planner>) -> Proof {
                 end.last_step
             ))
         });
-        let total = planner.map(Planner::total_steps);
+        let total = changes.map(|changes| changes.newest().total_steps());
         proof.holds(
             end.outcome != Outcome::Completed || total.is_none_or(|total| total == last),
             || of(format!("says that the run is complete, and {last} steps were made")),

@@ -4,16 +4,16 @@ use lockstep_proto::domain::{DirectiveKind, Plan};
 
 use super::{Proof, Tables, branches_without_gaps, row};
 use crate::branches::Branches;
-use crate::plan::Planner;
+use crate::changes::Changes;
 
-pub(super) fn proofs(tables: &Tables, planner: Option<&Planner>) -> Vec<Proof> {
+pub(super) fn proofs(tables: &Tables, changes: Option<&Changes>) -> Vec<Proof> {
     let mut proofs = vec![
         in_order(tables),
         each_sample_once(tables),
         as_issued(tables),
         issued(tables),
     ];
-    proofs.extend(planner.map(|planner| as_planned(tables, planner)));
+    proofs.extend(changes.map(|changes| as_planned(tables, changes)));
     proofs.extend([totals(tables), validated(tables)]);
     proofs
 }
@@ -49,16 +49,17 @@ fn in_order(tables: &Tables) -> Proof {
 /// before, or, as the first of its branch, where the rewind said.
 fn follow<'p>(
     proof: &mut Proof,
-    (table, branches): (&str, &Branches),
+    (table, tables): (&str, &Tables),
     plans: impl Iterator<Item = (u64, &'p Plan)>,
 ) -> u64 {
     let (mut end, mut branch) = (0, 0);
     for (key, plan) in plans {
         let (of, _) = Branches::of_key(key);
-        if let Some(rewind) = branches.rewind(of).filter(|_| of != branch) {
+        if let Some(rewind) = tables.branches.rewind(of).filter(|_| of != branch) {
             end = rewind.skipped.end;
         }
         branch = of;
+        end = tables.skip(end);
         proof.holds(plan.first_sample == end, || {
             let what = if plan.first_sample > end { "left out" } else { "taken twice" };
             let named = row(key);
@@ -73,10 +74,11 @@ fn follow<'p>(
 }
 
 fn each_sample_once(tables: &Tables) -> Proof {
-    let mut proof = Proof::of("every sample position was trained exactly once, but for those that a rewind skipped");
+    let mut proof =
+        Proof::of("every sample position was trained exactly once, but for those that a rewind or an operator skipped");
     let live = tables.live();
     let plans = live.values().map(|(key, step)| (*key, &step.plan));
-    let end = follow(&mut proof, ("committed", &tables.branches), plans);
+    let end = follow(&mut proof, ("committed", tables), plans);
     let mut figures = format!("samples 0 to {end}, without gap or overlap");
     let mut of_live: Vec<u64> = live.values().map(|(key, _)| Branches::of_key(*key).0).collect();
     of_live.dedup();
@@ -84,6 +86,15 @@ fn each_sample_once(tables: &Tables) -> Proof {
         if !rewind.skipped.is_empty() {
             let (first, last) = (rewind.skipped.start, rewind.skipped.end);
             figures += &format!("; {first} to {last} skipped by rewind {}", rewind.number);
+        }
+    }
+    for change in tables.changes.values() {
+        if let Some(count) = change.ask.skip_samples {
+            let (first, number) = (change.cursor, change.number);
+            figures += &format!(
+                "; {first} to {} skipped by change {number}",
+                first.saturating_add(count)
+            );
         }
     }
     proof.with(figures)
@@ -119,7 +130,7 @@ fn issued(tables: &Tables) -> Proof {
     }
     let end = follow(
         &mut proof,
-        ("plans", &tables.branches),
+        ("plans", tables),
         tables.plans.iter().map(|(key, plan)| (*key, plan)),
     );
     let ahead = tables.plans.len().saturating_sub(tables.committed.len());
@@ -129,8 +140,8 @@ fn issued(tables: &Tables) -> Proof {
     ))
 }
 
-fn as_planned(tables: &Tables, planner: &Planner) -> Proof {
-    let mut proof = Proof::of("plans are those that the config makes");
+fn as_planned(tables: &Tables, changes: &Changes) -> Proof {
+    let mut proof = Proof::of("plans are those that the config and the operators' changes make");
     // Where the next plan of the same branch begins.
     let (mut cursor, mut last) = (0_u64, None);
     for (key, plan) in &tables.plans {
@@ -140,7 +151,8 @@ fn as_planned(tables: &Tables, planner: &Planner) -> Proof {
             let rewind = tables.branches.rewind(branch);
             cursor = rewind.map_or(0, |rewind| rewind.skipped.end);
         }
-        let begins = cursor;
+        let (planner, known) = changes.at(*key);
+        let begins = changes.skip(cursor);
         cursor = plan.first_sample.saturating_add(plan.samples);
         if step == 0 || step > planner.total_steps() {
             let total = planner.total_steps();
@@ -151,8 +163,10 @@ fn as_planned(tables: &Tables, planner: &Planner) -> Proof {
         }
         let branches = tables.branches.up_to(branch);
         let mut made = branches.change(planner.plan(step, begins));
+        made.version += known;
         // An operator may have asked for one more checkpoint.
         made.checkpoint |= plan.checkpoint;
+        made.stop = !made.last && changes.all().any(|change| change.ask.stop_at == Some(step)) && plan.stop;
         proof.holds(made == *plan, || {
             format!(
                 "{named} of the table plans is not what the config makes: {}",
@@ -163,7 +177,7 @@ fn as_planned(tables: &Tables, planner: &Planner) -> Proof {
     proof.with(format!(
         "{} of {} steps made again",
         tables.plans.len(),
-        planner.total_steps()
+        changes.newest().total_steps()
     ))
 }
 

@@ -9,6 +9,7 @@ use lockstep_proto::domain::{
 
 use super::trainers::{Trainers, who};
 use crate::branches::{Branches, Rewind, Rewinds};
+use crate::changes::{Change, Changes};
 use crate::run::{Decision, Directive, Event, LONGEST_WINDOW, Peer, Phase, Record, Run, RunFacts};
 
 /// A broken invariant.
@@ -32,7 +33,6 @@ type Checked = Result<(), Violation>;
 #[derive(Clone)]
 pub(super) struct Checker {
     is_elastic: bool,
-    total_steps: u64,
     newest: Stamp,
     /// What every member really said of a step, in the present generation.
     said: BTreeMap<(u64, Peer), BTreeSet<[u8; 32]>>,
@@ -48,6 +48,8 @@ pub(super) struct Checker {
     /// The rule of rewinds, and those that were made.
     rule: Option<Rewinds>,
     branches: Branches,
+    changes: Changes,
+    answered: BTreeSet<String>,
     /// The plans of the branch that was closed last.
     left_behind: BTreeMap<u64, Plan>,
     /// Steps that some rank of the present generation could not make.
@@ -98,7 +100,8 @@ impl Checker {
     pub(super) fn new(facts: &RunFacts) -> Checker {
         Checker {
             is_elastic: facts.worlds.are_elastic(),
-            total_steps: facts.planner.total_steps(),
+            changes: Changes::none(facts.planner.clone()),
+            answered: BTreeSet::new(),
             newest: Stamp {
                 term: facts.term,
                 generation: facts.last_generation,
@@ -138,6 +141,29 @@ impl Checker {
             resumed: 0,
             ended: false,
         }
+    }
+
+    fn total_steps(&self) -> u64 {
+        self.changes.newest().total_steps()
+    }
+
+    /// A plan is what the config, the rewinds and the operators' changes so far make, and nothing else.
+    fn as_changed(&self, plan: &Plan, begins: u64) -> Checked {
+        let begins = self.changes.skip(begins);
+        let mut made = self.branches.change(self.changes.newest().plan(plan.step, begins));
+        made.version += self.changes.count();
+        made.checkpoint |= plan.checkpoint;
+        ensure(made == *plan, 18, || {
+            format!("{plan:?} is issued, and the changes so far make {made:?}")
+        })
+    }
+
+    fn changed(&mut self, change: &Change) -> Checked {
+        let issued = self.durable_plans.keys().next_back().copied().unwrap_or(0);
+        let follows = change.number == self.changes.count() + 1 && change.from_step == issued + 1;
+        ensure(follows, 18, || format!("{change:?} after plan {issued}"))?;
+        let made = self.changes.make(change.clone());
+        ensure(made.is_ok(), 18, || format!("{change:?} cannot be made: {made:?}"))
     }
 
     /// Another coordinator has taken over what is durable.
@@ -273,7 +299,7 @@ impl Checker {
         if run.phase() == Phase::Training {
             let issued = self.durable_plans.keys().next_back().copied().unwrap_or(0);
             let ahead = issued - self.committed;
-            let holds = ahead <= LONGEST_WINDOW && (ahead >= 2 || issued == self.total_steps);
+            let holds = ahead <= LONGEST_WINDOW && (ahead >= 2 || issued == self.total_steps());
             ensure(holds, 7, || format!("{ahead} plans ahead of step {}", self.committed))?;
         }
         Ok(())
@@ -358,7 +384,7 @@ impl Checker {
         let Some(step) = parts
             .first()
             .map(|part| part.step)
-            .filter(|step| *step < self.total_steps)
+            .filter(|step| *step < self.total_steps())
         else {
             return Ok(());
         };
@@ -450,13 +476,16 @@ impl Checker {
                     ensure(plan.step == next, 4, || {
                         format!("plan {} after plan {}", plan.step, next - 1)
                     })?;
-                    ensure(plan.step <= self.total_steps, 7, || {
+                    ensure(plan.step <= self.total_steps(), 7, || {
                         format!("plan {} is past the end", plan.step)
                     })?;
                     let closed = self.left_behind.remove(&plan.step);
                     ensure(closed.as_ref() != Some(plan), 17, || {
                         format!("plan {} is the one that was left behind", plan.step)
                     })?;
+                    let before = self.durable_plans.values().next_back();
+                    let end = before.map_or(0, |before| before.first_sample + before.samples);
+                    self.as_changed(plan, self.branches.cursor_after(plan.step - 1, end))?;
                     self.durable_plans.insert(plan.step, plan.clone());
                 }
             }
@@ -471,6 +500,7 @@ impl Checker {
                 ensure(step == self.committed + 1, 5, || {
                     format!("step {step} after step {}", self.committed)
                 })?;
+                self.cursor = self.changes.skip(self.cursor);
                 ensure(first == self.cursor, 3, || {
                     format!("step {step} begins at {first}, not at {}", self.cursor)
                 })?;
@@ -493,6 +523,11 @@ impl Checker {
                 })?;
             }
             Record::Rewound(rewind) => self.rewound(rewind, run, trainers)?,
+            Record::Changed(change) => self.changed(change)?,
+            Record::Answered(answered) => {
+                let is_new = self.answered.insert(answered.key.clone());
+                ensure(is_new, 18, || format!("{answered:?} is carried out again"))?;
+            }
             Record::Validation { step, .. } => {
                 ensure(*step <= self.committed, 6, || {
                     format!("step {step} is validated before it is committed")

@@ -21,7 +21,7 @@ const PHASES: [Phase; 11] = [
 ];
 
 /// Every kind of event, in the order of the enum.
-const KINDS: [&str; 20] = [
+const KINDS: [&str; 21] = [
     "join",
     "return",
     "comm-id",
@@ -42,6 +42,7 @@ const KINDS: [&str; 20] = [
     "checkpoint",
     "stop",
     "abandon",
+    "ordered",
 ];
 
 /// What cannot be: only ranks in the collectives of a generation that is not waited for have leases.
@@ -84,6 +85,7 @@ fn kind_of(event: &Event) -> usize {
         Event::Checkpoint => 17,
         Event::Stop => 18,
         Event::Abandon => 19,
+        Event::Ordered(_) => 20,
     }
 }
 

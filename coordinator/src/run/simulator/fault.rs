@@ -37,6 +37,10 @@ pub(in crate::run) enum Fault {
     ResumeFromAClosedBranch,
     /// Breaks invariant 15: as if no rewind needed what is older.
     FreeWhatARewindNeeds,
+    /// Breaks invariant 18: plans are made as if operators had changed nothing.
+    ForgetChanges,
+    /// Breaks invariant 18: an order that is said again is carried out again.
+    CarryOutTwice,
     /// In the trainers. Breaks invariant 15.
     FreeSnapshotsTooEarly,
     /// In the trainers: what a coordinator of an earlier term said is obeyed.
@@ -94,6 +98,8 @@ impl Fault {
             | Fault::RenewLeasesOfDeadThreads
             | Fault::ResumeFromAClosedBranch
             | Fault::FreeWhatARewindNeeds
+            | Fault::ForgetChanges
+            | Fault::CarryOutTwice
             | Fault::FreeSnapshotsTooEarly
             | Fault::ObeyOlderTerms
             | Fault::SendBeforeTheTransaction

@@ -10,9 +10,10 @@ use super::checker::{Checker, Violation};
 use super::trainers::Trainers;
 use super::{Coverage, Fault, LEASE, Report, Simulation, Tears, Trouble, Turnover, Zombies};
 use crate::branches::Rewinds;
+use crate::changes::{Ask, Setting};
 use crate::ledger::Shadow;
 use crate::run::tests::facts;
-use crate::run::{Event, Leases, Recorded, Run, RunFacts, Worlds};
+use crate::run::{Event, Leases, Order, Recorded, Run, RunFacts, Wanted, Worlds};
 
 /// One whole schedule. `fault`: what is wrong with the machine.
 pub(in crate::run) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violation> {
@@ -87,6 +88,9 @@ pub(in crate::run) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report
         let when = wild.random_range(0..=commands.len());
         commands.insert(when, (wild.random_range(1..200), Event::Checkpoint));
     }
+    if seed % 3 != 1 {
+        order_changes(&mut commands, &mut StdRng::seed_from_u64(seed.rotate_left(48)));
+    }
     let mut backwards = StdRng::seed_from_u64(seed.rotate_left(16));
     let bad_samples = rewinds(&mut facts, &mut backwards);
     turnover.restarts += u32::from(is_elastic && wild.random_ratio(1, 2));
@@ -156,8 +160,33 @@ fn more_commands(commands: Vec<(u32, Event)>, wild: &mut StdRng) -> Vec<(u32, Ev
 pub(super) fn is_a_command(event: &Event) -> bool {
     matches!(
         event,
-        Event::Pause | Event::Resume | Event::Checkpoint | Event::Stop | Event::Abandon
+        Event::Pause | Event::Resume | Event::Checkpoint | Event::Stop | Event::Abandon | Event::Ordered(_)
     )
+}
+
+/// Operators change what is planned, and some of them say it twice.
+fn order_changes(commands: &mut Vec<(u32, Event)>, rng: &mut StdRng) {
+    for number in 0..rng.random_range(1..=4) {
+        let mut ask = Ask::default();
+        match rng.random_range(0..5) {
+            0 => ask.learning_rate = Some(Setting::Value(rng.random_range(0.1..2.0))),
+            1 => ask.learning_rate = Some(Setting::Factor(0.5)),
+            2 => ask.batch = Some(Setting::Value(f64::from(rng.random_range(1..20_u32)))),
+            3 => ask.skip_samples = Some(rng.random_range(1..30)),
+            _ => (ask.learning_rate, ask.validate_every) = (Some(Setting::Schedule), Some(2)),
+        }
+        let order = Order {
+            wanted: Wanted::Change(ask),
+            key: format!("order {number}"),
+            if_step_before: rng.random_ratio(1, 4).then(|| rng.random_range(1..60)),
+            dry_run: rng.random_ratio(1, 8),
+        };
+        let event = Event::Ordered(Box::new(order));
+        for _ in 0..rng.random_range(1..=2) {
+            let when = rng.random_range(0..=commands.len());
+            commands.insert(when, (rng.random_range(1..120), event.clone()));
+        }
+    }
 }
 
 /// In some schedules there are samples that no step can be made with, and a rule for that.

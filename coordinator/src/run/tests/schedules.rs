@@ -127,7 +127,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
 
 #[test]
 fn the_simulator_finds_deliberate_faults() {
-    let faults: [(Fault, &[u32]); 19] = [
+    let faults: [(Fault, &[u32]); 21] = [
         (Fault::CommitBeforeEveryHash, &[5]),
         (Fault::SendBeforeDurable, &[6]),
         (Fault::AlterPlanForOneMember, &[4]),
@@ -144,6 +144,8 @@ fn the_simulator_finds_deliberate_faults() {
         (Fault::FreeSnapshotsTooEarly, &[15]),
         (Fault::ResumeFromAClosedBranch, &[17]),
         (Fault::FreeWhatARewindNeeds, &[15]),
+        (Fault::ForgetChanges, &[18]),
+        (Fault::CarryOutTwice, &[18]),
         (Fault::ObeyOlderTerms, &[1, 10, 16]),
         (Fault::SendBeforeTheTransaction, &[6]),
         (Fault::WriteWithoutTheLock, &[2, 4, 5, 6]),
