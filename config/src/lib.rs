@@ -20,5 +20,5 @@ pub use sections::{
     DataSection, Descent, Device, FaultSection, GroupRule, HiddenRule, HostTransport, LearningRateSchedule,
     LearningRateSection, LearningRateShape, Length, LowerBound, Method, ModelKind, ModelSection, MomoDecay,
     MomoSection, OnNotFinite, OnSpike, OptimizerSection, OtherNorm, PolarMethod, PolarSection, PolarTable, Precision,
-    Product, Reduction, RunConfig, RunSection, Scaling, Split, Steepest, ValidationSection, Wire,
+    Product, Reduction, RunConfig, RunSection, Scaling, SecuritySection, Split, Steepest, ValidationSection, Wire,
 };

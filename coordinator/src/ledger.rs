@@ -34,7 +34,7 @@ use crate::ledger::lock::Lock;
 pub use crate::ledger::reader::{Reader, TableSize};
 pub use crate::ledger::replay::{Difference, Replay, Unreplayed, replay};
 use crate::ledger::rows::{CheckpointRow, FarewellRow, WishRow, decode, encode};
-pub use crate::ledger::rows::{DecisionRow, LEDGER_VERSION, RunRow, TermRow};
+pub use crate::ledger::rows::{CallRow, DecisionRow, LEDGER_VERSION, RunRow, TermRow};
 #[cfg(test)]
 pub(crate) use crate::ledger::shadow::Shadow;
 pub use crate::ledger::show::{Committed, Contents, Keyed, Size, rows_of, show};
@@ -61,9 +61,10 @@ const DECISIONS: Rows = TableDefinition::new("decisions");
 const ENDS: Rows = TableDefinition::new("ends");
 const FACTS: Rows = TableDefinition::new("facts");
 const EVENTS: Rows = TableDefinition::new("events");
+const CALLS: Rows = TableDefinition::new("calls");
 
 /// Every table.
-const TABLES: [Rows; 17] = [
+const TABLES: [Rows; 18] = [
     RUN,
     TERMS,
     GENERATIONS,
@@ -81,6 +82,7 @@ const TABLES: [Rows; 17] = [
     ENDS,
     FACTS,
     EVENTS,
+    CALLS,
 ];
 
 /// Memory that the store may use to cache pages; its own default is 1 GiB.
@@ -180,6 +182,7 @@ pub struct Ledger {
     next_wish: u64,
     next_checkpoint: u64,
     next_event: u64,
+    next_call: u64,
     _lock: Option<Lock>,
 }
 
@@ -216,6 +219,7 @@ impl Ledger {
             next_wish: 0,
             next_checkpoint: 0,
             next_event: 1,
+            next_call: 0,
             _lock: Some(lock),
         };
         ledger.claim(folder)?;
@@ -255,6 +259,7 @@ impl Ledger {
             .map_or(0, |(number, _)| number + 1);
         self.branches = Branches::of(self.all(REWINDS, "rewinds")?);
         self.next_event = self.last_key(EVENTS)?.map_or(1, |number| number + 1);
+        self.next_call = self.last_key(CALLS)?.map_or(0, |number| number + 1);
         let row = TermRow {
             pid: std::process::id(),
             began: unix_seconds(),
@@ -301,6 +306,16 @@ impl Ledger {
         &mut self,
         records: &[Record],
         events: Vec<Vec<u8>>,
+    ) -> Result<Vec<Row>, LedgerError> {
+        self.append_with_calls(records, events, &[])
+    }
+
+    /// As [`Ledger::append_with_events`], together with who gave the orders, and whose calls were refused.
+    pub(crate) fn append_with_calls(
+        &mut self,
+        records: &[Record],
+        events: Vec<Vec<u8>>,
+        calls: &[CallRow],
     ) -> Result<Vec<Row>, LedgerError> {
         let mut rows = Vec::with_capacity(records.len());
         let (mut next_decision, mut next_wish) = (self.next_decision, self.next_wish);
@@ -384,7 +399,12 @@ impl Ledger {
                 .zip(events)
                 .map(|(number, event)| (EVENTS, number, event)),
         );
+        let next_call = self.next_call + calls.len() as u64;
+        for (number, call) in (self.next_call..).zip(calls) {
+            rows.push(self.row(CALLS, number, call)?);
+        }
         self.write(&rows)?;
+        self.next_call = next_call;
         (self.next_decision, self.next_wish) = (next_decision, next_wish);
         self.next_checkpoint = next_checkpoint;
         self.next_event = next_event;
@@ -651,7 +671,7 @@ fn store(what: &'static str, path: &Path, cause: impl std::fmt::Display) -> Ledg
     }
 }
 
-fn unix_seconds() -> f64 {
+pub(crate) fn unix_seconds() -> f64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0.0, |time| time.as_secs_f64())

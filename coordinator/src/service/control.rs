@@ -8,6 +8,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::run::Event;
+use crate::service::caller::Caller;
 use crate::service::mailbox::{Letter, Mailbox, Reply};
 use crate::service::status::{misunderstood, other_run, over, refused};
 
@@ -56,7 +57,7 @@ impl ControlService {
 
     async fn command(&self, header: Option<v1::Header>, event: Event) -> Result<Response<v1::CommandReply>, Status> {
         self.check(header)?;
-        let decided = self.ask(|reply| Letter::Command(event, reply)).await?;
+        let decided = self.ask(|reply| Letter::Command(event, Caller::present(), reply)).await?;
         let reason = decided.map_err(|refusal| refused(&refusal))?;
         Ok(Response::new(v1::CommandReply {
             header: Some((&self.header()).into()),
