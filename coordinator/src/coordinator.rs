@@ -21,7 +21,9 @@ use crate::files::{FileError, RunFiles, World};
 use crate::ledger::{FactsRow, Ledger, LedgerError, Recorder, RunRow};
 use crate::plan::Planner;
 use crate::run::{Event, Leases, Refusal, Run, RunFacts, Worlds};
-use crate::service::{Admission, Caller, CheckpointOptions, Committer, Executor, ExecutorParts, Letter, Mailbox, mailbox, serve, tensors};
+use crate::service::{
+    Admission, Caller, CheckpointOptions, Committer, Executor, ExecutorParts, Letter, Mailbox, mailbox, serve, tensors,
+};
 
 /// Events that a slow watcher may fall behind by before it misses some.
 const EVENTS: usize = 4096;

@@ -33,8 +33,8 @@ pub(crate) use crate::ledger::events::{Recorder, event_of_member};
 use crate::ledger::lock::Lock;
 pub use crate::ledger::reader::{Reader, TableSize};
 pub use crate::ledger::replay::{Difference, Replay, Unreplayed, replay};
-use crate::ledger::rows::{CheckpointRow, FarewellRow, WishRow, decode, encode};
 pub use crate::ledger::rows::{CallRow, DecisionRow, LEDGER_VERSION, RunRow, TermRow};
+use crate::ledger::rows::{CheckpointRow, FarewellRow, WishRow, decode, encode};
 #[cfg(test)]
 pub(crate) use crate::ledger::shadow::Shadow;
 pub use crate::ledger::show::{Committed, Contents, Keyed, Size, rows_of, show};

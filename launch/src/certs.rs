@@ -44,7 +44,8 @@ fn new(arguments: &CertsArguments) -> Result<(), Ending> {
             )));
         }
     }
-    let failed = |path: &Path, error: std::io::Error| Ending::Failed(format!("cannot write {}: {error}", path.display()));
+    let failed =
+        |path: &Path, error: std::io::Error| Ending::Failed(format!("cannot write {}: {error}", path.display()));
     let folder = DirBuilder::new().recursive(true).mode(0o700).create(out);
     folder.map_err(|error| failed(out, error))?;
     for (name, content, is_secret) in &files {
@@ -73,7 +74,15 @@ fn new(arguments: &CertsArguments) -> Result<(), Ending> {
 fn made(arguments: &CertsArguments) -> Result<Vec<Made>, Ending> {
     let mut files = Vec::new();
     let authority_key = key()?;
-    let mut authority = valid("lockstep authority", arguments.days);
+    // Of several sets, each has an authority of another name: whoever mixes them up reads that the issuer is unknown.
+    let key_bytes = authority_key.public_key_raw();
+    let own: String = key_bytes
+        .iter()
+        .rev()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let mut authority = valid(&format!("lockstep authority {own}"), arguments.days);
     authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let own = authority.self_signed(&authority_key).map_err(Ending::failed)?;
@@ -138,7 +147,9 @@ fn hosts(given: &[String]) -> Result<Vec<SanType>, Ending> {
         let host = match name.parse() {
             Ok(address) => SanType::IpAddress(address),
             Err(_) => SanType::DnsName(name.clone().try_into().map_err(|_| {
-                Ending::BadInput(format!("--host {name}: it is neither an address nor the name of a host"))
+                Ending::BadInput(format!(
+                    "--host {name}: it is neither an address nor the name of a host"
+                ))
             })?),
         };
         if !hosts.contains(&host) {
@@ -163,9 +174,15 @@ fn token(arguments: &TokenArguments) -> Result<(), Ending> {
     };
     let failed = |error: std::io::Error| Ending::Failed(format!("cannot write {}: {error}", file.display()));
     let mut options = OpenOptions::new();
-    let mut open = options.append(true).create(true).mode(0o600).open(file).map_err(failed)?;
+    let mut open = options
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(file)
+        .map_err(failed)?;
     // One write, so that a coordinator that looks meanwhile sees the whole line or nothing of it.
-    open.write_all(format!("{}\n", entry(&identity, &token)).as_bytes()).map_err(failed)?;
+    open.write_all(format!("{}\n", entry(&identity, &token)).as_bytes())
+        .map_err(failed)?;
     println!("{}", token.reveal());
     eprintln!(
         "the token of {identity}: it is shown this once, and {} has only its hash. Whoever has it is {identity}",

@@ -147,10 +147,9 @@ fn ask<Reply>(
 fn refusal(address: &str, status: &tonic::Status) -> Ending {
     match status.code() {
         tonic::Code::InvalidArgument | tonic::Code::FailedPrecondition => Ending::BadInput(status.message().to_owned()),
-        tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => Ending::BadInput(format!(
-            "the coordinator at {address} refuses: {}",
-            status.message()
-        )),
+        tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => {
+            Ending::BadInput(format!("the coordinator at {address} refuses: {}", status.message()))
+        }
         // A connection that breaks says why at the bottom: that the certificate was refused, for one.
         _ if std::error::Error::source(status).is_some() => Ending::Failed(format!(
             "the coordinator at {address} could not answer: {}",

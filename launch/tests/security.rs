@@ -39,9 +39,21 @@ const CA: (&str, &str) = ("LOCKSTEP_CA", "keys/ca.pem");
 
 fn certificate(role: &str) -> [(&'static str, &'static str); 3] {
     match role {
-        "operator" => [CA, ("LOCKSTEP_CERT", "keys/operator.pem"), ("LOCKSTEP_KEY", "keys/operator.key")],
-        "viewer" => [CA, ("LOCKSTEP_CERT", "keys/viewer.pem"), ("LOCKSTEP_KEY", "keys/viewer.key")],
-        _ => [CA, ("LOCKSTEP_CERT", "keys/trainer.pem"), ("LOCKSTEP_KEY", "keys/trainer.key")],
+        "operator" => [
+            CA,
+            ("LOCKSTEP_CERT", "keys/operator.pem"),
+            ("LOCKSTEP_KEY", "keys/operator.key"),
+        ],
+        "viewer" => [
+            CA,
+            ("LOCKSTEP_CERT", "keys/viewer.pem"),
+            ("LOCKSTEP_KEY", "keys/viewer.key"),
+        ],
+        _ => [
+            CA,
+            ("LOCKSTEP_CERT", "keys/trainer.pem"),
+            ("LOCKSTEP_KEY", "keys/trainer.key"),
+        ],
     }
 }
 
@@ -63,9 +75,19 @@ fn waiting_run(stage: &Stage, words: &str) -> Running {
 fn certificates_are_made_for_each_role_and_never_written_over() {
     let stage = with_certificates();
     for name in ["ca", "server", "trainer", "operator", "viewer"] {
-        let mode = |end: &str| fs::metadata(stage.path(&format!("keys/{name}.{end}"))).unwrap().permissions().mode() & 0o777;
+        let mode = |end: &str| {
+            fs::metadata(stage.path(&format!("keys/{name}.{end}")))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777
+        };
         assert_eq!((mode("key"), mode("pem") & 0o022), (0o600, 0), "{name}");
-        assert!(stage.read(&format!("keys/{name}.pem")).starts_with("-----BEGIN CERTIFICATE-----"));
+        assert!(
+            stage
+                .read(&format!("keys/{name}.pem"))
+                .starts_with("-----BEGIN CERTIFICATE-----")
+        );
     }
     let before = stage.listing();
     let output = stage.lockstep("certs new --out keys");
@@ -75,7 +97,10 @@ fn certificates_are_made_for_each_role_and_never_written_over() {
     for (words, part) in [
         ("certs new --out more --host bad_host!", "--host bad_host!"),
         ("certs new --out more --days 0", "--days"),
-        ("certs token --role root --name a --tokens t", "trainer, operator or viewer"),
+        (
+            "certs token --role root --name a --tokens t",
+            "trainer, operator or viewer",
+        ),
         ("certs token --role viewer --name a/b --tokens t", "--name a/b"),
     ] {
         let output = stage.lockstep(words);
@@ -93,7 +118,10 @@ fn a_token_is_shown_once_and_kept_as_a_hash() {
     let kept = stage.read("tokens");
     assert_eq!(kept.lines().count(), 2, "{kept}");
     assert!(!kept.contains(&first) && !kept.contains(&first[4..]));
-    assert_eq!(fs::metadata(stage.path("tokens")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        fs::metadata(stage.path("tokens")).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
 }
 
 #[test]
@@ -124,7 +152,12 @@ fn commands_reach_a_run_behind_client_certificates_by_their_role() {
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     drop(run);
     let shown = said(&stage.lockstep("ledger show first"));
-    for part in ["operator operator from 127.0.0.1:", "called /lockstep.v1.Control/Stop", "viewer viewer from", "refused"] {
+    for part in [
+        "operator operator from 127.0.0.1:",
+        "called /lockstep.v1.Control/Stop",
+        "viewer viewer from",
+        "refused",
+    ] {
         assert!(shown.contains(part), "{part:?} is missing in:\n{shown}");
     }
 }
@@ -145,18 +178,39 @@ fn trainers_of_a_run_get_a_token_of_their_own_and_not_the_operators() {
     let mut environment = String::new();
     wait_until("the trainer has its environment", || {
         let files = fs::read_dir(stage.path("")).unwrap().flatten();
-        let found = files.map(|entry| entry.path()).find(|path| path.display().to_string().contains("environment-"));
+        let found = files
+            .map(|entry| entry.path())
+            .find(|path| path.display().to_string().contains("environment-"));
         environment = found.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
         environment.contains("LOCKSTEP_TOKEN=") || !run.is_running()
     });
-    let value = |name: &str| environment.lines().find_map(|line| line.strip_prefix(&format!("{name}=")));
+    let value = |name: &str| {
+        environment
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{name}=")))
+    };
     let own = value("LOCKSTEP_TOKEN").unwrap().to_owned();
     assert!(own.starts_with("lst_") && own != operator, "a token of its own");
-    assert_eq!((value("LOCKSTEP_CERT"), value("LOCKSTEP_KEY"), value("LOCKSTEP_TOKEN_FILE")), (None, None, None));
-    assert!(value("LOCKSTEP_CA").unwrap().ends_with("keys/server.pem"), "{environment}");
+    assert_eq!(
+        (
+            value("LOCKSTEP_CERT"),
+            value("LOCKSTEP_KEY"),
+            value("LOCKSTEP_TOKEN_FILE")
+        ),
+        (None, None, None)
+    );
+    assert!(
+        value("LOCKSTEP_CA").unwrap().ends_with("keys/server.pem"),
+        "{environment}"
+    );
     fs::write(stage.path("own.token"), &own).unwrap();
     let output = with(&stage, "status", &[CA, ("LOCKSTEP_TOKEN_FILE", "own.token")]);
-    assert_eq!(output.status.code(), Some(2), "a trainer's token is no operator's: {}", said(&output));
+    assert_eq!(
+        output.status.code(),
+        Some(2),
+        "a trainer's token is no operator's: {}",
+        said(&output)
+    );
     let output = with(&stage, "stop", &[CA, ("LOCKSTEP_TOKEN_FILE", "operator.token")]);
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     run.signal(rustix::process::Signal::INT);
@@ -165,9 +219,17 @@ fn trainers_of_a_run_get_a_token_of_their_own_and_not_the_operators() {
     for (path, content) in stage.listing() {
         let is_own = path.ends_with("own.token") || path.display().to_string().contains("environment-");
         let text = String::from_utf8_lossy(content.as_deref().unwrap_or_default()).into_owned();
-        assert!(is_own || !text.contains(&own[4..]), "{} holds the trainers' token", path.display());
+        assert!(
+            is_own || !text.contains(&own[4..]),
+            "{} holds the trainers' token",
+            path.display()
+        );
         let is_operators = path.ends_with("operator.token");
-        assert!(is_operators || !text.contains(&operator[4..]), "{} holds the operator's", path.display());
+        assert!(
+            is_operators || !text.contains(&operator[4..]),
+            "{} holds the operator's",
+            path.display()
+        );
     }
 }
 
@@ -177,9 +239,18 @@ fn files_that_cannot_be_used_are_refused_before_anything_is_made() {
     fs::write(stage.path("tokens"), "viewer somebody").unwrap();
     let before = stage.listing();
     for (sets, parts) in [
-        ("--set security.certificate=none.pem --set security.key=keys/server.key", ["none.pem", "security.certificate"]),
-        ("--set security.certificate=keys/server.pem --set security.key=keys/viewer.key", ["security.key", "a pair"]),
-        ("--set security.certificate=run.toml --set security.key=keys/server.key", ["security.certificate", "PEM"]),
+        (
+            "--set security.certificate=none.pem --set security.key=keys/server.key",
+            ["none.pem", "security.certificate"],
+        ),
+        (
+            "--set security.certificate=keys/server.pem --set security.key=keys/viewer.key",
+            ["security.key", "a pair"],
+        ),
+        (
+            "--set security.certificate=run.toml --set security.key=keys/server.key",
+            ["security.certificate", "PEM"],
+        ),
         ("--set security.tokens=tokens", ["line 1 of tokens", "three words"]),
     ] {
         let trainer = stage.path("text.txt");
@@ -187,7 +258,11 @@ fn files_that_cannot_be_used_are_refused_before_anything_is_made() {
         let output = command.env("LOCKSTEP_TRAINER", trainer).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{sets}: {}", said(&output));
         for part in parts {
-            assert!(said(&output).contains(part), "{sets}: {part:?} is missing in: {}", said(&output));
+            assert!(
+                said(&output).contains(part),
+                "{sets}: {part:?} is missing in: {}",
+                said(&output)
+            );
         }
         assert_eq!(stage.listing(), before, "{sets}");
     }

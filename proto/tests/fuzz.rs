@@ -115,5 +115,8 @@ fn whatever_is_sent_as_a_message_is_understood_or_refused() {
             executions += 2;
         }
     }
-    println!("{executions} executions of {} message types, {decoded} of the changed ones decoded", messages.len());
+    println!(
+        "{executions} executions of {} message types, {decoded} of the changed ones decoded",
+        messages.len()
+    );
 }

@@ -56,8 +56,8 @@ pub(crate) fn server_config(
 ) -> Result<ServerConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let chain = chain(certificate).map_err(|cause| format!("security.certificate: {cause}"))?;
-    let key = PrivateKeyDer::from_pem_slice(key)
-        .map_err(|_| "security.key: it holds no private key in PEM".to_owned())?;
+    let key =
+        PrivateKeyDer::from_pem_slice(key).map_err(|_| "security.key: it holds no private key in PEM".to_owned())?;
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(|error| error.to_string())?;
@@ -85,7 +85,11 @@ fn verifier(
         roots.add(certificate).map_err(|error| refused(error.to_string()))?;
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-    let builder = if may_lack { builder.allow_unauthenticated() } else { builder };
+    let builder = if may_lack {
+        builder.allow_unauthenticated()
+    } else {
+        builder
+    };
     builder.build().map_err(|error| refused(error.to_string()))
 }
 

@@ -181,7 +181,8 @@ impl Files {
             (Some(bytes), Some(path)) => {
                 let text = str::from_utf8(bytes)
                     .map_err(|_| SecurityError::Content(format!("{} (security.tokens) is no text", path.display())))?;
-                Tokens::parse(text, path).map_err(|cause| SecurityError::Content(format!("security.tokens: {cause}")))?
+                Tokens::parse(text, path)
+                    .map_err(|cause| SecurityError::Content(format!("security.tokens: {cause}")))?
             }
             _ => Tokens::default(),
         };

@@ -113,7 +113,10 @@ mod tests {
         let mut buckets = Buckets::new(1.0, 1.0, 100);
         let given = (0..1000u32).filter(|key| buckets.take(*key, start)).count();
         assert_eq!((given, buckets.len()), (100, 100));
-        assert!(buckets.take(5000, start + Duration::from_secs(2)), "full ones are forgotten");
+        assert!(
+            buckets.take(5000, start + Duration::from_secs(2)),
+            "full ones are forgotten"
+        );
         assert_eq!(buckets.len(), 1);
     }
 }

@@ -184,7 +184,13 @@ mod tests {
 
     #[test]
     fn what_a_person_would_choose_is_no_token() {
-        for text in ["", "secret", "lst_", &format!("lst_{}", "G".repeat(64)), &"0".repeat(68)] {
+        for text in [
+            "",
+            "secret",
+            "lst_",
+            &format!("lst_{}", "G".repeat(64)),
+            &"0".repeat(68),
+        ] {
             assert_eq!(Token::parse(text), Err(TokenError::Form), "{text}");
         }
     }
@@ -199,7 +205,10 @@ mod tests {
             ("operator alice lst_0123".to_owned(), "the hash"),
         ] {
             let error = Tokens::parse(&format!("\n{line}\n"), Path::new("people.tokens")).unwrap_err();
-            assert!(error.contains("line 2 of people.tokens") && error.contains(part), "{error}");
+            assert!(
+                error.contains("line 2 of people.tokens") && error.contains(part),
+                "{error}"
+            );
             assert!(!error.contains("lst_0123"), "{error}");
         }
     }

@@ -39,6 +39,10 @@ fn every_key_and_no_other_is_documented() {
         "model.context=256",
         "data.validation=elsewhere",
         "fault.max_ranks=2",
+        "security.certificate=c.pem",
+        "security.key=k.pem",
+        "security.client_ca=ca.pem",
+        "security.tokens=tokens",
         "learning_rate.schedule={ kind = \"warmup-stable-decay\", peak = 1e-3, warmup = 1, floor = 0.1, decay = 0.5 }",
     ]
     .map(str::to_owned)
@@ -113,6 +117,7 @@ fn every_link_and_every_named_file_exists() {
         "docs/config.md",
         "docs/gpu.md",
         "docs/polar.md",
+        "docs/security.md",
         "docs/basin/README.md",
     ];
     let mut seen = 0;

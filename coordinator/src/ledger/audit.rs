@@ -19,8 +19,8 @@ use serde::de::DeserializeOwned;
 use crate::branches::{Branches, Rewind};
 use crate::ledger::rows::{record_of, typed_record_of};
 use crate::ledger::{
-    CALLS, COMMITTED, CallRow, DECISIONS, DecisionRow, ENDS, FACTS, FactsRow, GENERATIONS, LedgerError, PLANS, REWINDS, RUN, Reader,
-    RunRow, SNAPSHOTS, TABLES, TERMS, TermRow, URGENT, VALIDATIONS,
+    CALLS, COMMITTED, CallRow, DECISIONS, DecisionRow, ENDS, FACTS, FactsRow, GENERATIONS, LedgerError, PLANS, REWINDS,
+    RUN, Reader, RunRow, SNAPSHOTS, TABLES, TERMS, TermRow, URGENT, VALIDATIONS,
 };
 use crate::plan::Planner;
 use crate::run::Commit;

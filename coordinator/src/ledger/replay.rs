@@ -13,8 +13,8 @@ use redb::{Database, ReadableDatabase, TableHandle};
 use crate::branches::Branches;
 use crate::ledger::rows::{encode, record_of, typed_record_of};
 use crate::ledger::{
-    CALLS, DECISIONS, DecisionRow, EVENTS, FACTS, FactsRow, Heard, Ledger, LedgerError, RUN, Reader, Row, RunRow, SNAPSHOTS,
-    TABLES, TERMS, TermRow, rows, store,
+    CALLS, DECISIONS, DecisionRow, EVENTS, FACTS, FactsRow, Heard, Ledger, LedgerError, RUN, Reader, Row, RunRow,
+    SNAPSHOTS, TABLES, TERMS, TermRow, rows, store,
 };
 use crate::plan::Planner;
 use crate::run::{Directive, Record, Run, RunFacts};
@@ -233,7 +233,10 @@ impl Replaying<'_> {
     /// Looks for rows that no event leads to, once every term was replayed.
     fn find_surplus(&mut self) -> Result<(), LedgerError> {
         for table in self.reader.tables()?.into_iter().map(|table| table.name) {
-            if [RUN, TERMS, FACTS, EVENTS, CALLS].iter().any(|kept| kept.name() == table) {
+            if [RUN, TERMS, FACTS, EVENTS, CALLS]
+                .iter()
+                .any(|kept| kept.name() == table)
+            {
                 continue;
             }
             let mut difference = None;

@@ -57,7 +57,9 @@ impl ControlService {
 
     async fn command(&self, header: Option<v1::Header>, event: Event) -> Result<Response<v1::CommandReply>, Status> {
         self.check(header)?;
-        let decided = self.ask(|reply| Letter::Command(event, Caller::present(), reply)).await?;
+        let decided = self
+            .ask(|reply| Letter::Command(event, Caller::present(), reply))
+            .await?;
         let reason = decided.map_err(|refusal| refused(&refusal))?;
         Ok(Response::new(v1::CommandReply {
             header: Some((&self.header()).into()),

@@ -94,7 +94,10 @@ impl Door {
             None
         };
         let Some(place) = self.places.take(address.ip()) else {
-            return refuse("a connection", "there are too many connections (security.connections)".to_owned());
+            return refuse(
+                "a connection",
+                "there are too many connections (security.connections)".to_owned(),
+            );
         };
         // Small messages must not wait for more; where it cannot be set they do.
         let _set = stream.set_nodelay(true);

@@ -35,17 +35,24 @@ async fn reflect(channel: &Channel, token: &Token, question: MessageRequest) -> 
 /// Every call of every service that the server reflects, as a path.
 async fn reflected(channel: &Channel, token: &Token) -> Vec<String> {
     let list = reflect(channel, token, MessageRequest::ListServices(String::new())).await;
-    let MessageResponse::ListServicesResponse(list) = list else { panic!("{list:?}") };
+    let MessageResponse::ListServicesResponse(list) = list else {
+        panic!("{list:?}")
+    };
     let mut paths = Vec::new();
     for service in list.service {
         let question = MessageRequest::FileContainingSymbol(service.name.clone());
         let answer = reflect(channel, token, question).await;
-        let MessageResponse::FileDescriptorResponse(files) = answer else { panic!("{}: {answer:?}", service.name) };
+        let MessageResponse::FileDescriptorResponse(files) = answer else {
+            panic!("{}: {answer:?}", service.name)
+        };
         for file in files.file_descriptor_proto {
             let file = FileDescriptorProto::decode(file.as_slice()).unwrap();
             for described in &file.service {
                 if format!("{}.{}", file.package(), described.name()) == service.name {
-                    let paths_of = described.method.iter().map(|method| format!("/{}/{}", service.name, method.name()));
+                    let paths_of = described
+                        .method
+                        .iter()
+                        .map(|method| format!("/{}/{}", service.name, method.name()));
                     paths.extend(paths_of);
                 }
             }
@@ -64,12 +71,23 @@ async fn no_call_of_any_service_succeeds_without_its_role() {
     let mut channel = stage.plain().await;
     let [viewer, operator, trainer] = &tokens;
     let paths = reflected(&channel, viewer).await;
-    for service in ["lockstep.v1.Control", "lockstep.v1.Training", "grpc.health.v1.Health", "grpc.reflection.v1"] {
-        assert!(paths.iter().any(|path| path.starts_with(&format!("/{service}"))), "{service}: {paths:?}");
+    for service in [
+        "lockstep.v1.Control",
+        "lockstep.v1.Training",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1",
+    ] {
+        assert!(
+            paths.iter().any(|path| path.starts_with(&format!("/{service}"))),
+            "{service}: {paths:?}"
+        );
     }
     let pool = DescriptorPool::decode(FILE_DESCRIPTOR_SET).unwrap();
     let own = pool.services().flat_map(|service| {
-        let methods: Vec<String> = service.methods().map(|m| format!("/{}/{}", service.full_name(), m.name())).collect();
+        let methods: Vec<String> = service
+            .methods()
+            .map(|m| format!("/{}/{}", service.full_name(), m.name()))
+            .collect();
         methods
     });
     let mut all: Vec<String> = paths.into_iter().chain(own).collect();
@@ -108,8 +126,16 @@ async fn no_call_of_any_service_succeeds_without_its_role() {
     assert_eq!(health.code, Some(0), "probes show nothing: {health:?}");
     let (_, contents, _folder) = stage.finish();
     let orders: Vec<_> = contents.calls.iter().filter(|row| !row.is_refused).collect();
-    assert!(orders.iter().all(|row| row.who == "this process"), "nobody gave an order: {orders:?}");
-    assert!(contents.calls.iter().any(|row| row.is_refused && row.call.starts_with("/lockstep.v1.")));
+    assert!(
+        orders.iter().all(|row| row.who == "this process"),
+        "nobody gave an order: {orders:?}"
+    );
+    assert!(
+        contents
+            .calls
+            .iter()
+            .any(|row| row.is_refused && row.call.starts_with("/lockstep.v1."))
+    );
 }
 
 #[test]
@@ -117,7 +143,10 @@ fn the_table_in_the_documentation_is_the_one_of_the_code() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/security.md");
     let text = std::fs::read_to_string(page).unwrap();
     let mut told = Vec::new();
-    for line in text.lines().filter(|line| line.starts_with("| `/") || line.starts_with("| `GET /") || line.starts_with("| `POST /")) {
+    for line in text
+        .lines()
+        .filter(|line| line.starts_with("| `/") || line.starts_with("| `GET /") || line.starts_with("| `POST /"))
+    {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         for call in cells[0].split(", ") {
             let call = call.trim_matches('`');
@@ -136,7 +165,10 @@ fn the_table_in_the_documentation_is_the_one_of_the_code() {
         for method in service.methods() {
             let path = format!("/{}/{}", service.full_name(), method.name());
             let is_only_an_order = path_of(&path) == Access::Needs(Role::Operator);
-            assert!(is_only_an_order || told.contains(&path), "docs/security.md does not tell who may call {path}");
+            assert!(
+                is_only_an_order || told.contains(&path),
+                "docs/security.md does not tell who may call {path}"
+            );
         }
     }
 }
@@ -150,7 +182,10 @@ async fn an_order_is_in_the_ledger_with_who_gave_it() {
     let came = call(&mut channel, pause, Some(&bearer(&operator)), &plain_request()).await;
     assert_eq!(came.code, Some(0), "{came:?}");
     let rows = stage.calls();
-    let row = rows.iter().find(|row| row.call == pause).expect("it is durable before it is answered");
+    let row = rows
+        .iter()
+        .find(|row| row.call == pause)
+        .expect("it is durable before it is answered");
     assert_eq!((row.who.as_str(), row.is_refused), ("operator a-operator", false));
     assert!(row.from.starts_with("127.0.0.1:") && !row.answer.is_empty(), "{row:?}");
     // An order that no thread of the run has heard of is there too.
@@ -161,7 +196,10 @@ async fn an_order_is_in_the_ledger_with_who_gave_it() {
     let (_, contents, folder) = stage.finish();
     let refused: Vec<_> = contents.calls.iter().filter(|row| row.is_refused).collect();
     assert_eq!(refused.len(), 2, "{refused:?}");
-    assert_eq!((refused[0].who.as_str(), refused[1].who.as_str()), ("operator a-operator", "viewer a-viewer"));
+    assert_eq!(
+        (refused[0].who.as_str(), refused[1].who.as_str()),
+        ("operator a-operator", "viewer a-viewer")
+    );
     let reader = lockstep_coordinator::ledger::Reader::open(&folder.path().join("run")).unwrap();
     let audit = lockstep_coordinator::ledger::audit(&reader).unwrap();
     assert!(audit.is_clean(), "{:?}", audit.proofs);

@@ -10,9 +10,7 @@ use lockstep_coordinator::ledger::{CallRow, Contents, Reader, show};
 use lockstep_coordinator::{BegunRun, Coordinator, CoordinatorOptions, Running};
 use lockstep_proto::domain::RunEnd;
 use lockstep_security::{Identity, Role, Token, entry};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
-};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use tempfile::{TempDir, tempdir};
 use tonic::body::Body;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as Pair};
@@ -82,7 +80,10 @@ impl Stage {
         let token = Token::generate().unwrap();
         let name = name.to_owned();
         let before = std::fs::read_to_string(self.path("tokens")).unwrap_or_default();
-        self.write("tokens", &format!("{before}{}\n", entry(&Identity { role, name }, &token)));
+        self.write(
+            "tokens",
+            &format!("{before}{}\n", entry(&Identity { role, name }, &token)),
+        );
         token
     }
 
@@ -149,7 +150,9 @@ pub(crate) async fn call(channel: &mut Channel, path: &str, authorization: Optio
     let mut body = vec![0];
     body.extend((message.len() as u32).to_be_bytes());
     body.extend(message);
-    let mut request = http::Request::post(path).header("content-type", "application/grpc").header("te", "trailers");
+    let mut request = http::Request::post(path)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
     if let Some(authorization) = authorization {
         request = request.header("authorization", authorization);
     }
@@ -162,7 +165,10 @@ pub(crate) async fn call(channel: &mut Channel, path: &str, authorization: Optio
             let mut status = tonic::Status::from_header_map(answer.headers());
             if status.is_none() {
                 let collected = tokio::time::timeout(Duration::from_millis(300), answer.into_body().collect()).await;
-                let trailers = collected.ok().and_then(Result::ok).and_then(|body| body.trailers().cloned());
+                let trailers = collected
+                    .ok()
+                    .and_then(Result::ok)
+                    .and_then(|body| body.trailers().cloned());
                 status = trailers.and_then(|trailers| tonic::Status::from_header_map(&trailers));
             }
             Came {
@@ -232,6 +238,9 @@ impl Authority {
     pub(crate) fn new() -> Authority {
         let key = KeyPair::generate().unwrap();
         let mut own = params((-10, 10));
+        // Authorities are told apart by their names.
+        let name = format!("authority {:?}", SystemTime::now());
+        own.distinguished_name.push(DnType::CommonName, name);
         own.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = own.self_signed(&key).unwrap().pem();
         Authority {

@@ -50,7 +50,10 @@ async fn a_token_that_is_taken_away_is_refused_from_then_on() {
     let mut channel = stage.plain().await;
     assert_eq!(status(&mut channel, &viewer).await.code, Some(0));
     let kept = stage.add_token(Role::Viewer, "another");
-    until("the new token is taken", async || status(&mut stage.plain().await, &kept).await.code == Some(0)).await;
+    until("the new token is taken", async || {
+        status(&mut stage.plain().await, &kept).await.code == Some(0)
+    })
+    .await;
     let lines = std::fs::read_to_string(stage.path("tokens")).unwrap();
     let rest: Vec<&str> = lines.lines().filter(|line| !line.contains("a-viewer")).collect();
     stage.write("tokens", &rest.join("\n"));
@@ -59,12 +62,19 @@ async fn a_token_that_is_taken_away_is_refused_from_then_on() {
     })
     .await;
     let again = status(&mut channel, &viewer).await;
-    assert_eq!(again.code, Came::UNAUTHENTICATED, "on the connection that it had: {again:?}");
+    assert_eq!(
+        again.code,
+        Came::UNAUTHENTICATED,
+        "on the connection that it had: {again:?}"
+    );
     assert_eq!(status(&mut channel, &kept).await.code, Some(0));
     // A file that cannot be read changes nothing, and that is said.
     stage.write("tokens", "viewer somebody");
     until("that is in the ledger", async || {
-        stage.calls().iter().any(|row| row.is_refused && row.answer.contains("line 1 of"))
+        stage
+            .calls()
+            .iter()
+            .any(|row| row.is_refused && row.answer.contains("line 1 of"))
     })
     .await;
     assert_eq!(status(&mut channel, &kept).await.code, Some(0));
@@ -79,10 +89,29 @@ async fn what_is_no_token_is_refused_with_a_sentence() {
     let upper = format!("Bearer {}", viewer.reveal().to_uppercase());
     let basic = format!("Basic {}", viewer.reveal());
     let twice = format!("Bearer {0} {0}", viewer.reveal());
-    for shown in ["", "Bearer", "Bearer ", "Bearer lst_", "x", &long, &upper, &basic, &twice] {
-        let came = call(&mut channel, "/lockstep.v1.Control/Status", Some(shown), &plain_request()).await;
+    for shown in [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer lst_",
+        "x",
+        &long,
+        &upper,
+        &basic,
+        &twice,
+    ] {
+        let came = call(
+            &mut channel,
+            "/lockstep.v1.Control/Status",
+            Some(shown),
+            &plain_request(),
+        )
+        .await;
         assert_eq!(came.code, Came::UNAUTHENTICATED, "{shown:.40}: {came:?}");
-        assert!(!came.message.is_empty() && !came.message.contains("lst_aaa"), "{came:?}");
+        assert!(
+            !came.message.is_empty() && !came.message.contains("lst_aaa"),
+            "{came:?}"
+        );
     }
     assert_eq!(status(&mut channel, &viewer).await.code, Some(0));
     stage.finish();
@@ -105,15 +134,25 @@ async fn who_fails_too_often_is_cut_short_and_holds_up_nobody_else() {
     }
     let unknown = codes.iter().filter(|code| **code == Came::UNAUTHENTICATED).count();
     let too_often = codes.iter().filter(|code| **code == Came::TOO_OFTEN).count();
-    assert!((5..50).contains(&unknown) && unknown + too_often == 100, "{unknown} and {too_often}");
-    assert_eq!(status(&mut channel, &viewer).await.code, Some(0), "from the same address");
+    assert!(
+        (5..50).contains(&unknown) && unknown + too_often == 100,
+        "{unknown} and {too_often}"
+    );
+    assert_eq!(
+        status(&mut channel, &viewer).await.code,
+        Some(0),
+        "from the same address"
+    );
     let rows = stage.calls().iter().filter(|row| row.is_refused).count();
     assert!((5..30).contains(&rows), "{rows} rows for 100 refused calls");
     let mut burst = Vec::new();
     for _ in 0..500 {
         burst.push(status(&mut channel, &viewer).await.code);
     }
-    assert!(burst.contains(&Came::TOO_OFTEN) && burst[0] == Some(0), "a known caller has its limit too");
+    assert!(
+        burst.contains(&Came::TOO_OFTEN) && burst[0] == Some(0),
+        "a known caller has its limit too"
+    );
     stage.finish();
 }
 
@@ -126,12 +165,21 @@ async fn a_browser_logs_in_once_and_is_known_by_its_cookie() {
         format!("POST /api/login HTTP/1.1\nHost: {host}\nConnection: close\nContent-Length: {length}\n\n{token}")
     };
     let answer = http(&stage, &login(Token::generate().unwrap().reveal())).await;
-    assert!(answer.starts_with("HTTP/1.1 401") && !answer.contains("set-cookie"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 401") && !answer.contains("set-cookie"),
+        "{answer}"
+    );
     let answer = http(&stage, &login(&"x".repeat(1000))).await;
     assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
     let answer = http(&stage, &login(viewer.reveal())).await;
-    let cookie = answer.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap_or_else(|| panic!("{answer}"));
-    assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+    let cookie = answer
+        .lines()
+        .find_map(|line| line.strip_prefix("set-cookie: "))
+        .unwrap_or_else(|| panic!("{answer}"));
+    assert!(
+        cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"),
+        "{cookie}"
+    );
     assert!(answer.contains(r#"{"name":"a-viewer","role":"viewer"}"#), "{answer}");
     let cookie = cookie.split(';').next().unwrap();
     let get = |path: &str, cookie: &str| {
@@ -149,16 +197,24 @@ async fn a_browser_logs_in_once_and_is_known_by_its_cookie() {
         (get("/api/pause", cookie).replace("GET", "DELETE"), 404),
     ] {
         let answer = http(&stage, &request).await;
-        let refused = [401, 403, 404, 429].iter().any(|code| answer.starts_with(&format!("HTTP/1.1 {code}")));
+        let refused = [401, 403, 404, 429]
+            .iter()
+            .any(|code| answer.starts_with(&format!("HTTP/1.1 {code}")));
         match code {
             // Let through by the guard, whatever is behind it.
-            0 => assert!(!answer.contains("token") && !refused || answer.starts_with("HTTP/1.1 404"), "{request}{answer}"),
+            0 => assert!(
+                !answer.contains("token") && !refused || answer.starts_with("HTTP/1.1 404"),
+                "{request}{answer}"
+            ),
             _ => assert!(answer.starts_with(&format!("HTTP/1.1 {code}")), "{request}{answer}"),
         }
     }
     let out = format!("POST /api/logout HTTP/1.1\nHost: {host}\nConnection: close\nContent-Length: 0\n\n");
     let answer = http(&stage, &out).await;
-    assert!(answer.contains("lockstep_token=;") && answer.contains("Max-Age=0"), "{answer}");
+    assert!(
+        answer.contains("lockstep_token=;") && answer.contains("Max-Age=0"),
+        "{answer}"
+    );
     stage.finish();
 }
 
@@ -177,7 +233,11 @@ async fn on_an_open_coordinator_a_page_from_elsewhere_reaches_nothing() {
         let answer = http(&stage, &format!("{stop}{headers}\n")).await;
         assert!(answer.contains("grpc-status: 7"), "{headers}{answer}");
     }
-    let get = http(&stage, "GET /api/status HTTP/1.1\nConnection: close\nHost: evil.example\n\n").await;
+    let get = http(
+        &stage,
+        "GET /api/status HTTP/1.1\nConnection: close\nHost: evil.example\n\n",
+    )
+    .await;
     assert!(get.starts_with("HTTP/1.1 403"), "{get}");
     let mut channel = stage.plain().await;
     let came = call(&mut channel, "/lockstep.v1.Control/Status", None, &plain_request()).await;
@@ -189,7 +249,10 @@ async fn on_an_open_coordinator_a_page_from_elsewhere_reaches_nothing() {
 
 #[tokio::test]
 async fn secrets_are_nowhere_to_be_read() {
-    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(Log).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(Log)
+        .finish();
     // Another test of this process may be the first; its log is as good.
     let _first = tracing::subscriber::set_global_default(subscriber);
     let (stage, tokens) = Stage::with_tokens();
@@ -199,7 +262,11 @@ async fn secrets_are_nowhere_to_be_read() {
     for token in tokens.iter().chain([&wrong]) {
         said += &format!("{:?}", status(&mut channel, token).await);
         let bearer = format!("Bearer {}", token.reveal());
-        for path in ["/lockstep.v1.Control/Pause", "/lockstep.v1.Control/Members", "/api/status"] {
+        for path in [
+            "/lockstep.v1.Control/Pause",
+            "/lockstep.v1.Control/Members",
+            "/api/status",
+        ] {
             said += &format!("{:?}", call(&mut channel, path, Some(&bearer), &plain_request()).await);
         }
         let host = stage.address();

@@ -175,7 +175,12 @@ impl Trainers {
 /// A trainer shows a token of its own, and none of what this process's operator has in the environment. Only the same user
 /// can read the environment of a process.
 fn show_credentials(command: &mut Command, start: &Start<'_>) -> std::io::Result<()> {
-    for operators in ["LOCKSTEP_TOKEN_FILE", "LOCKSTEP_CERT", "LOCKSTEP_KEY", Credentials::TOKEN_VARIABLE] {
+    for operators in [
+        "LOCKSTEP_TOKEN_FILE",
+        "LOCKSTEP_CERT",
+        "LOCKSTEP_KEY",
+        Credentials::TOKEN_VARIABLE,
+    ] {
         command.env_remove(operators);
     }
     if let Some(token) = start.token {

@@ -32,12 +32,33 @@ pub(crate) fn message(of: &MessageDescriptor, random: &mut StdRng, depth: u32) -
 }
 
 fn value(field: &FieldDescriptor, random: &mut StdRng, depth: u32) -> Value {
-    let whole = [0, 1, 2, 3, 5, 1 << 31, (1 << 32) - 1, 1 << 40, 1 << 63, u64::MAX - 1, u64::MAX];
+    let whole = [
+        0,
+        1,
+        2,
+        3,
+        5,
+        1 << 31,
+        (1 << 32) - 1,
+        1 << 40,
+        1 << 63,
+        u64::MAX - 1,
+        u64::MAX,
+    ];
     let whole = match random.random_bool(0.6) {
         true => random.random_range(0..8),
         false => whole[random.random_range(0..whole.len())],
     };
-    let numbers = [0.0, -0.0, 1.5, -1e300, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, f64::MIN_POSITIVE];
+    let numbers = [
+        0.0,
+        -0.0,
+        1.5,
+        -1e300,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::NAN,
+        f64::MIN_POSITIVE,
+    ];
     let length = [0, 1, 7, 31, 32, 33, 64][random.random_range(0..7)];
     match field.kind() {
         Kind::Bool => Value::Bool(random.random()),

@@ -78,11 +78,7 @@ struct Stream {
     welcome: Welcome,
 }
 
-async fn carry(
-    options: SessionOptions,
-    inbox: Arc<Inbox>,
-    welcomed: SyncSender<Result<Welcome, SessionError>>,
-) {
+async fn carry(options: SessionOptions, inbox: Arc<Inbox>, welcomed: SyncSender<Result<Welcome, SessionError>>) {
     let address = &options.coordinator;
     let Stream {
         mut outgoing,

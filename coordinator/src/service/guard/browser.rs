@@ -38,7 +38,10 @@ fn host_of(uri: &Uri, headers: &HeaderMap) -> Option<Authority> {
 }
 
 fn is_loopback(host: &str) -> bool {
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
     host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
@@ -57,10 +60,23 @@ mod tests {
 
     #[test]
     fn an_open_coordinator_is_called_under_loopback_names_only() {
-        for host in ["127.0.0.1:4000", "localhost:4000", "LOCALHOST", "[::1]:4000", "127.8.9.1"] {
+        for host in [
+            "127.0.0.1:4000",
+            "localhost:4000",
+            "LOCALHOST",
+            "[::1]:4000",
+            "127.8.9.1",
+        ] {
             assert!(asked(Method::GET, host, None, true), "{host}");
         }
-        for host in ["evil.example:4000", "127.0.0.1.evil.example", "localhost.evil.example", "10.0.0.1", "[::2]:1", ""] {
+        for host in [
+            "evil.example:4000",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "10.0.0.1",
+            "[::2]:1",
+            "",
+        ] {
             assert!(!asked(Method::GET, host, None, true), "{host}");
             assert!(host.is_empty() || asked(Method::GET, host, None, false), "{host}");
         }
@@ -68,14 +84,23 @@ mod tests {
         let mut headers = HeaderMap::new();
         assert!(refusal(&Method::POST, &uri, &headers, true).is_some());
         headers.insert(header::HOST, "localhost".parse().unwrap());
-        assert!(refusal(&Method::POST, &uri, &headers, true).is_some(), "the address of HTTP/2 counts");
+        assert!(
+            refusal(&Method::POST, &uri, &headers, true).is_some(),
+            "the address of HTTP/2 counts"
+        );
     }
 
     #[test]
     fn a_page_of_another_origin_cannot_give_orders() {
         let post = |origin| asked(Method::POST, "localhost:4000", origin, true);
         assert!(post(None) && post(Some("http://localhost:4000")));
-        for origin in ["http://localhost:4001", "http://evil.example", "null", "localhost:4000/x y", ""] {
+        for origin in [
+            "http://localhost:4001",
+            "http://evil.example",
+            "null",
+            "localhost:4000/x y",
+            "",
+        ] {
             assert!(!post(Some(origin)), "{origin}");
             assert!(asked(Method::GET, "localhost:4000", Some(origin), true), "{origin}");
         }

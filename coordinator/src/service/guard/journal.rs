@@ -69,7 +69,10 @@ impl Journal {
         if let Some((calls, caller, answer)) = kept.left_out.take() {
             let answer = match calls {
                 1 => answer,
-                _ => format!("and {} more refused calls before this one; the last one: {answer}", calls - 1),
+                _ => format!(
+                    "and {} more refused calls before this one; the last one: {answer}",
+                    calls - 1
+                ),
             };
             self.write(&caller, Err(&answer), calls);
         }

@@ -17,7 +17,9 @@ const MOST_BYTES: usize = 256;
 /// The tokens that a request shows as cookies.
 pub(super) fn tokens(headers: &HeaderMap) -> impl Iterator<Item = Token> + '_ {
     let lines = headers.get_all(header::COOKIE).into_iter();
-    let cookies = lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(';'));
+    let cookies = lines
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(';'));
     let values = cookies.filter_map(|cookie| cookie.trim().strip_prefix(COOKIE)?.strip_prefix('='));
     values.filter_map(|value| Token::parse(value).ok())
 }

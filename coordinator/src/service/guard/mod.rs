@@ -143,7 +143,10 @@ impl Rules {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         match failures.take(peer.address.ip(), Instant::now()) {
             true => Refusal::new(Kind::Unknown, reason),
-            false => Refusal::new(Kind::TooOften, "too many refused calls from this address; wait a minute"),
+            false => Refusal::new(
+                Kind::TooOften,
+                "too many refused calls from this address; wait a minute",
+            ),
         }
     }
 
@@ -179,7 +182,12 @@ impl Rules {
         }
         let answer = caller.clone().serve(inner.call(request)).await?;
         if is_order && !caller.is_noted() {
-            self.journal.note(&caller, outcome(&answer).as_ref().map_or_else(|why| Err(why.as_str()), |()| Ok("done")));
+            self.journal.note(
+                &caller,
+                outcome(&answer)
+                    .as_ref()
+                    .map_or_else(|why| Err(why.as_str()), |()| Ok("done")),
+            );
         }
         Ok(answer)
     }
@@ -231,7 +239,9 @@ fn identify(headers: &HeaderMap, peer: &Peer, keys: &Keys) -> Result<Identity, S
     match &peer.certificate {
         Some(identity) => identity.clone(),
         None if tried => Err("the token in the cookie is not known; log in again".to_owned()),
-        None => Err("show a token (LOCKSTEP_TOKEN_FILE) or a client certificate (LOCKSTEP_CERT, LOCKSTEP_KEY)".to_owned()),
+        None => {
+            Err("show a token (LOCKSTEP_TOKEN_FILE) or a client certificate (LOCKSTEP_CERT, LOCKSTEP_KEY)".to_owned())
+        }
     }
 }
 
