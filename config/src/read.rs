@@ -4,6 +4,7 @@ mod family;
 mod fault;
 mod optimizer;
 mod schedule;
+mod security;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -54,7 +55,8 @@ impl RunConfig {
         let checkpoint = checkpoint(root.section("checkpoint")?)?;
         let collective = collective(root.section("collective")?, &run)?;
         let fault = fault::read(root.section("fault")?, &run, &collective)?;
-        let coordinator = coordinator(root.section("coordinator")?)?;
+        let security = security::read(root.section("security")?)?;
+        let coordinator = coordinator(root.section("coordinator")?, &security)?;
         root.done()?;
         Ok(RunConfig {
             run,
@@ -70,6 +72,7 @@ impl RunConfig {
             collective,
             fault,
             coordinator,
+            security,
         })
     }
 }
@@ -398,18 +401,14 @@ fn checkpoint(mut fields: Fields<'_>) -> Result<CheckpointSection, ConfigError> 
     Ok(section)
 }
 
-fn coordinator(mut fields: Fields<'_>) -> Result<CoordinatorSection, ConfigError> {
+fn coordinator(mut fields: Fields<'_>, security: &SecuritySection) -> Result<CoordinatorSection, ConfigError> {
     const KEY: &str = "bind";
     const EXPECTED: &str = "a loopback address and port such as \"127.0.0.1:0\" (port 0 takes a free one)";
     let text = fields.optional_text(KEY, EXPECTED)?;
     let text = text.unwrap_or_else(|| "127.0.0.1:0".to_owned());
     let refuse = |advice: &str| fields.refuse_with(KEY, &Value::String(text.clone()), EXPECTED, advice);
     let bind: SocketAddr = text.parse().map_err(|_| refuse("write it as ADDRESS:PORT"))?;
-    if !bind.ip().is_loopback() {
-        return Err(refuse(
-            "any other address needs TLS and tokens, which are not there yet",
-        ));
-    }
+    security::check_bind(bind, security, refuse)?;
     let section = CoordinatorSection {
         bind,
         plan_window_seconds: fields.number(

@@ -1,5 +1,5 @@
-//! The types of a config, section by section; those of `[fault]` and `[optimizer]` are in [`fault`] and
-//! [`optimizer`]. A value of these types has passed
+//! The types of a config, section by section; those of `[fault]`, `[optimizer]` and `[security]` are in [`fault`],
+//! [`optimizer`] and [`security`]. A value of these types has passed
 //! every check of [`crate::read`].
 
 /// Gives an enum its words in TOML.
@@ -22,6 +22,7 @@ macro_rules! words {
 mod fault;
 mod optimizer;
 mod schedule;
+mod security;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use std::path::PathBuf;
 pub use fault::*;
 pub use optimizer::*;
 pub use schedule::*;
+pub use security::*;
 
 /// A whole run config, checked and resolved.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +61,8 @@ pub struct RunConfig {
     pub fault: FaultSection,
     /// `[coordinator]`: how the coordinator serves.
     pub coordinator: CoordinatorSection,
+    /// `[security]`: whom the coordinator lets in.
+    pub security: SecuritySection,
 }
 
 /// `[run]`.
@@ -279,7 +283,7 @@ pub enum HostTransport {
 /// `[coordinator]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CoordinatorSection {
-    /// Where it listens; a loopback address. Port 0 takes a free one.
+    /// Where it listens; another address than loopback only as `[security]` allows. Port 0 takes a free one.
     pub bind: SocketAddr,
     /// Seconds of plans that trainers hold ahead of need.
     pub plan_window_seconds: f64,

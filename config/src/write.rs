@@ -48,11 +48,22 @@ impl RunConfig {
         text.key("bind", self.coordinator.bind.to_string());
         text.key("plan_window_seconds", self.coordinator.plan_window_seconds);
         text.key("record_events", self.coordinator.record_events);
+        let security = &self.security;
+        text.section("security");
+        text.optional("certificate", security.certificate.as_deref().map(path));
+        text.optional("key", security.key.as_deref().map(path));
+        text.optional("client_ca", security.client_ca.as_deref().map(path));
+        text.optional("tokens", security.tokens.as_deref().map(path));
+        text.key("insecure_bind", security.insecure_bind);
+        text.key("calls_per_second", whole(security.calls_per_second));
+        text.key("failures_per_minute", whole(security.failures_per_minute));
+        text.key("connections_per_address", whole(security.connections_per_address));
+        text.key("connections", whole(security.connections));
         text.0
     }
 
     /// BLAKE3, in hex, of everything that decides the trained bits: the resolved TOML without `run.name`,
-    /// `[checkpoint]` and `[coordinator]`, of `[collective]` the wire alone, and of `[fault]` which steps are skipped
+    /// `[checkpoint]`, `[coordinator]` and `[security]`, of `[collective]` the wire alone, and of `[fault]` which steps are skipped
     /// and where a rewind leads, if there may be one.
     pub fn hash(&self) -> String {
         let mut text = Text(String::new());

@@ -577,3 +577,39 @@ fn rules_that_say_nothing_are_refused() {
         optimizer_refused(table, &parts);
     }
 }
+
+#[test]
+fn an_address_that_others_reach_needs_tls_and_known_callers() {
+    let parse = |sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        RunConfig::parse(GOOD, "run.toml", &sets)
+    };
+    let open = "coordinator.bind=0.0.0.0:0";
+    let pair = ["security.certificate=c.pem", "security.key=k.pem"];
+    let (tokens, authority) = ("security.tokens=tokens", "security.client_ca=ca.pem");
+    for good in [
+        vec![open, pair[0], pair[1], tokens],
+        vec![open, pair[0], pair[1], authority],
+        vec![open, pair[0], pair[1], authority, tokens],
+        vec![open, "security.insecure_bind=true"],
+        vec![open, tokens, "security.insecure_bind=true"],
+        vec![tokens],
+        vec!["coordinator.bind=[::1]:0", pair[0], pair[1]],
+    ] {
+        parse(&good).unwrap_or_else(|error| panic!("{good:?}: {error}"));
+    }
+    for (bad, part) in [
+        (vec![open], "security.insecure_bind"),
+        (vec![open, tokens], "in clear"),
+        (vec![open, pair[0], pair[1]], "security.client_ca or security.tokens"),
+        (vec!["coordinator.bind=[::]:0"], "TLS and tokens"),
+        (vec![pair[0]], "`security.key`"),
+        (vec![pair[1]], "`security.certificate`"),
+        (vec![authority], "over TLS only"),
+        (vec!["security.connections=0"], "`security.connections`"),
+        (vec!["security.token=x"], "`security.tokens`"),
+    ] {
+        let error = parse(&bad).expect_err(&format!("{bad:?}")).to_string();
+        assert!(error.contains(part), "{bad:?}: {part:?} is missing in: {error}");
+    }
+}

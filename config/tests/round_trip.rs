@@ -443,6 +443,28 @@ fn checkpoint() -> impl Strategy<Value = CheckpointSection> {
     })
 }
 
+fn security() -> impl Strategy<Value = SecuritySection> {
+    let file = || "[a-z./]{1,12}".prop_map(PathBuf::from);
+    let pair = option::of((file(), file()));
+    let limits = (1..=1_000_000u64, 1..=1_000_000u64, 1..=1_000_000u64, 1..=1_000_000u64);
+    (pair, option::of(file()), option::of(file()), any::<bool>(), limits).prop_map(
+        |(pair, client_ca, tokens, insecure_bind, limits)| {
+            let (certificate, key) = pair.unzip();
+            SecuritySection {
+                client_ca: client_ca.filter(|_| certificate.is_some()),
+                certificate,
+                key,
+                tokens,
+                insecure_bind,
+                calls_per_second: limits.0,
+                failures_per_minute: limits.1,
+                connections_per_address: limits.2,
+                connections: limits.3,
+            }
+        },
+    )
+}
+
 fn config() -> impl Strategy<Value = RunConfig> {
     let coordinator =
         (any::<u16>(), 1e-3..=3600.0f64, any::<bool>()).prop_map(|(port, plan_window_seconds, record_events)| {
@@ -467,7 +489,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
         optimizer(),
         (0..=MAX, checkpoint()),
         collective(),
-        coordinator,
+        (coordinator, security()),
     )
         .prop_map(
             |(
@@ -478,7 +500,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
                 mut optimizer,
                 (every, checkpoint),
                 collective,
-                coordinator,
+                (coordinator, security),
             )| {
                 if collective.backend == CollectiveBackend::Mpi && fault.may_rewind() {
                     // A world of MPI cannot be formed anew.
@@ -501,6 +523,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
                     collective,
                     fault,
                     coordinator,
+                    security,
                 }
             },
         )
@@ -520,6 +543,7 @@ proptest! {
         other.run.name = "another".into();
         other.checkpoint = CheckpointSection { every: 7, keep_last: 2, keep_every: 14, store: Some("elsewhere".into()) };
         other.coordinator = CoordinatorSection { bind: ([127, 0, 0, 1], 1).into(), plan_window_seconds: 1.0, record_events: false };
+        other.security = SecuritySection { tokens: Some("others".into()), connections: 9, ..SecuritySection::default() };
         let FaultSection { on_not_finite, on_spike, spike_sigmas, .. } = config.fault;
         let FaultSection { rewind_steps, rewind_skip, rewind_factor, .. } = config.fault;
         other.fault = FaultSection { on_not_finite, on_spike, spike_sigmas, ..FaultSection::default() };

@@ -1,15 +1,17 @@
 //! Starting a run's coordinator, and the handle of whoever started it: `lockstep run` in its own process, or the
 //! binary.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use lockstep_config::{CollectiveBackend, RunConfig};
+use lockstep_config::{CollectiveBackend, RunConfig, SecuritySection};
 use lockstep_inventory::TreatmentError;
 use lockstep_proto::domain::{Outcome, RunEnd, RunEvent};
+use lockstep_security::{Identity, Keeper, Paths, Role, SecurityError, Token};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{broadcast, oneshot};
@@ -19,7 +21,9 @@ use crate::files::{FileError, RunFiles, World};
 use crate::ledger::{FactsRow, Ledger, LedgerError, Recorder, RunRow};
 use crate::plan::{PlanError, Planner};
 use crate::run::{Effect, Event, Leases, Refusal, Run, RunFacts, Worlds};
-use crate::service::{CheckpointOptions, Committer, Executor, ExecutorParts, Letter, Mailbox, mailbox, serve, tensors};
+use crate::service::{
+    Admission, Caller, CheckpointOptions, Committer, Executor, ExecutorParts, Letter, Mailbox, mailbox, serve, tensors,
+};
 
 /// Events that a slow watcher may fall behind by before it misses some.
 const EVENTS: usize = 4096;
@@ -86,6 +90,9 @@ pub enum StartError {
         /// How it ended.
         end: RunEnd,
     },
+    /// The files of `[security]` cannot be used.
+    #[error(transparent)]
+    Security(#[from] SecurityError),
     /// A rule of the optimiser cannot be followed.
     #[error(transparent)]
     Treatment(#[from] TreatmentError),
@@ -111,6 +118,8 @@ pub struct Coordinator;
 #[derive(Debug)]
 pub struct Running {
     address: SocketAddr,
+    scheme: &'static str,
+    trainers_token: Option<Token>,
     run_id: String,
     handle: ControlHandle,
     events: broadcast::Sender<RunEvent>,
@@ -122,8 +131,26 @@ impl Coordinator {
     /// Starts a coordinator on threads of its own: checks the world, listens, claims a term in the run's folder.
     ///
     /// # Errors
-    /// When the world is impossible, the address is taken, the folder is in use or has a run, or the disk fails.
+    /// When the world is impossible, the address is taken, the folder is in use or has a run, files of `[security]` cannot
+    /// be used, or the disk fails.
     pub fn start(options: CoordinatorOptions) -> Result<Running, StartError> {
+        Coordinator::begin(options, None)
+    }
+
+    /// As [`Coordinator::start`], by a process that starts the trainers too: where callers have to prove who they are, the
+    /// coordinator takes a token that is made for them and is in no file ([`Running::trainers_token`]).
+    ///
+    /// # Errors
+    /// As [`Coordinator::start`]; when the system gives no random numbers.
+    pub fn start_with_own_trainers(options: CoordinatorOptions) -> Result<Running, StartError> {
+        let token = match options.config.security.knows_callers() {
+            true => Some(Token::generate().map_err(|error| SecurityError::Content(error.to_string()))?),
+            false => None,
+        };
+        Coordinator::begin(options, token)
+    }
+
+    fn begin(options: CoordinatorOptions, trainers_token: Option<Token>) -> Result<Running, StartError> {
         let CoordinatorOptions {
             config,
             run_dir,
@@ -157,11 +184,24 @@ impl Coordinator {
             rewinds: rewinds(&config),
         };
         Run::new(facts.clone()).map_err(StartError::World)?;
+        let keeper = Keeper::open(
+            paths(&config.security),
+            trainers_token.clone().map(|token| (token, own_trainers())),
+        )?;
         let address = config.coordinator.bind;
         let listen = |cause| StartError::Listen { address, cause };
         let listener = std::net::TcpListener::bind(address).map_err(listen)?;
         listener.set_nonblocking(true).map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
+        if !address.ip().is_loopback() && !(config.security.has_tls() && config.security.knows_callers()) {
+            tracing::warn!("{}", insecure(&config.security, address));
+        }
+        let admission = Admission {
+            section: config.security.clone(),
+            keeper: Arc::new(keeper),
+            address,
+        };
+        let scheme = if config.security.has_tls() { "https" } else { "http" };
 
         let row = RunRow {
             run_id: format!("{}-{:08x}", config.run.name, rand::random::<u32>()),
@@ -243,7 +283,7 @@ impl Coordinator {
         let server = spawn("coordinator-service", move || {
             server_runtime.block_on(async move {
                 match TcpListener::from_std(listener) {
-                    Ok(listener) => serve(listener, server_mailbox, row, term, is_done).await,
+                    Ok(listener) => serve(listener, server_mailbox, row, term, admission, is_done).await,
                     Err(error) => tracing::error!("cannot listen: {error}"),
                 }
             });
@@ -257,6 +297,8 @@ impl Coordinator {
         let handle = ControlHandle { mailbox };
         Ok(Running {
             address,
+            scheme,
+            trainers_token,
             run_id,
             handle,
             events,
@@ -264,6 +306,32 @@ impl Coordinator {
             server: Some(server),
         })
     }
+}
+
+fn paths(section: &SecuritySection) -> Paths {
+    Paths {
+        certificate: section.certificate.clone(),
+        key: section.key.clone(),
+        client_ca: section.client_ca.clone(),
+        tokens: section.tokens.clone(),
+    }
+}
+
+/// Whom the token of trainers stands for that this process starts.
+fn own_trainers() -> Identity {
+    Identity {
+        role: Role::Trainer,
+        name: "of-this-process".to_owned(),
+    }
+}
+
+/// What `security.insecure_bind` has let through.
+fn insecure(section: &SecuritySection, address: SocketAddr) -> String {
+    let what = match (section.has_tls(), section.knows_callers()) {
+        (_, false) => "everybody who reaches it may watch, stop and join the run",
+        (true, true) | (false, true) => "tokens go over the network in clear, where whoever reads them can use them",
+    };
+    format!("the coordinator listens on {address}, and {what} (security.insecure_bind)")
 }
 
 /// How many ranks a run may have that begins with `ranks`. MPI's world cannot be made anew.
@@ -308,9 +376,26 @@ fn spawn<T: Send + 'static>(
 }
 
 impl Running {
-    /// Where it listens: trainers and operators take `http://ADDRESS`.
+    /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What trainers and operators on this machine take: `http://ADDRESS`, or `https://` where it talks TLS.
+    pub fn url(&self) -> String {
+        let mut address = self.address;
+        if address.ip().is_unspecified() {
+            address.set_ip(match address.ip() {
+                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        format!("{}://{address}", self.scheme)
+    }
+
+    /// What trainers show that this process starts; none where nobody is asked.
+    pub fn trainers_token(&self) -> Option<&Token> {
+        self.trainers_token.as_ref()
     }
 
     /// The run's id.
@@ -399,14 +484,16 @@ impl ControlHandle {
     }
 
     fn tell(&self, event: Event) {
+        let caller = own_process(&event);
         // An error says that the run is over, which is what was asked for.
         let _told = self
             .mailbox
             .operators
-            .send(Letter::Command(event, Box::new(|_answer| {})));
+            .send(Letter::Command(event, caller, Box::new(|_answer| {})));
     }
 
     fn command(&self, event: Event) -> Result<(String, Option<Effect>), Refusal> {
+        let caller = own_process(&event);
         let (answer, answered) = std_mpsc::sync_channel(1);
         let reply = Box::new(move |decided| {
             // The caller waits only so long.
@@ -415,10 +502,21 @@ impl ControlHandle {
         let over = || Refusal::new("RUN_OVER", "run", "the run is over".to_owned());
         self.mailbox
             .operators
-            .send(Letter::Command(event, reply))
+            .send(Letter::Command(event, caller, reply))
             .map_err(|_| over())?;
         answered.recv_timeout(ANSWER).unwrap_or_else(|_| Err(over()))
     }
+}
+
+/// The process that the coordinator runs in, as the one who gives an order.
+fn own_process(event: &Event) -> Caller {
+    Caller::own_process(match event {
+        Event::Stop => "stop",
+        Event::Abandon => "abandon",
+        Event::Pause => "pause",
+        Event::Resume => "resume",
+        _ => "an order",
+    })
 }
 
 /// The events of a run, in order. One that is read too slowly misses some, but never the end.

@@ -33,8 +33,8 @@ pub(crate) use crate::ledger::events::{Recorder, event_of_member};
 use crate::ledger::lock::Lock;
 pub use crate::ledger::reader::{Reader, TableSize};
 pub use crate::ledger::replay::{Difference, Replay, Unreplayed, replay};
+pub use crate::ledger::rows::{CallRow, DecisionRow, LEDGER_VERSION, RunRow, TermRow};
 use crate::ledger::rows::{CheckpointRow, FarewellRow, WishRow, decode, encode};
-pub use crate::ledger::rows::{DecisionRow, LEDGER_VERSION, RunRow, TermRow};
 #[cfg(test)]
 pub(crate) use crate::ledger::shadow::Shadow;
 pub use crate::ledger::show::{Committed, Contents, Keyed, Size, rows_of, show};
@@ -63,9 +63,10 @@ const DECISIONS: Rows = TableDefinition::new("decisions");
 const ENDS: Rows = TableDefinition::new("ends");
 const FACTS: Rows = TableDefinition::new("facts");
 const EVENTS: Rows = TableDefinition::new("events");
+const CALLS: Rows = TableDefinition::new("calls");
 
 /// Every table.
-const TABLES: [Rows; 19] = [
+const TABLES: [Rows; 20] = [
     RUN,
     TERMS,
     GENERATIONS,
@@ -85,6 +86,7 @@ const TABLES: [Rows; 19] = [
     ENDS,
     FACTS,
     EVENTS,
+    CALLS,
 ];
 
 /// Memory that the store may use to cache pages; its own default is 1 GiB.
@@ -185,6 +187,7 @@ pub struct Ledger {
     next_checkpoint: u64,
     next_answer: u64,
     next_event: u64,
+    next_call: u64,
     _lock: Option<Lock>,
 }
 
@@ -222,6 +225,7 @@ impl Ledger {
             next_checkpoint: 0,
             next_answer: 0,
             next_event: 1,
+            next_call: 0,
             _lock: Some(lock),
         };
         ledger.claim(folder)?;
@@ -262,6 +266,7 @@ impl Ledger {
         self.next_answer = self.last_key(ANSWERS)?.map_or(0, |number| number + 1);
         self.branches = Branches::of(self.all(REWINDS, "rewinds")?);
         self.next_event = self.last_key(EVENTS)?.map_or(1, |number| number + 1);
+        self.next_call = self.last_key(CALLS)?.map_or(0, |number| number + 1);
         let row = TermRow {
             pid: std::process::id(),
             began: unix_seconds(),
@@ -308,6 +313,16 @@ impl Ledger {
         &mut self,
         records: &[Record],
         events: Vec<Vec<u8>>,
+    ) -> Result<Vec<Row>, LedgerError> {
+        self.append_with_calls(records, events, &[])
+    }
+
+    /// As [`Ledger::append_with_events`], together with who gave the orders, and whose calls were refused.
+    pub(crate) fn append_with_calls(
+        &mut self,
+        records: &[Record],
+        events: Vec<Vec<u8>>,
+        calls: &[CallRow],
     ) -> Result<Vec<Row>, LedgerError> {
         let mut rows = Vec::with_capacity(records.len());
         let (mut next_decision, mut next_wish) = (self.next_decision, self.next_wish);
@@ -396,7 +411,12 @@ impl Ledger {
                 .zip(events)
                 .map(|(number, event)| (EVENTS, number, event)),
         );
+        let next_call = self.next_call + calls.len() as u64;
+        for (number, call) in (self.next_call..).zip(calls) {
+            rows.push(self.row(CALLS, number, call)?);
+        }
         self.write(&rows)?;
+        self.next_call = next_call;
         (self.next_decision, self.next_wish) = (next_decision, next_wish);
         (self.next_checkpoint, self.next_answer) = (next_checkpoint, next_answer);
         self.next_event = next_event;
@@ -665,7 +685,7 @@ fn store(what: &'static str, path: &Path, cause: impl std::fmt::Display) -> Ledg
     }
 }
 
-fn unix_seconds() -> f64 {
+pub(crate) fn unix_seconds() -> f64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0.0, |time| time.as_secs_f64())

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lockstep_data::TokenizerChoice;
+use lockstep_security::{CredentialArguments, Role};
 
 /// A distributed data-parallel trainer: the same bits on any number of ranks.
 #[derive(Debug, Parser)]
@@ -54,6 +55,12 @@ pub enum Command {
         /// What to do with the ledger.
         #[command(subcommand)]
         command: LedgerCommand,
+    },
+    /// Make certificates and tokens, for coordinators that others reach
+    Certs {
+        /// What to make.
+        #[command(subcommand)]
+        command: CertsCommand,
     },
     /// Preview learning rate, batch size and length of a run
     Schedule(ScheduleArguments),
@@ -143,9 +150,49 @@ impl Backend {
 pub struct Target {
     /// Name of a run under ./runs, or its folder; not needed where one run is live
     pub run: Option<String>,
-    /// Address of the run's coordinator, such as http://127.0.0.1:40001
+    /// Address of the run's coordinator, such as http://127.0.0.1:40001 or https://HOST:PORT
     #[arg(long, value_name = "URL")]
     pub coordinator: Option<String>,
+    /// What is shown to it.
+    #[command(flatten)]
+    pub credentials: CredentialArguments,
+}
+
+/// `lockstep certs …`.
+#[derive(Debug, Subcommand)]
+pub enum CertsCommand {
+    /// Make an authority of one's own and certificates for coordinator, trainers, operators and viewers
+    New(CertsArguments),
+    /// Make a token, print it once, and add its hash to a file for security.tokens
+    Token(TokenArguments),
+}
+
+/// `lockstep certs new`.
+#[derive(Debug, Args)]
+pub struct CertsArguments {
+    /// The folder for the files, made if it is not there; no file in it is written over
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// A name or address of the coordinator's host, besides localhost and this machine's name (may be repeated)
+    #[arg(long = "host", value_name = "NAME")]
+    pub hosts: Vec<String>,
+    /// Days for which the certificates are valid
+    #[arg(long, default_value_t = 365, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub days: u32,
+}
+
+/// `lockstep certs token`.
+#[derive(Debug, Args)]
+pub struct TokenArguments {
+    /// What it is for: trainer, operator or viewer
+    #[arg(long)]
+    pub role: Role,
+    /// Whose it is; the ledger names it with every order
+    #[arg(long)]
+    pub name: String,
+    /// The file of hashes, made if it is not there
+    #[arg(long, value_name = "FILE")]
+    pub tokens: PathBuf,
 }
 
 /// On what conditions an order is carried out.
@@ -165,22 +212,22 @@ pub struct Conditions {
 /// An order without a content.
 #[derive(Debug, Args)]
 pub struct OrderArguments {
+    /// Which run.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub target: Target,
+    /// On what conditions.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub conditions: Conditions,
 }
 
 /// `lockstep stop`.
 #[derive(Debug, Args)]
 pub struct StopArguments {
+    /// Which run.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub target: Target,
+    /// On what conditions.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub conditions: Conditions,
     /// Not now but after this step; 0 takes back an earlier wish
     #[arg(long, value_name = "STEP")]
@@ -194,25 +241,28 @@ pub struct SetArguments {
     /// checkpoint_every
     #[arg(required = true, value_name = "KEY=VALUE")]
     pub words: Vec<String>,
-    /// Address of the run's coordinator, such as http://127.0.0.1:40001
+    /// Address of the run's coordinator, such as http://127.0.0.1:40001 or https://HOST:PORT
     #[arg(long, value_name = "URL")]
     pub coordinator: Option<String>,
+    /// What is shown to it.
     #[command(flatten)]
-    #[allow(missing_docs)]
+    pub credentials: CredentialArguments,
+    /// On what conditions.
+    #[command(flatten)]
     pub conditions: Conditions,
 }
 
 /// `lockstep extend`.
 #[derive(Debug, Args)]
 pub struct ExtendArguments {
+    /// Which run.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub target: Target,
+    /// On what conditions.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub conditions: Conditions,
+    /// By how much.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub by: Longer,
 }
 
@@ -237,28 +287,28 @@ pub struct Longer {
 /// `lockstep skip`.
 #[derive(Debug, Args)]
 pub struct SkipArguments {
+    /// Which run.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub target: Target,
     /// How many
     #[arg(long, value_name = "COUNT")]
     pub samples: u64,
+    /// On what conditions.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub conditions: Conditions,
 }
 
 /// `lockstep drain`.
 #[derive(Debug, Args)]
 pub struct DrainArguments {
+    /// Which run.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub target: Target,
     /// Name of the trainer, as `lockstep members` shows it
     #[arg(long, value_name = "NAME")]
     pub member: String,
+    /// On what conditions.
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub conditions: Conditions,
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use lockstep_proto::domain::{MemberStatus, Outcome, RunEvent, RunStatus};
 use lockstep_proto::v1;
 use lockstep_proto::v1::control_client::ControlClient;
-use tonic::transport::Channel;
+use lockstep_security::{Channel, Credentials};
 
 use crate::cli::Target;
 use crate::ending::Ending;
@@ -44,7 +44,7 @@ pub(crate) fn members(target: &Target) -> Result<(), Ending> {
 pub(crate) fn watch(target: &Target) -> Result<(), Ending> {
     let address = find(target)?;
     block_on(async {
-        let mut client = connect(&address).await?;
+        let mut client = connect(&address, target).await?;
         let mut events = watch_events(&mut client).await?;
         loop {
             let event = match events.message().await {
@@ -75,16 +75,26 @@ pub(crate) async fn watch_events(
         .map_err(|status| Ending::Failed(status.message().to_owned()))
 }
 
-/// Connects to a coordinator.
-pub(crate) async fn connect(address: &str) -> Result<ControlClient<Channel>, Ending> {
-    let endpoint = tonic::transport::Endpoint::from_shared(address.to_owned())
-        .map_err(|_| Ending::BadInput(format!("{address:?} is no address; write http://127.0.0.1:PORT")))?;
-    let channel = endpoint.connect_timeout(PATIENCE).connect().await.map_err(|_| {
+/// Connects to a coordinator, with what the operator shows to it.
+pub(crate) async fn connect(address: &str, target: &Target) -> Result<ControlClient<Channel>, Ending> {
+    let credentials = Credentials::of(target.credentials.clone()).map_err(Ending::bad_input)?;
+    let (endpoint, bearer) = credentials.way_to(address).map_err(Ending::bad_input)?;
+    let channel = endpoint.connect_timeout(PATIENCE).connect().await.map_err(|error| {
         Ending::Failed(format!(
-            "no coordinator answers at {address}; is the run still alive? See `lockstep status`"
+            "no coordinator answers at {address} ({}); is the run still alive? See `lockstep status`",
+            innermost(&error)
         ))
     })?;
-    Ok(ControlClient::new(channel))
+    Ok(ControlClient::new(bearer.on(channel)))
+}
+
+/// The sentence at the bottom of a chain of causes, which says what the system said.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
 }
 
 fn ask<Reply>(
@@ -93,7 +103,7 @@ fn ask<Reply>(
 ) -> Result<Reply, Ending> {
     let address = find(target)?;
     block_on(async {
-        let client = connect(&address).await?;
+        let client = connect(&address, target).await?;
         match tokio::time::timeout(PATIENCE, question(client)).await {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             Ok(Err(status)) => Err(refusal(&address, &status)),
@@ -108,6 +118,14 @@ fn ask<Reply>(
 pub(crate) fn refusal(address: &str, status: &tonic::Status) -> Ending {
     match status.code() {
         tonic::Code::InvalidArgument | tonic::Code::FailedPrecondition => Ending::BadInput(status.message().to_owned()),
+        tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => {
+            Ending::BadInput(format!("the coordinator at {address} refuses: {}", status.message()))
+        }
+        // A connection that breaks says why at the bottom: that the certificate was refused, for one.
+        _ if std::error::Error::source(status).is_some() => Ending::Failed(format!(
+            "the coordinator at {address} could not answer: {}",
+            innermost(status)
+        )),
         _ => Ending::Failed(format!(
             "the coordinator at {address} could not answer: {}",
             status.message()

@@ -131,6 +131,16 @@ fn text(contents: &Contents) -> String {
             decision.reason
         ));
     }
+    for call in &contents.calls {
+        let (who, from, what) = (&call.who, &call.from, &call.call);
+        let how = if call.is_refused { "refused" } else { "answered" };
+        lines.push(format!(
+            "{} term {}: {who} from {from} called {what}, {how}: {}",
+            moment(call.at),
+            call.term,
+            call.answer
+        ));
+    }
     for end in &contents.ends {
         let how = match end.record.outcome {
             Outcome::Completed => "completed",

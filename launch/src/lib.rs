@@ -1,10 +1,11 @@
 //! The command that people type.
 //!
 //! Way of data: [`cli`] says what can be typed; [`execute`] hands each command to its module: `run` starts and watches
-//! a whole run, `control` talks to a live one, `ledger` reads what one has recorded, `schedule` previews one, `data` prepares text, `sibling` becomes the
+//! a whole run, `control` talks to a live one, `ledger` reads what one has recorded, `schedule` previews one, `data` prepares text, `certs` makes certificates and tokens, `sibling` becomes the
 //! trainer binary for what needs libtorch. Each ends in an [`Ending`], whose code is the process's exit code and
 //! whose sentence, if any, goes to stderr.
 
+mod certs;
 pub mod cli;
 mod control;
 mod data;
@@ -41,6 +42,7 @@ pub fn execute(command: cli::Command) -> Result<(), Ending> {
             command: cli::DataCommand::Prepare(arguments),
         } => data::prepare(arguments),
         cli::Command::Ledger { command } => ledger::ledger(&command),
+        cli::Command::Certs { command } => certs::certs(&command),
         cli::Command::Schedule(arguments) => schedule::schedule(&arguments),
         cli::Command::Generate { arguments } => Err(sibling::become_trainer("generate", &arguments)),
         cli::Command::Inspect { arguments } => Err(sibling::become_trainer("inspect", &arguments)),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use lockstep_proto::v1;
 use lockstep_proto::v1::control_client::ControlClient;
 use lockstep_proto::v1::{extend_request, setting};
-use tonic::transport::Channel;
+use lockstep_security::Channel;
 
 use crate::cli::{Conditions, DrainArguments, ExtendArguments, SetArguments, SkipArguments, StopArguments, Target};
 use crate::control::{PATIENCE, block_on, connect, find, header, refusal};
@@ -57,6 +57,7 @@ pub(crate) fn set(arguments: &SetArguments) -> Result<(), Ending> {
     let target = Target {
         run,
         coordinator: arguments.coordinator.clone(),
+        credentials: arguments.credentials.clone(),
     };
     send(&target, &arguments.conditions, &Order::Set(Box::new(request)))
 }
@@ -139,7 +140,7 @@ fn send(target: &Target, conditions: &Conditions, order: &Order) -> Result<(), E
         loop {
             // Found anew each time: another coordinator may have taken over, at another address.
             let address = find(target)?;
-            let tried = match connect(&address).await {
+            let tried = match connect(&address, target).await {
                 Ok(mut client) => {
                     let asked = tokio::time::timeout(PATIENCE, give(&mut client, order, &command)).await;
                     match asked {
@@ -152,6 +153,7 @@ fn send(target: &Target, conditions: &Conditions, order: &Order) -> Result<(), E
                         )),
                     }
                 }
+                Err(ending @ Ending::BadInput(_)) => return Err(ending),
                 Err(ending) => ending,
             };
             if began.elapsed() >= PATIENCE {

@@ -16,6 +16,8 @@ use crate::started::{end_with_starter, keep_log, member};
 use crate::train::{Mpi, TrainOptions, train};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use lockstep_proto::domain::Outcome;
+use lockstep_security::{CredentialArguments, Credentials};
+use lockstep_session::SessionError;
 
 /// Trains as one rank of a run, and does what needs libtorch.
 #[derive(Parser)]
@@ -32,6 +34,8 @@ enum Command {
         /// The coordinator's address.
         #[arg(long, env = "LOCKSTEP_COORDINATOR")]
         coordinator: String,
+        #[command(flatten)]
+        credentials: CredentialArguments,
         /// The name of this member, unique in the run [default under mpirun: trainer-RANK].
         #[arg(long, env = "LOCKSTEP_MEMBER")]
         member: Option<String>,
@@ -149,6 +153,7 @@ fn is_bad_input(error: &TrainerError) -> bool {
             | TrainerError::Config(_)
             | TrainerError::Data(_)
             | TrainerError::File { .. }
+            | TrainerError::Session(SessionError::Credentials(_))
     )
 }
 
@@ -156,6 +161,7 @@ fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerErr
     match command {
         Command::Train {
             coordinator,
+            credentials,
             member: member_name,
             run_dir,
             advertise,
@@ -163,6 +169,7 @@ fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerErr
         } => {
             let options = TrainOptions {
                 coordinator,
+                credentials: Credentials::of(credentials).map_err(SessionError::from)?,
                 member: member(member_name)?,
                 run_dir,
                 advertise,

@@ -21,6 +21,7 @@ use lockstep_config::{CollectiveBackend, RunConfig};
 use lockstep_data::{Dataset, Order, ValidationSet};
 use lockstep_parts::Keeper;
 use lockstep_proto::domain::{Generation, JoinInfo, Outcome, Part};
+use lockstep_security::Credentials;
 use lockstep_session::{Session, SessionError, SessionOptions, Why};
 
 use crate::device::opening::{Opened, open};
@@ -81,8 +82,10 @@ pub trait Mpi: Sync {
 /// What a trainer is told when it is started.
 #[derive(Clone, Debug)]
 pub struct TrainOptions {
-    /// The coordinator's address, `http://HOST:PORT`.
+    /// The coordinator's address, `http://HOST:PORT` or `https://HOST:PORT`.
     pub coordinator: String,
+    /// What this trainer shows to it.
+    pub credentials: Credentials,
     /// The name of this member.
     pub member: String,
     /// The run's folder; `runs/NAME` under the current directory if not given.
@@ -98,6 +101,7 @@ pub struct TrainOptions {
 pub fn train(options: &TrainOptions, mpi: Option<&'static dyn Mpi>) -> Result<Outcome, TrainerError> {
     let (mut session, welcome) = Session::connect(SessionOptions {
         coordinator: options.coordinator.clone(),
+        credentials: options.credentials.clone(),
         member: options.member.clone(),
         patience: PATIENCE,
     })?;

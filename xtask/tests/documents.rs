@@ -55,6 +55,10 @@ fn every_key_and_no_other_is_documented() {
         "learning_rate.base_batch=8",
         "momentum.schedule={ kind = \"linear\", start = 0.8, end = 0.9, over = 10, unit = \"epochs\" }",
         "weight_decay.schedule=0.1",
+        "security.certificate=c.pem",
+        "security.key=k.pem",
+        "security.client_ca=ca.pem",
+        "security.tokens=tokens",
     ]
     .map(str::to_owned)
     .into();
@@ -149,6 +153,7 @@ fn every_link_and_every_named_file_exists() {
         "docs/polar.md",
         "docs/schedules.md",
         "docs/steering.md",
+        "docs/security.md",
         "docs/basin/README.md",
     ];
     let mut seen = 0;

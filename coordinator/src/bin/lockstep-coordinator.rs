@@ -30,7 +30,7 @@ struct Arguments {
     /// Trainers of the world.
     #[arg(long, env = "LOCKSTEP_RANKS")]
     ranks: u32,
-    /// Where to listen, instead of coordinator.bind; a loopback address.
+    /// Where to listen, instead of coordinator.bind; an address other than loopback as [security] allows.
     #[arg(long, env = "LOCKSTEP_LISTEN")]
     listen: Option<SocketAddr>,
 }
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
             return if is_over { ExitCode::SUCCESS } else { ExitCode::from(2) };
         }
     };
-    println!("http://{}", running.address());
+    println!("{}", running.url());
     let handle = running.handle();
     std::thread::spawn(move || signals.obey(&handle));
     let end = running.wait();

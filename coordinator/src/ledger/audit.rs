@@ -20,8 +20,8 @@ use crate::branches::{Branches, Rewind};
 use crate::changes::{Change, Changes};
 use crate::ledger::rows::{record_of, typed_record_of};
 use crate::ledger::{
-    CHANGES, COMMITTED, DECISIONS, DecisionRow, ENDS, FACTS, FactsRow, GENERATIONS, LedgerError, PLANS, REWINDS, RUN,
-    Reader, RunRow, SNAPSHOTS, TABLES, TERMS, TermRow, URGENT, VALIDATIONS,
+    CALLS, CHANGES, COMMITTED, CallRow, DECISIONS, DecisionRow, ENDS, FACTS, FactsRow, GENERATIONS, LedgerError, PLANS,
+    REWINDS, RUN, Reader, RunRow, SNAPSHOTS, TABLES, TERMS, TermRow, URGENT, VALIDATIONS,
 };
 use crate::plan::Planner;
 use crate::run::Commit;
@@ -199,6 +199,7 @@ pub fn audit(reader: &Reader) -> Result<Audit, LedgerError> {
         decisions: load(reader, DECISIONS.name(), &mut readable)?,
         ends: load(reader, ENDS.name(), &mut readable)?,
     };
+    let _calls: BTreeMap<u64, CallRow> = load(reader, CALLS.name(), &mut readable)?;
     let sizes = reader.tables()?;
     for table in sizes
         .iter()

@@ -3,7 +3,8 @@
 //! Way of data: for each term, [`FactsRow`] → a machine ([`machine_of`]) → every event of the term in its order, at its
 //! time → the records that the machine wants to be durable → a ledger in memory, written by the same code as the one
 //! on disk → each row is compared with that on disk, byte for byte. Two things are taken from the disk: when a
-//! decision was written down, which the machine does not know, and which process a term was.
+//! decision was written down, which the machine does not know, and which process a term was. Who called is no decision of
+//! the machine, and is not compared.
 
 use lockstep_config::RunConfig;
 use redb::backends::InMemoryBackend;
@@ -12,8 +13,8 @@ use redb::{Database, ReadableDatabase, TableHandle};
 use crate::branches::Branches;
 use crate::ledger::rows::{encode, record_of, typed_record_of};
 use crate::ledger::{
-    DECISIONS, DecisionRow, EVENTS, FACTS, FactsRow, Heard, Ledger, LedgerError, RUN, Reader, Row, RunRow, SNAPSHOTS,
-    TABLES, TERMS, TermRow, rows, store,
+    CALLS, DECISIONS, DecisionRow, EVENTS, FACTS, FactsRow, Heard, Ledger, LedgerError, RUN, Reader, Row, RunRow,
+    SNAPSHOTS, TABLES, TERMS, TermRow, rows, store,
 };
 use crate::plan::Planner;
 use crate::run::{Directive, Record, Run, RunFacts};
@@ -233,7 +234,10 @@ impl Replaying<'_> {
     /// Looks for rows that no event leads to, once every term was replayed.
     fn find_surplus(&mut self) -> Result<(), LedgerError> {
         for table in self.reader.tables()?.into_iter().map(|table| table.name) {
-            if [RUN, TERMS, FACTS, EVENTS].iter().any(|kept| kept.name() == table) {
+            if [RUN, TERMS, FACTS, EVENTS, CALLS]
+                .iter()
+                .any(|kept| kept.name() == table)
+            {
                 continue;
             }
             let mut difference = None;
@@ -313,6 +317,7 @@ impl Ledger {
             next_checkpoint: 0,
             next_answer: 0,
             next_event: 1,
+            next_call: 0,
             _lock: None,
         };
         ledger.make_tables()?;

@@ -50,6 +50,27 @@ pub struct DecisionRow {
     pub reason: String,
 }
 
+/// A call that somebody must be able to ask about later: an order, or one that was refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CallRow {
+    /// The term that was called.
+    pub term: u64,
+    /// When, in seconds of Unix time.
+    pub at: f64,
+    /// Who: role and name as they were proved, `this machine`, or `nobody known`.
+    pub who: String,
+    /// The address that it came from.
+    pub from: String,
+    /// What was called.
+    pub call: String,
+    /// Whether it was refused.
+    pub is_refused: bool,
+    /// What the coordinator answered.
+    pub answer: String,
+    /// For how many calls the row stands: of too many refused ones only the number is kept.
+    pub calls: u64,
+}
+
 /// What operators want from then on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct WishRow {

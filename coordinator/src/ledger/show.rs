@@ -12,9 +12,10 @@ use crate::branches::{Branches, Rewind};
 use crate::changes::Change;
 use crate::ledger::rows::{parts_of, record_of, typed_record_of};
 use crate::ledger::{
-    CHANGES, COMMITTED, DECISIONS, ENDS, EVENTS, FACTS, GENERATIONS, PLANS, REWINDS, RUN, SNAPSHOTS, TERMS, VALIDATIONS,
+    CALLS, CHANGES, COMMITTED, DECISIONS, ENDS, EVENTS, FACTS, GENERATIONS, PLANS, REWINDS, RUN, SNAPSHOTS, TERMS,
+    VALIDATIONS,
 };
-use crate::ledger::{DecisionRow, Heard, LedgerError, Reader, RunRow, TableSize, TermRow, store};
+use crate::ledger::{CallRow, DecisionRow, Heard, LedgerError, Reader, RunRow, TableSize, TermRow, store};
 use crate::run::Commit;
 
 /// What a ledger holds.
@@ -42,6 +43,8 @@ pub struct Contents {
     pub validations: Vec<Keyed<Validation>>,
     /// Every decision with its reason, in order.
     pub decisions: Vec<DecisionRow>,
+    /// Every order, and the calls that were refused, in order.
+    pub calls: Vec<CallRow>,
     /// The end of every term that came to one, by term.
     pub ends: Vec<Keyed<RunEnd>>,
     /// How large it is.
@@ -140,6 +143,7 @@ pub fn show(reader: &Reader) -> Result<Contents, LedgerError> {
         snapshots,
         validations,
         decisions: records(all(reader, DECISIONS.name())?),
+        calls: all(reader, CALLS.name())?.into_iter().map(|row| row.record).collect(),
         ends: all(reader, ENDS.name())?,
         size: size(reader)?,
     })

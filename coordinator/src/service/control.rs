@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use crate::changes::{Ask, Extension, Setting};
 use crate::run::{Event, Order, Wanted};
+use crate::service::caller::Caller;
 use crate::service::mailbox::{Letter, Mailbox, Reply};
 use crate::service::status::{misunderstood, other_run, over, refused};
 
@@ -68,7 +69,9 @@ impl ControlService {
         self.check(header)?;
         let order = order(command.unwrap_or_default(), wanted)?;
         let event = Event::Ordered(Box::new(order));
-        let decided = self.ask(|reply| Letter::Command(event, reply)).await?;
+        let decided = self
+            .ask(|reply| Letter::Command(event, Caller::present(), reply))
+            .await?;
         let (reason, effect) = decided.map_err(|refusal| refused(&refusal))?;
         Ok(Response::new(v1::CommandReply {
             header: Some((&self.header()).into()),

@@ -14,7 +14,7 @@ use tokio::sync::broadcast;
 use tonic::Status;
 
 use crate::files::RunFiles;
-use crate::ledger::{Ledger, Recorder};
+use crate::ledger::{CallRow, Ledger, Recorder};
 use crate::run::{Decision, Directive, Effect, Event, Leases, Peer, Phase, Record, Refusal, Run};
 use crate::service::checkpoints::Committer;
 use crate::service::mailbox::{Letter, Letters, Outgoing, Reply};
@@ -65,6 +65,8 @@ pub(crate) struct Executor {
     refusals: Vec<(Peer, Refusal)>,
     /// Answers that wait for the decision to be durable.
     replies: Vec<(Reply<Answer>, Answer)>,
+    /// Who gave orders, and whose calls were refused, since the last transaction.
+    calls: Vec<CallRow>,
     told: (&'static str, String),
     /// When the present phase began.
     phase_since: Instant,
@@ -85,6 +87,7 @@ impl Executor {
             pending_since: None,
             refusals: Vec::new(),
             replies: Vec::new(),
+            calls: Vec::new(),
             told,
             phase_since: Instant::now(),
             loss: parts.last.as_ref().map(|step| step.loss),
@@ -159,10 +162,19 @@ impl Executor {
                     self.parts.leases.gone(peer);
                 }
             }
-            Letter::Command(event, reply) => {
+            Letter::Command(event, caller, reply) => {
                 let decision = self.step(event);
                 let answer = decision.refusal.map_or(Ok((decision.reason, decision.effect)), Err);
+                let said = match &answer {
+                    Ok((sentence, _)) => Ok(sentence.as_str()),
+                    Err(refusal) => Err(refusal.reason.as_str()),
+                };
+                self.calls.push(caller.row(self.parts.ledger.term(), said));
                 self.replies.push((reply, answer));
+            }
+            Letter::Called(row) => {
+                self.calls.push(row);
+                self.pending_since.get_or_insert_with(Instant::now);
             }
             Letter::Status(reply) => reply(self.status()),
             Letter::Members(reply) => reply(self.parts.run.members()),
@@ -214,8 +226,9 @@ impl Executor {
             }
         }
         let events = self.parts.recorder.take();
-        if !(records.is_empty() && events.is_empty())
-            && let Err(error) = self.parts.ledger.append_with_events(&records, events)
+        let calls = std::mem::take(&mut self.calls);
+        if !(records.is_empty() && events.is_empty() && calls.is_empty())
+            && let Err(error) = self.parts.ledger.append_with_calls(&records, events, &calls)
         {
             self.cannot_go_on(error.to_string());
             return;

@@ -5,7 +5,9 @@ use lockstep_proto::v1;
 use tokio::sync::{broadcast, mpsc};
 use tonic::Status;
 
+use crate::ledger::CallRow;
 use crate::run::{Effect, Event, Peer, Refusal};
+use crate::service::caller::Caller;
 
 /// Messages of members that may wait; a full box holds the members' streams back.
 const MEMBER_BOX: usize = 1024;
@@ -22,8 +24,10 @@ pub(crate) enum Letter {
     Attach(Peer, Outgoing),
     /// Something happened to the run.
     Event(Event),
-    /// A command, answered with what was decided.
-    Command(Event, Reply<Result<(String, Option<Effect>), Refusal>>),
+    /// A command of somebody, answered with what was decided.
+    Command(Event, Caller, Reply<Result<(String, Option<Effect>), Refusal>>),
+    /// A call that must be durable and leads to no decision.
+    Called(CallRow),
     /// A question.
     Status(Reply<RunStatus>),
     /// A question.

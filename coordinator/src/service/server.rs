@@ -1,20 +1,25 @@
-//! The tonic server: both services, health and reflection, on one loopback address.
+//! The tonic server: both services, health and reflection, on one address, behind the guard.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use lockstep_config::SecuritySection;
 use lockstep_proto::FILE_DESCRIPTOR_SET;
 use lockstep_proto::v1::control_server::ControlServer;
 use lockstep_proto::v1::training_server::TrainingServer;
+use lockstep_security::{Keeper, Reload};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::ledger::RunRow;
 use crate::service::MESSAGE_LIMIT;
+use crate::service::caller::Caller;
 use crate::service::control::ControlService;
+use crate::service::guard::{Guard, Journal};
+use crate::service::incoming::connections;
 use crate::service::mailbox::Mailbox;
 use crate::service::training::TrainingService;
 
@@ -22,6 +27,17 @@ use crate::service::training::TrainingService;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How long streams may take to end after the run.
 const GRACE: Duration = Duration::from_millis(500);
+/// How often certificates and tokens are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Bytes of all headers of a request.
+const HEADERS: u32 = 16 << 10;
+
+/// Whom the server lets in.
+pub(crate) struct Admission {
+    pub(crate) section: SecuritySection,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) address: SocketAddr,
+}
 
 /// Serves until `done` says so, or its sender is gone.
 pub(crate) async fn serve(
@@ -29,8 +45,16 @@ pub(crate) async fn serve(
     mailbox: Mailbox,
     run: RunRow,
     term: u64,
+    admission: Admission,
     done: oneshot::Receiver<()>,
 ) {
+    let Admission {
+        section,
+        keeper,
+        address,
+    } = admission;
+    let journal = Arc::new(Journal::new(mailbox.clone(), term));
+    let guard = Guard::new(&section, keeper.clone(), journal.clone(), address);
     let training = TrainingService {
         mailbox: mailbox.clone(),
         run_id: run.run_id.clone(),
@@ -59,7 +83,10 @@ pub(crate) async fn serve(
         .timeout(DEADLINE)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .max_concurrent_streams(Some(64));
+        .max_concurrent_streams(Some(64))
+        .http2_max_header_list_size(HEADERS)
+        .accept_http1(true)
+        .layer(guard);
     let mut router = server
         .add_service(health_service)
         .add_service(training)
@@ -69,7 +96,8 @@ pub(crate) async fn serve(
         Err(error) => tracing::warn!("without reflection: {error}"),
     }
     let (closing, closed) = oneshot::channel::<()>();
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = connections(listener, &section, keeper.clone(), journal.clone());
+    let watching = tokio::spawn(watch_files(keeper, journal));
     let serving = router.serve_with_incoming_shutdown(incoming, async {
         // An error means that the sender is gone, which says the same.
         let _over = closed.await;
@@ -79,4 +107,23 @@ pub(crate) async fn serve(
     // Both may be gone already; then there is nothing left to close.
     let _closing = closing.send(());
     let _ended = tokio::time::timeout(GRACE, serving).await;
+    watching.abort();
+}
+
+/// Has certificates and tokens read again whenever they change, for as long as the server lives.
+async fn watch_files(keeper: Arc<Keeper>, journal: Arc<Journal>) {
+    let caller = Caller::own_process("reload of the files of [security]");
+    loop {
+        tokio::time::sleep(LOOK).await;
+        journal.tick();
+        let keeper = keeper.clone();
+        // A file system that hangs must not stop the services.
+        match tokio::task::spawn_blocking(move || keeper.reload()).await {
+            Ok(Reload::Taken) => journal.note(&caller, Ok("what they say now counts for every new call")),
+            Ok(Reload::Refused(error)) => {
+                journal.note(&caller, Err(&format!("{error}; what they said before stays in use")));
+            }
+            Ok(Reload::Unchanged) | Err(_) => {}
+        }
+    }
 }

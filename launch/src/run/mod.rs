@@ -83,6 +83,12 @@ fn announce(
         config.run.lanes,
         folder.display()
     ));
+    if !config.coordinator.bind.ip().is_loopback() && config.security.insecure_bind {
+        screen.say(&format!(
+            "warning: the coordinator listens on {}, and security.insecure_bind lets in who is not known",
+            config.coordinator.bind
+        ));
+    }
     planner.roundings().iter().for_each(|rounding| screen.say(rounding));
     warnings(config)
         .iter()
@@ -102,10 +108,14 @@ fn train(
     folder: &Path,
     screen: &mut Screen,
 ) -> Result<Verdict, Ending> {
+    let security = &checked.config.security;
     let start = Start {
         binary: trainer,
         mpirun: mpirun.as_deref(),
         coordinator: serving.url(),
+        token: serving.trainers_token(),
+        // Usually one authority for all; else the chain in the certificate's file.
+        authority: security.client_ca.as_deref().or(security.certificate.as_deref()),
         threads: checked.config.run.intra_op_threads,
         gpu: checked.config.run.device == Device::Cuda,
         folder,

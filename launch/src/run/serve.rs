@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use lockstep_config::RunConfig;
 use lockstep_coordinator::{BegunRun, Coordinator, CoordinatorOptions, Events, Running, StartError};
 use lockstep_proto::domain::RunEvent;
+use lockstep_security::Token;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -56,7 +57,7 @@ impl Serving {
     ) -> Result<(Serving, Receiver<Message>), Ending> {
         let (sender, messages) = channel();
         let runtime = catch_signals(&sender)?;
-        let coordinator = Coordinator::start(CoordinatorOptions {
+        let coordinator = Coordinator::start_with_own_trainers(CoordinatorOptions {
             config: checked.config.clone(),
             run_dir: folder.to_owned(),
             begun: if resume { BegunRun::Resumed } else { BegunRun::LeftAlone },
@@ -74,7 +75,7 @@ impl Serving {
             .name("lockstep-events".to_owned())
             .spawn(move || follow(events, &sender))
             .map_err(|error| Ending::Failed(format!("the system gives no thread: {error}")))?;
-        let url = format!("http://{}", coordinator.address());
+        let url = coordinator.url();
         Address::own(url.clone()).write(folder).map_err(|error| {
             Ending::Failed(format!(
                 "cannot write {}: {error}",
@@ -94,6 +95,11 @@ impl Serving {
     /// The coordinator's address.
     pub(crate) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// What the trainers show to it that this process starts, if they are asked.
+    pub(crate) fn trainers_token(&self) -> Option<&Token> {
+        self.coordinator.trainers_token()
     }
 
     /// Asks for a stop at the end of the step. Does not wait: the events tell.

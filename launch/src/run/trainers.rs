@@ -8,11 +8,15 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lockstep_config::{LOCAL_RANK, prepare_for_gpu};
+use lockstep_security::{Credentials, Token};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::ending::Ending;
 use crate::run::mpirun::{Scratch, command};
 use crate::run::supervisor::{Exit, Exited, Process};
+
+/// Names the authority that a coordinator's certificate comes from.
+const AUTHORITY: &str = "LOCKSTEP_CA";
 
 /// Lines of a log that are shown after a failure.
 const TAIL_LINES: usize = 8;
@@ -31,6 +35,10 @@ pub(crate) struct Start<'a> {
     pub(crate) mpirun: Option<&'a Path>,
     /// The coordinator's address.
     pub(crate) coordinator: &'a str,
+    /// What they show to it, if they are asked.
+    pub(crate) token: Option<&'a Token>,
+    /// The authority that its certificate comes from, where it talks TLS and the environment names none.
+    pub(crate) authority: Option<&'a Path>,
     /// Threads of its tensor library.
     pub(crate) threads: u32,
     /// Whether it computes on a GPU.
@@ -123,6 +131,7 @@ impl Trainers {
         if start.gpu {
             prepare_for_gpu(&mut command);
         }
+        show_credentials(&mut command, start)?;
         let child = command
             .env("LOCKSTEP_COORDINATOR", start.coordinator)
             .env("OMP_NUM_THREADS", &threads)
@@ -161,6 +170,28 @@ impl Trainers {
     pub(crate) fn kill_all(&mut self) {
         self.children.iter_mut().for_each(Started::end);
     }
+}
+
+/// A trainer shows a token of its own, and none of what this process's operator has in the environment. Only the same user
+/// can read the environment of a process.
+fn show_credentials(command: &mut Command, start: &Start<'_>) -> std::io::Result<()> {
+    for operators in [
+        "LOCKSTEP_TOKEN_FILE",
+        "LOCKSTEP_CERT",
+        "LOCKSTEP_KEY",
+        Credentials::TOKEN_VARIABLE,
+    ] {
+        command.env_remove(operators);
+    }
+    if let Some(token) = start.token {
+        command.env(Credentials::TOKEN_VARIABLE, token.reveal());
+    }
+    if let Some(authority) = start.authority
+        && std::env::var_os(AUTHORITY).is_none()
+    {
+        command.env(AUTHORITY, std::path::absolute(authority)?);
+    }
+    Ok(())
 }
 
 /// The command of one trainer.

@@ -3,18 +3,14 @@
 use std::time::Duration;
 
 use lockstep_proto::domain::Outcome;
+use lockstep_security::CredentialError;
 
 /// One sentence for the person who started the trainer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
-    /// Not an address.
-    #[error("{address} is not the address of a coordinator: it must look like http://127.0.0.1:5000 ({cause})")]
-    Address {
-        /// As given.
-        address: String,
-        /// Of the parser.
-        cause: String,
-    },
+    /// Not an address, or what is to be shown there cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialError),
     /// Nobody answered.
     #[error("no coordinator answered at {address} within {} s: {cause}", patience.as_secs_f64())]
     Unreachable {

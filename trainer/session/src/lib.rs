@@ -27,6 +27,7 @@ use lockstep_proto::domain::{
     Directive, FromMember, Generation, Header, JoinInfo, MemberBody, Outcome, Part, Plan, Progress, Ready, Stamp,
     StepReport, Written,
 };
+use lockstep_security::Credentials;
 
 pub use crate::abort::AbortSignal;
 pub use crate::activity::Activity;
@@ -36,8 +37,10 @@ use crate::inbox::Inbox;
 /// How to reach the coordinator.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
-    /// `http://ADDRESS:PORT`.
+    /// `http://ADDRESS:PORT`, or `https://` where it talks TLS.
     pub coordinator: String,
+    /// What this trainer shows to it, read again for each connection.
+    pub credentials: Credentials,
     /// This trainer's name, unique in the run.
     pub member: String,
     /// How long to try to connect, and to wait for a communicator id and for the last acknowledgement.

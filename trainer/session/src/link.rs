@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use lockstep_proto::domain::{CoordinatorBody, FromCoordinator};
 use lockstep_proto::v1;
 use lockstep_proto::v1::training_client::TrainingClient;
+use lockstep_security::{Bearer, Channel, Credentials};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
 
 use crate::error::SessionError;
@@ -37,7 +38,8 @@ pub(crate) fn open(options: &SessionOptions, inbox: Arc<Inbox>) -> Result<(JoinH
     let cause = |error: std::io::Error| SessionError::Thread {
         cause: error.to_string(),
     };
-    let endpoint = endpoint(&options.coordinator)?;
+    // Said at once, and not after the patience: what is typed wrong stays wrong.
+    way_to(&options.coordinator, &options.credentials)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -47,7 +49,7 @@ pub(crate) fn open(options: &SessionOptions, inbox: Arc<Inbox>) -> Result<(JoinH
     let thread = std::thread::Builder::new()
         .name("session".to_owned())
         .spawn(move || {
-            runtime.block_on(carry(options, endpoint, link_inbox, welcomed));
+            runtime.block_on(carry(options, link_inbox, welcomed));
         })
         .map_err(cause)?;
     match welcome.recv() {
@@ -57,17 +59,16 @@ pub(crate) fn open(options: &SessionOptions, inbox: Arc<Inbox>) -> Result<(JoinH
     }
 }
 
-fn endpoint(address: &str) -> Result<Endpoint, SessionError> {
-    let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|error| SessionError::Address {
-        address: address.to_owned(),
-        cause: error.to_string(),
-    })?;
-    Ok(endpoint
+/// How to reach the coordinator, with what is valid now.
+fn way_to(address: &str, credentials: &Credentials) -> Result<(Endpoint, Bearer), SessionError> {
+    let (endpoint, bearer) = credentials.way_to(address)?;
+    let endpoint = endpoint
         .connect_timeout(Duration::from_secs(5))
         .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(20))
-        .keep_alive_while_idle(true))
+        .keep_alive_while_idle(true);
+    Ok((endpoint, bearer))
 }
 
 /// The two halves of a stream, and what the coordinator said first on it.
@@ -77,18 +78,13 @@ struct Stream {
     welcome: Welcome,
 }
 
-async fn carry(
-    options: SessionOptions,
-    endpoint: Endpoint,
-    inbox: Arc<Inbox>,
-    welcomed: SyncSender<Result<Welcome, SessionError>>,
-) {
+async fn carry(options: SessionOptions, inbox: Arc<Inbox>, welcomed: SyncSender<Result<Welcome, SessionError>>) {
     let address = &options.coordinator;
     let Stream {
         mut outgoing,
         mut incoming,
         welcome,
-    } = match open_stream(address, &endpoint, options.patience).await {
+    } = match open_stream(&options, options.patience).await {
         Ok(stream) => stream,
         Err(error) => {
             inbox.break_with(error.clone());
@@ -119,7 +115,7 @@ async fn carry(
         }
         tracing::warn!("{error}; looking for it for {:.0} s", search.as_secs_f64());
         let again = tokio::select! {
-            again = find(address, &endpoint, search, &run_id, inbox.term()) => again,
+            again = find(&options, search, &run_id, inbox.term()) => again,
             () = lost_patience(&inbox) => return,
         };
         match again {
@@ -137,9 +133,10 @@ async fn carry(
 }
 
 /// Opens a stream, trying to connect for as long as the patience lasts, and reads the welcome.
-async fn open_stream(address: &str, endpoint: &Endpoint, patience: Duration) -> Result<Stream, SessionError> {
+async fn open_stream(options: &SessionOptions, patience: Duration) -> Result<Stream, SessionError> {
+    let address = &options.coordinator;
     let (outgoing, queue) = mpsc::channel(SEND_BUFFER);
-    let channel = connect(address, endpoint, patience).await?;
+    let channel = connect(options, patience).await?;
     let mut client = TrainingClient::new(channel)
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT);
@@ -165,17 +162,12 @@ async fn open_stream(address: &str, endpoint: &Endpoint, patience: Duration) -> 
 }
 
 /// Looks for the run's coordinator until one answers whose term is not older than `term`.
-async fn find(
-    address: &str,
-    endpoint: &Endpoint,
-    search: Duration,
-    run_id: &str,
-    term: u64,
-) -> Result<Stream, SessionError> {
+async fn find(options: &SessionOptions, search: Duration, run_id: &str, term: u64) -> Result<Stream, SessionError> {
+    let address = &options.coordinator;
     let deadline = Instant::now() + search;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let failed = match open_stream(address, endpoint, left.min(ATTEMPT)).await {
+        let failed = match open_stream(options, left.min(ATTEMPT)).await {
             Ok(stream) if stream.welcome.run_id != run_id => {
                 return Err(SessionError::Refused {
                     reason: format!(
@@ -212,15 +204,17 @@ async fn lost_patience(inbox: &Inbox) {
 }
 
 /// Tries to connect until it works or the patience is over.
-async fn connect(address: &str, endpoint: &Endpoint, patience: Duration) -> Result<Channel, SessionError> {
+async fn connect(options: &SessionOptions, patience: Duration) -> Result<Channel, SessionError> {
+    let address = &options.coordinator;
     let deadline = Instant::now() + patience;
     let mut pause = Duration::from_millis(20);
     loop {
+        let (endpoint, bearer) = way_to(address, &options.credentials)?;
         match endpoint.connect().await {
-            Ok(channel) => return Ok(channel),
+            Ok(channel) => return Ok(bearer.on(channel)),
             Err(error) if Instant::now() + pause >= deadline => {
                 return Err(SessionError::Unreachable {
-                    address: address.to_owned(),
+                    address: address.clone(),
                     patience,
                     cause: innermost(&error),
                 });
@@ -309,8 +303,16 @@ async fn receive(
 
 /// A status as an error: a refusal keeps the coordinator's own sentence.
 fn refusal(address: &str, status: &Status) -> SessionError {
+    let may_come_again = status.metadata().contains_key("retry-after");
     match status.code() {
-        Code::FailedPrecondition | Code::InvalidArgument | Code::AlreadyExists | Code::ResourceExhausted => {
+        Code::FailedPrecondition
+        | Code::InvalidArgument
+        | Code::AlreadyExists
+        | Code::ResourceExhausted
+        | Code::Unauthenticated
+        | Code::PermissionDenied
+            if !may_come_again =>
+        {
             SessionError::Refused {
                 reason: status.message().to_owned(),
             }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_coordinator::Events;
 use lockstep_proto::domain::*;
+use lockstep_security::Credentials;
 use lockstep_session::{Session, SessionError, SessionOptions};
 use tempfile::tempdir;
 
@@ -225,6 +226,7 @@ fn a_member_that_differs_is_refused_with_the_coordinators_sentence() {
     let running = coordinator(&folder, 1, 10);
     let options = SessionOptions {
         coordinator: format!("http://{}", running.address()),
+        credentials: Credentials::default(),
         member: "trainer-0".to_owned(),
         patience: PATIENCE,
     };
@@ -247,6 +249,7 @@ fn a_coordinator_that_goes_away_sets_the_abort_signal() {
     let address = format!("http://{}", running.address());
     let options = SessionOptions {
         coordinator: address.clone(),
+        credentials: Credentials::default(),
         member: "trainer-0".to_owned(),
         patience: PATIENCE,
     };
@@ -261,6 +264,7 @@ fn a_coordinator_that_goes_away_sets_the_abort_signal() {
     assert!(signal.is_set());
     let nobody = SessionOptions {
         coordinator: address,
+        credentials: Credentials::default(),
         member: "late".to_owned(),
         patience: Duration::from_millis(200),
     };
@@ -276,6 +280,7 @@ fn a_session_outlives_the_generation_and_takes_part_in_the_next_one() {
     let connect = |number: u32| {
         let options = SessionOptions {
             coordinator: format!("http://{}", running.address()),
+            credentials: Credentials::default(),
             member: format!("trainer-{number}"),
             patience: PATIENCE,
         };

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use lockstep_config::RunConfig;
 use lockstep_coordinator::{BegunRun, Coordinator, CoordinatorOptions, Running};
 use lockstep_proto::domain::*;
+use lockstep_security::Credentials;
 use lockstep_session::{Session, SessionError, SessionOptions};
 use tempfile::TempDir;
 
@@ -182,6 +183,7 @@ fn train(
 ) -> Result<u64, SessionError> {
     let options = SessionOptions {
         coordinator,
+        credentials: Credentials::default(),
         member: format!("trainer-{number}"),
         patience: PATIENCE,
     };
