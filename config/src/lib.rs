@@ -16,7 +16,7 @@ mod write;
 pub use error::ConfigError;
 pub use gpu::{GPU_DEFAULTS, GPU_ENVIRONMENT, LOCAL_RANK, prepare_for_gpu};
 pub use sections::{
-    BatchSchedule, BatchSection, CheckpointSection, CollectiveBackend, CollectiveSection, CoordinatorSection,
+    AlertsSection, BatchSchedule, BatchSection, CheckpointSection, CollectiveBackend, CollectiveSection, CoordinatorSection,
     DataSection, Descent, Device, FaultSection, GroupRule, HiddenRule, HostTransport, LearningRateSchedule,
     LearningRateSection, LearningRateShape, Length, LowerBound, Method, ModelKind, ModelSection, MomoDecay,
     MomoSection, OnNotFinite, OnSpike, OptimizerSection, OtherNorm, PolarMethod, PolarSection, PolarTable, Precision,

@@ -1,5 +1,6 @@
 //! From TOML to [`RunConfig`]: each section's keys, defaults and ranges.
 
+mod alerts;
 mod fault;
 mod optimizer;
 
@@ -50,6 +51,7 @@ impl RunConfig {
         let collective = collective(root.section("collective")?, &run)?;
         let fault = fault::read(root.section("fault")?, &run, &collective)?;
         let coordinator = coordinator(root.section("coordinator")?)?;
+        let alerts = alerts::read(root.section("alerts")?)?;
         root.done()?;
         Ok(RunConfig {
             run,
@@ -63,6 +65,7 @@ impl RunConfig {
             collective,
             fault,
             coordinator,
+            alerts,
         })
     }
 }

@@ -1,5 +1,5 @@
-//! The types of a config, section by section; those of `[fault]` and `[optimizer]` are in [`fault`] and
-//! [`optimizer`]. A value of these types has passed
+//! The types of a config, section by section; those of `[alerts]`, `[fault]` and `[optimizer]` are in
+//! files of their own. A value of these types has passed
 //! every check of [`crate::read`].
 
 /// Gives an enum its words in TOML.
@@ -19,12 +19,14 @@ macro_rules! words {
     };
 }
 
+mod alerts;
 mod fault;
 mod optimizer;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+pub use alerts::*;
 pub use fault::*;
 pub use optimizer::*;
 
@@ -53,6 +55,8 @@ pub struct RunConfig {
     pub fault: FaultSection,
     /// `[coordinator]`: how the coordinator serves.
     pub coordinator: CoordinatorSection,
+    /// `[alerts]`: what people are told about without having asked.
+    pub alerts: AlertsSection,
 }
 
 /// `[run]`.

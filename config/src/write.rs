@@ -47,11 +47,22 @@ impl RunConfig {
         text.key("bind", self.coordinator.bind.to_string());
         text.key("plan_window_seconds", self.coordinator.plan_window_seconds);
         text.key("record_events", self.coordinator.record_events);
+        let alerts = &self.alerts;
+        text.section("alerts");
+        text.key("spike_sigmas", alerts.spike_sigmas);
+        text.key("stall_factor", alerts.stall_factor);
+        text.key("stall_seconds", alerts.stall_seconds);
+        text.key("straggler_share", alerts.straggler_share);
+        text.key("data_share", alerts.data_share);
+        text.key("disk_mib", whole(alerts.disk_mib));
+        text.key("certificate_days", whole(alerts.certificate_days));
+        text.optional("webhook", alerts.webhook.as_deref());
+        text.optional("webhook_file", alerts.webhook_file.as_deref().map(path));
         text.0
     }
 
     /// BLAKE3, in hex, of everything that decides the trained bits: the resolved TOML without `run.name`,
-    /// `[checkpoint]` and `[coordinator]`, of `[collective]` the wire alone, and of `[fault]` which steps are skipped
+    /// `[checkpoint]`, `[coordinator]` and `[alerts]`, of `[collective]` the wire alone, and of `[fault]` which steps are skipped
     /// and where a rewind leads, if there may be one.
     pub fn hash(&self) -> String {
         let mut text = Text(String::new());

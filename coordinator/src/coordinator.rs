@@ -3,9 +3,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use lockstep_config::{CollectiveBackend, RunConfig};
 use lockstep_inventory::TreatmentError;
@@ -15,6 +15,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::branches::Rewinds;
+use crate::dashboard::webhook::{Webhook, WebhookError};
+use crate::dashboard::{Board, Story};
 use crate::files::{FileError, RunFiles, World};
 use crate::ledger::{FactsRow, Ledger, LedgerError, Recorder, RunRow};
 use crate::plan::Planner;
@@ -95,6 +97,9 @@ pub enum StartError {
     /// The files.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Alerts cannot be posted.
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
     /// The system gives no thread or no runtime.
     #[error("cannot start the coordinator's threads: {0}")]
     Thread(std::io::Error),
@@ -111,6 +116,7 @@ pub struct Running {
     run_id: String,
     handle: ControlHandle,
     events: broadcast::Sender<RunEvent>,
+    board: Arc<Board>,
     executor: Option<JoinHandle<RunEnd>>,
     server: Option<JoinHandle<()>>,
 }
@@ -160,6 +166,7 @@ impl Coordinator {
         listener.set_nonblocking(true).map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
 
+        let webhook = Webhook::of(&config.alerts)?;
         let row = RunRow {
             run_id: format!("{}-{:08x}", config.run.name, rand::random::<u32>()),
             name: config.run.name.clone(),
@@ -186,7 +193,10 @@ impl Coordinator {
         };
         let mut files = RunFiles::create(&run_dir, &ledger.run().config_toml, world)?;
         let validations = ledger.validations()?;
-        files.restore(&ledger.history()?, total_steps, &|ranks| config.backend_name(ranks))?;
+        let history = ledger.history()?;
+        files.restore(&history, total_steps, &|ranks| config.backend_name(ranks))?;
+        let story = Story::of_ledger(&ledger, history, &run_dir, &config, total_steps)?;
+        let board = Arc::new(Board::new(story, config.alerts.clone()));
         (facts.term, facts.secret) = (ledger.term(), ledger.secret());
         let last = recorded
             .committed
@@ -233,14 +243,15 @@ impl Coordinator {
             committer,
             last,
             newest_validation,
+            board: board.clone(),
         };
         let (done, is_done) = oneshot::channel();
         let (server_runtime, run_runtime) = (runtime()?, runtime()?);
-        let server_mailbox = mailbox.clone();
+        let (server_mailbox, shown) = (mailbox.clone(), board.clone());
         let server = spawn("coordinator-service", move || {
             server_runtime.block_on(async move {
                 match TcpListener::from_std(listener) {
-                    Ok(listener) => serve(listener, server_mailbox, row, term, is_done).await,
+                    Ok(listener) => serve(listener, server_mailbox, row, term, (shown, webhook), is_done).await,
                     Err(error) => tracing::error!("cannot listen: {error}"),
                 }
             });
@@ -257,6 +268,7 @@ impl Coordinator {
             run_id,
             handle,
             events,
+            board,
             executor: Some(executor),
             server: Some(server),
         })
@@ -318,6 +330,11 @@ impl Running {
     /// Commands for the run, from any thread.
     pub fn handle(&self) -> ControlHandle {
         self.handle.clone()
+    }
+
+    /// Says when the certificate expires that the coordinator serves with, so that people are told in time.
+    pub fn certificate_expires(&self, at: Option<SystemTime>) {
+        self.board.certificate_expires(at);
     }
 
     /// Every event from now on. The last one is [`RunEvent::Ended`].

@@ -2,12 +2,14 @@
 //!
 //! Way of data: [`plan`] says what every step does, [`branches`] what a rewind changes of it; [`run`] decides, purely, what happens to the run; the service
 //! carries messages to it and from it; [`ledger`] makes decisions durable before they are sent; [`files`] writes
-//! what people read. [`Coordinator::start`] puts these together, in the process of `lockstep run` or in a binary of
+//! what people read; `dashboard` is the page of the run, `alerts` what people are told without asking. [`Coordinator::start`] puts these together, in the process of `lockstep run` or in a binary of
 //! its own.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod alerts;
 pub mod branches;
+mod dashboard;
 pub mod files;
 pub mod ledger;
 pub mod plan;
@@ -16,4 +18,6 @@ pub mod run;
 mod coordinator;
 mod service;
 
+pub use dashboard::webhook::WebhookError;
+pub use dashboard::{ExportError, export};
 pub use coordinator::{BegunRun, ControlHandle, Coordinator, CoordinatorOptions, Events, Running, StartError};

@@ -1,4 +1,4 @@
-//! The tonic server: both services, health and reflection, on one loopback address.
+//! The tonic server: both services, health and reflection, and beside them the page of the run, on one loopback address.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -12,6 +12,8 @@ use tokio::sync::oneshot;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
+use crate::dashboard::webhook::Webhook;
+use crate::dashboard::{self, Board};
 use crate::ledger::RunRow;
 use crate::service::MESSAGE_LIMIT;
 use crate::service::control::ControlService;
@@ -23,14 +25,20 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// How long streams may take to end after the run.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// How long the last alerts may take to be posted after the run.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// Serves until `done` says so, or its sender is gone.
 pub(crate) async fn serve(
     listener: TcpListener,
     mailbox: Mailbox,
     run: RunRow,
     term: u64,
+    (board, webhook): (Arc<Board>, Option<Webhook>),
     done: oneshot::Receiver<()>,
 ) {
+    let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    let page = dashboard::router(board.clone(), mailbox.clone(), is_local);
     let training = TrainingService {
         mailbox: mailbox.clone(),
         run_id: run.run_id.clone(),
@@ -45,6 +53,7 @@ pub(crate) async fn serve(
         mailbox,
         run_id: run.run_id,
         term,
+        board: board.clone(),
     })
     .max_decoding_message_size(MESSAGE_LIMIT)
     .max_encoding_message_size(MESSAGE_LIMIT);
@@ -59,8 +68,11 @@ pub(crate) async fn serve(
         .timeout(DEADLINE)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .max_concurrent_streams(Some(64));
+        .max_concurrent_streams(Some(64))
+        // Browsers without TLS speak nothing newer.
+        .accept_http1(true);
     let mut router = server
+        .add_routes(page.into())
         .add_service(health_service)
         .add_service(training)
         .add_service(control);
@@ -75,8 +87,17 @@ pub(crate) async fn serve(
         let _over = closed.await;
     });
     let serving = tokio::spawn(serving);
-    let _over = done.await;
+    let posting = webhook.map(|webhook| tokio::spawn(webhook.carry(board.clone())));
+    tokio::select! {
+        // An error means that the sender is gone, which says the same.
+        _over = done => {}
+        () = board.watch_disk() => {}
+    }
     // Both may be gone already; then there is nothing left to close.
     let _closing = closing.send(());
     let _ended = tokio::time::timeout(GRACE, serving).await;
+    if let Some(posting) = posting {
+        // What happened last may be what people most want to hear of.
+        let _told = tokio::time::timeout(FAREWELL, posting).await;
+    }
 }
