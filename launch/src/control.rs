@@ -134,7 +134,7 @@ fn ask<Reply>(
     })
 }
 
-fn refusal(address: &str, status: &tonic::Status) -> Ending {
+pub(crate) fn refusal(address: &str, status: &tonic::Status) -> Ending {
     match status.code() {
         tonic::Code::InvalidArgument | tonic::Code::FailedPrecondition => Ending::BadInput(status.message().to_owned()),
         _ => Ending::Failed(format!(
@@ -145,11 +145,11 @@ fn refusal(address: &str, status: &tonic::Status) -> Ending {
 }
 
 /// An operator knows neither run id nor term: the address says which run is meant.
-fn header() -> Option<v1::Header> {
+pub(crate) fn header() -> Option<v1::Header> {
     Some((&lockstep_proto::domain::Header::default()).into())
 }
 
-fn block_on<T>(future: impl Future<Output = Result<T, Ending>>) -> Result<T, Ending> {
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Ending>>) -> Result<T, Ending> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -158,7 +158,7 @@ fn block_on<T>(future: impl Future<Output = Result<T, Ending>>) -> Result<T, End
 }
 
 /// The address of the run that is meant.
-fn find(target: &Target) -> Result<String, Ending> {
+pub(crate) fn find(target: &Target) -> Result<String, Ending> {
     match (&target.coordinator, &target.run) {
         (Some(address), _) => Ok(address.clone()),
         (None, Some(run)) => {
@@ -235,6 +235,9 @@ fn status_text(status: &RunStatus) -> String {
     if let Some(reason) = &status.last_rewind {
         lines.push(format!("rewinds     {}, the last one: {reason}", status.rewinds));
     }
+    for alert in &status.alerts {
+        lines.push(format!("{:<11} {}", alert.kind, alert.sentence));
+    }
     lines.join("\n") + "\n"
 }
 
@@ -263,8 +266,13 @@ fn members_text(members: &[MemberStatus]) -> String {
         };
         let info = &member.info;
         text += &format!(
-            "{rank:>4} {:<14} {:>8} {:<16} {lanes:>9} {:>8}  {}\n",
-            info.member, info.pid, info.host, member.reported_step, member.phase
+            "{rank:>4} {:<14} {:>8} {:<16} {lanes:>9} {:>8}  {}{}\n",
+            info.member,
+            info.pid,
+            info.host,
+            member.reported_step,
+            member.phase,
+            if member.waits { " (waits)" } else { "" }
         );
     }
     text

@@ -83,6 +83,7 @@ fn announce(
         config.run.lanes,
         folder.display()
     ));
+    screen.tell(&format!("page     {}/", serving.url()));
     planner.roundings().iter().for_each(|rounding| screen.say(rounding));
     screen.fact(&json!({
         "event": "started", "run": config.run.name, "folder": folder, "coordinator": serving.url(),

@@ -239,7 +239,7 @@ class Chart {
     ink.fill();
   }
 
-  drawAreas({ ink, tone }) {
+  drawAreas({ ink }) {
     const xs = this.columns[this.view.axis];
     const from = Math.max(0, this.begin - 1);
     const sums = Array(this.end - from).fill(0);
@@ -254,9 +254,6 @@ class Chart {
       ink.closePath();
       ink.fillStyle = phaseColour(series.name);
       ink.fill();
-      ink.strokeStyle = tone("--paper");
-      ink.lineWidth = 0.6;
-      ink.stroke();
     }
   }
 

@@ -17,8 +17,9 @@ const CHARTS = [
   {
     title: "Learning rate", fromZero: true, format: rate,
     series: (columns) => [
+      // Below the planned one, which hides it where they are equal.
+      column(columns, "effective_lr", "effective", 1),
       column(columns, "lr", "planned", 0),
-      column(columns, "effective_lr", "effective", 1, { dashes: differs(columns, "lr", "effective_lr") ? [] : [2, 5] }),
     ],
   },
   {
@@ -37,6 +38,14 @@ const CHARTS = [
     series: (columns) => [column(columns, "grad_norm", "gradient", 0), column(columns, "update_norm", "update", 1)],
   },
   {
+    title: "Step", unit: "ms by phase, rank 0", kind: "area", format: (ms) => (isNumber(ms) ? ms.toFixed(ms < 9.95 ? 1 : 0) : NONE),
+    // What is hidden behind computation takes no time of its own.
+    series: (columns) =>
+      columns.phases
+        .filter(([name]) => !name.startsWith("hidden_"))
+        .map(([name, series]) => ({ name, values: series.mean })),
+  },
+  {
     title: "Model of the loss", unit: "nats a token",
     series: (columns) => [column(columns, "model_value", "model", 0), column(columns, "lower_bound", "lower bound", 1)],
   },
@@ -49,23 +58,10 @@ const CHARTS = [
     series: (columns) => [column(columns, "orthogonality_error", "error", 0)],
   },
   {
-    title: "Step", unit: "milliseconds by phase, rank 0", kind: "area",
-    // What is hidden behind computation takes no time of its own.
-    series: (columns) =>
-      columns.phases
-        .filter(([name]) => !name.startsWith("hidden_"))
-        .map(([name, series]) => ({ name, values: series.mean })),
-  },
-  {
     title: "Generations", unit: "height: ranks; ▾ a rewind", kind: "blocks", size: "wide",
     series: (columns) => [{ name: "ranks", values: columns.ranks }],
   },
 ];
-
-function differs(columns, one, other) {
-  const [a, b] = [columns.columns[one]?.mean ?? [], columns.columns[other]?.mean ?? []];
-  return a.some((value, row) => isNumber(b[row]) && Math.abs(value - b[row]) > Math.abs(value) * 1e-4);
-}
 
 /** All charts, which share one axis, one range and one cursor. */
 class Charts {
@@ -77,7 +73,10 @@ class Charts {
     };
     this.fetchDetail = fetchDetail;
     this.charts = CHARTS.map((spec) => new Chart(spec, this.view));
-    grid.append(...this.charts.map((chart) => chart.figure));
+    // The first three stand together; the others fill rows, however many a run has.
+    const [first, others] = [element("div", { class: "first" }), element("div", { class: "others" })];
+    this.charts.forEach((chart, at) => (at < 3 ? first : others).append(chart.figure));
+    grid.append(first, others);
     this.waiting = false;
     darkness.addEventListener("change", () => this.redraw());
   }

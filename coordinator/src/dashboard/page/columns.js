@@ -16,30 +16,27 @@ class Columns {
     return this.steps === this.rows;
   }
 
-  /** Adds rows that are newer than all that are here. */
+  /** Adds the rows that are newer than all that are here. */
   append(view) {
     const before = this.rows;
-    for (const name of ["step", "samples", "tokens", "generation", "ranks"]) this[name].push(...view[name]);
+    const begin = view.step.findIndex((step) => step > this.last);
+    const from = begin < 0 ? view.step.length : begin;
+    for (const name of ["step", "samples", "tokens", "generation", "ranks"]) this[name].push(...view[name].slice(from));
     const grow = (here, there) => {
       for (const kind of ["mean", "least", "most"]) {
-        if (here[kind]) here[kind].push(...(there?.[kind] ?? there?.mean ?? view.step.map(() => null)));
+        here[kind]?.push(...(there?.[kind] ?? there?.mean ?? view.step.map(() => null)).slice(from));
       }
     };
-    for (const [name, series] of Object.entries(view.columns)) {
-      this.columns[name] ??= { mean: Array(before).fill(null) };
-      if (this.columns[name].mean.length === before) grow(this.columns[name], series);
-    }
-    for (const series of Object.values(this.columns)) if (series.mean.length === before) grow(series, null);
-    for (const [name, series] of view.phases) {
-      let known = this.phases.find(([phase]) => phase === name);
-      if (!known) this.phases.push((known = [name, { mean: Array(before).fill(null) }]));
-      grow(known[1], series);
-    }
-    for (const [, series] of this.phases) if (series.mean.length === before) grow(series, null);
+    const absent = () => ({ mean: Array(before).fill(null) });
+    for (const name of Object.keys(view.columns)) this.columns[name] ??= absent();
+    for (const [name, series] of Object.entries(this.columns)) grow(series, view.columns[name]);
+    const phases = new Map(view.phases);
+    for (const name of phases.keys()) if (!this.phases.some(([known]) => known === name)) this.phases.push([name, absent()]);
+    for (const [name, series] of this.phases) grow(series, phases.get(name));
     const last = this.validations.at(-1)?.[0] ?? 0;
     this.validations.push(...view.validations.filter(([step]) => step > last));
-    this.steps += view.steps;
-    this.last = view.last;
+    this.steps += this.rows - before;
+    this.last = this.step.at(-1) ?? 0;
     this.measure();
   }
 

@@ -15,7 +15,7 @@ function whole(value) {
 function short(value) {
   if (!isNumber(value)) return NONE;
   const size = Math.abs(value);
-  if (size === 0) return "0";
+  if (Number.isInteger(value) && size < 1e4) return whole(value);
   if (size >= 1e15 || size < 1e-3) return value.toExponential(2);
   for (const [unit, letter] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]]) {
     if (size >= unit) return digits(value / (letter === "k" ? 1e3 : unit), 3) + letter;
@@ -45,6 +45,7 @@ function trimmed(value) {
 
 function duration(seconds) {
   if (!isNumber(seconds)) return NONE;
+  if (seconds < 1) return Math.round(seconds * 1000) + " ms";
   if (seconds < 10) return seconds.toFixed(1) + " s";
   if (seconds < 90) return Math.round(seconds) + " s";
   const minutes = Math.round(seconds / 60);

@@ -8,6 +8,7 @@ class Page {
     this.source = source;
     this.decisions = [];
     this.generations = [];
+    this.waiting = [];
     this.charts = new Charts(byId("grid"), async (range) => {
       const view = await source.history(range);
       return view && new Columns(view);
@@ -54,34 +55,32 @@ class Page {
       this.generations.push(...news.generations);
       showGenerations(this.generations);
     }
-    if (news.reset || this.columns.rows > MOST_ROWS) {
-      // One at a time; what comes meanwhile is in it.
-      if (!this.isTaking) {
-        this.isTaking = true;
-        const view = await this.source.history(null).catch(() => null);
-        this.isTaking = false;
-        if (view) this.take(view);
-      }
-    } else if (!this.isTaking && (news.history.step.length || news.history.validations.length)) {
-      const begin = news.history.step.findIndex((step) => step > this.columns.last);
-      if (begin <= 0) {
-        if (begin < 0) news.history.step.length = 0;
-        if (begin === 0 || news.history.validations.length) this.append(news.history);
-      } else await this.refresh();
-    }
+    if (news.history) this.waiting.push(news.history);
+    if (news.reset || this.columns.rows > MOST_ROWS) await this.takeAll();
+    this.append();
     this.show(news.state);
   }
 
-  append(view) {
-    if (!view.step.length) view = { ...view, samples: [], tokens: [], generation: [], ranks: [], columns: {}, phases: [], steps: 0 };
-    this.columns.append(view);
-    this.charts.show(this.columns);
-    document.documentElement.dataset.steps = this.columns.steps;
+  /** Takes a whole view, one at a time; what comes meanwhile waits. */
+  async takeAll() {
+    if (this.isTaking) return;
+    this.isTaking = true;
+    const view = await this.source.history(null).catch(() => null);
+    this.isTaking = false;
+    if (view) this.take(view);
   }
 
-  async refresh() {
-    const view = await this.source.history(null).catch(() => null);
-    if (view) this.take(view);
+  /** Adds what waits, as far as it is new. */
+  append() {
+    if (this.isTaking) return;
+    const before = this.columns.rows;
+    const known = this.columns.validations.length;
+    for (const view of this.waiting.splice(0)) {
+      if (view.epoch === this.columns.epoch) this.columns.append(view);
+    }
+    if (this.columns.rows === before && this.columns.validations.length === known) return;
+    this.charts.show(this.columns);
+    document.documentElement.dataset.steps = this.columns.steps;
   }
 
   show(state) {

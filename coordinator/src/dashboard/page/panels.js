@@ -46,7 +46,7 @@ function figuresOf(state, columns) {
     ["Learning rate", rate(last?.lr), isOther(last) ? `effective ${rate(last.effective_lr)}` : "as planned"],
     ["Batch", whole(last?.batch), isNumber(last?.noise_scale) ? `noise scale ${short(last.noise_scale)}` : "samples"],
     ["Throughput", short(columns?.recent("tokens_per_second", 20) ?? last?.tokens_per_second), "tokens a second"],
-    ["Step time", last ? duration(ms / 1000) : NONE, "mean of the last 50"],
+    ["Step time", last ? duration(ms / 1000) : NONE, "mean of 50"],
     ["Tokens", short(last?.tokens), `${short(last?.samples)} samples`],
     ["Ranks", whole(status?.ranks ?? last?.ranks), `${run.lanes} lanes`],
     ["Time left", left === null ? NONE : duration(left), end ? "the run is over" : "at this speed"],
@@ -101,7 +101,7 @@ function showAlerts(alerts) {
   }
 }
 
-const MEMBER_COLUMNS = ["Rank", "Member", "Lanes", "Host", "Step", "Now", "Time of the last minute, by phase"];
+const MEMBER_COLUMNS = ["Rank", "Member", "Step", "Now", "Lanes", "Host", "Time of the last minute, by phase"];
 
 function showMembers(members, isOver) {
   const box = byId("members");
@@ -112,7 +112,7 @@ function showMembers(members, isOver) {
     box.replaceChildren(element("p", { class: "dim", text: isOver ? "The run is over; its members have gone." : "Nobody is there yet." }));
     return;
   }
-  const number = new Set(["Rank", "Step"]);
+  const number = new Set(["Step"]);
   const head = element("tr", {}, ...MEMBER_COLUMNS.map((name) => element("th", { scope: "col", class: number.has(name) ? "number" : "", text: name })));
   const rows = members.map((member) => {
     const bar = element("div", { class: "shares" });
@@ -131,12 +131,12 @@ function showMembers(members, isOver) {
     bar.setAttribute("aria-label", words.join(", ") || "not seen yet");
     return element(
       "tr", {},
-      element("td", { class: "number", text: member.rank ?? NONE }),
+      element("td", { text: member.rank ?? NONE }),
       element("td", { text: member.member }),
+      element("td", { class: "number", text: whole(member.step) }),
+      element("td", { class: member.waits ? "now dim" : "now", text: member.waits ? `waits in ${member.phase}` : member.phase }),
       element("td", { text: member.lanes ? `${member.lanes[0]}–${member.lanes[1] - 1}` : NONE }),
       element("td", { class: "dim", text: `${member.host} (${member.pid})` }),
-      element("td", { class: "number", text: whole(member.step) }),
-      element("td", { class: member.waits ? "dim" : "", text: member.waits ? `waits in ${member.phase}` : member.phase }),
       element("td", { class: "share" }, bar),
     );
   });
