@@ -16,9 +16,9 @@ mod write;
 pub use error::ConfigError;
 pub use gpu::{GPU_DEFAULTS, GPU_ENVIRONMENT, LOCAL_RANK, prepare_for_gpu};
 pub use sections::{
-    AlertsSection, BatchSchedule, BatchSection, CheckpointSection, CollectiveBackend, CollectiveSection, CoordinatorSection,
-    DataSection, Descent, Device, FaultSection, GroupRule, HiddenRule, HostTransport, LearningRateSchedule,
-    LearningRateSection, LearningRateShape, Length, LowerBound, Method, ModelKind, ModelSection, MomoDecay,
-    MomoSection, OnNotFinite, OnSpike, OptimizerSection, OtherNorm, PolarMethod, PolarSection, PolarTable, Precision,
-    Product, Reduction, RunConfig, RunSection, Scaling, Split, Steepest, ValidationSection, Wire,
+    AlertsSection, BatchSchedule, BatchSection, CheckpointSection, CollectiveBackend, CollectiveSection,
+    CoordinatorSection, DataSection, Descent, Device, FaultSection, GroupRule, HiddenRule, HostTransport,
+    LearningRateSchedule, LearningRateSection, LearningRateShape, Length, LowerBound, Method, ModelKind, ModelSection,
+    MomoDecay, MomoSection, OnNotFinite, OnSpike, OptimizerSection, OtherNorm, PolarMethod, PolarSection, PolarTable,
+    Precision, Product, Reduction, RunConfig, RunSection, Scaling, Split, Steepest, ValidationSection, Wire,
 };

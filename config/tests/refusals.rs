@@ -535,7 +535,11 @@ fn rules_that_say_nothing_are_refused() {
 
 #[test]
 fn a_secret_in_the_address_of_a_webhook_is_refused_without_being_repeated() {
-    for url in ["https://hooks.example/post?token=hush", "https://user:hush@hooks.example/", "hush"] {
+    for url in [
+        "https://hooks.example/post?token=hush",
+        "https://user:hush@hooks.example/",
+        "hush",
+    ] {
         let sentence = with(&format!("alerts.webhook={url}")).expect_err(url).to_string();
         assert!(sentence.contains("`alerts.webhook`"), "{sentence}");
         assert!(!sentence.contains("hush"), "{sentence}");

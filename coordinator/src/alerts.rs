@@ -27,7 +27,7 @@ const CALM_STEPS: u64 = 10;
 /// What happens once is shown for so many seconds.
 const LASTS: f64 = 900.0;
 /// Alerts that were cleared and are still shown.
-const MOST_CLEARED: usize = 100;
+const MOST_CLEARED: usize = 50;
 
 /// What an alert is about. Its word is that of the page, of `/metrics` and of the webhook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -173,7 +173,11 @@ impl Alerts {
         if let Verdict::Good = verdict {
             self.smooth_loss(step.loss);
         }
-        self.calm = if let Verdict::Bad(_) = verdict { 0 } else { self.calm + 1 };
+        self.calm = if let Verdict::Bad(_) = verdict {
+            0
+        } else {
+            self.calm + 1
+        };
         let verdict = match verdict {
             Verdict::Good if self.calm < CALM_STEPS => Verdict::Unclear,
             verdict => verdict,
@@ -226,12 +230,17 @@ impl Alerts {
     }
 
     fn slow_data(&mut self, step: &CommittedStep) -> Verdict {
-        let data = step.phases.iter().find(|(phase, _)| phase.trim_end_matches("_ms") == "data");
+        let data = step
+            .phases
+            .iter()
+            .find(|(phase, _)| phase.trim_end_matches("_ms") == "data");
         let Some((_, ms)) = data.filter(|_| step.step_ms > 0.0) else {
             return Verdict::Unclear;
         };
         let share = ms / step.step_ms;
-        let smoothed = self.data.map_or(share, |before| before + (share - before) / DATA_SMOOTHING);
+        let smoothed = self
+            .data
+            .map_or(share, |before| before + (share - before) / DATA_SMOOTHING);
         self.data = Some(smoothed);
         if self.loss.2 < LEAST_STEPS {
             return Verdict::Unclear; // the first steps wait for files that nobody has read yet
@@ -297,7 +306,11 @@ impl Alerts {
         let limit = self.rules.stall_seconds.max(self.rules.stall_factor * self.usual);
         if waited < limit {
             // Only a step ends it: the clock begins anew with one.
-            return if self.committed.is_some() { Verdict::Good } else { Verdict::Unclear };
+            return if self.committed.is_some() {
+                Verdict::Good
+            } else {
+                Verdict::Unclear
+            };
         }
         let usual = match self.usual > 0.0 {
             true => format!(", and one usually takes {:.1} s", self.usual),
@@ -377,7 +390,10 @@ impl Alerts {
     }
 
     fn judge(&mut self, kind: Kind, about: &str, verdict: Verdict, now: f64) {
-        let at = self.raised.iter().position(|(raised, alert)| *raised == kind && alert.about == about);
+        let at = self
+            .raised
+            .iter()
+            .position(|(raised, alert)| *raised == kind && alert.about == about);
         match (verdict, at) {
             (Verdict::Bad(sentence), Some(at)) => self.raised[at].1.sentence = sentence,
             (Verdict::Bad(sentence), None) => {

@@ -27,8 +27,8 @@ use lockstep_proto::domain::{Alert, Generation, MemberStatus, Overview, PastDeci
 use tokio::sync::watch;
 
 use crate::alerts::{Alerts, Glance, Kind};
-use crate::dashboard::history::History;
 pub use crate::dashboard::export::{ExportError, export};
+use crate::dashboard::history::History;
 pub(crate) use crate::dashboard::routes::router;
 pub(crate) use crate::dashboard::story::Story;
 use crate::ledger::Entry;
@@ -165,7 +165,9 @@ impl Board {
                 (Kind::Checkpoint, String::new(), sentence)
             }
             Event::Wrote {
-                step, written: Err(why), ..
+                step,
+                written: Err(why),
+                ..
             } => {
                 let sentence = format!("a part of the checkpoint of step {step} could not be written: {why}");
                 (Kind::Checkpoint, String::new(), sentence)

@@ -18,6 +18,6 @@ pub mod run;
 mod coordinator;
 mod service;
 
+pub use coordinator::{BegunRun, ControlHandle, Coordinator, CoordinatorOptions, Events, Running, StartError};
 pub use dashboard::webhook::WebhookError;
 pub use dashboard::{ExportError, export};
-pub use coordinator::{BegunRun, ControlHandle, Coordinator, CoordinatorOptions, Events, Running, StartError};

@@ -75,7 +75,11 @@ async fn follow(
     let mut note = String::new();
     let mut is_asking = false;
     loop {
-        let said = if is_asking { "stop the run after this step? y / n" } else { &note };
+        let said = if is_asking {
+            "stop the run after this step? y / n"
+        } else {
+            &note
+        };
         terminal
             .draw(|frame| frame::draw(frame, &shown, said))
             .map_err(Ending::failed)?;

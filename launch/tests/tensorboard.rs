@@ -40,8 +40,18 @@ fn its_reader_finds_every_step_of_a_run() {
     let text = String::from_utf8(read.stdout).unwrap();
     let scalars: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     let metrics = stage.read("runs/first/metrics.jsonl");
-    let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    for tag in ["loss", "lr", "effective_lr", "grad_norm", "tokens_per_second", "validation_loss"] {
+    let lines: Vec<Value> = metrics
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    for tag in [
+        "loss",
+        "lr",
+        "effective_lr",
+        "grad_norm",
+        "tokens_per_second",
+        "validation_loss",
+    ] {
         let expected: Vec<(u64, f32)> = lines
             .iter()
             .filter_map(|line| Some((line["step"].as_u64()?, line.get(tag)?.as_f64()? as f32)))

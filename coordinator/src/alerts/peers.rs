@@ -38,7 +38,8 @@ impl Peers {
     /// Takes a look at the ranks. Another world is looked at from the beginning.
     pub(crate) fn saw(&mut self, members: &[MemberStatus]) {
         let ranks: Vec<&MemberStatus> = members.iter().filter(|member| member.place.is_some()).collect();
-        let is_same = self.seen.len() == ranks.len() && ranks.iter().all(|rank| self.seen.contains_key(&rank.info.member));
+        let is_same =
+            self.seen.len() == ranks.len() && ranks.iter().all(|rank| self.seen.contains_key(&rank.info.member));
         if !is_same {
             self.seen.clear();
         }
@@ -108,6 +109,10 @@ impl Peers {
                 gap,
             })
         };
-        self.seen.iter().filter_map(slower).filter(|slower| slower.gap > 0.0).collect()
+        self.seen
+            .iter()
+            .filter_map(slower)
+            .filter(|slower| slower.gap > 0.0)
+            .collect()
     }
 }

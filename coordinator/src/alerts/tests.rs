@@ -60,7 +60,11 @@ fn a_loss_far_beyond_its_spread_is_a_spike_until_ten_good_steps_have_followed() 
     alerts.stepped(&with(41, 3.4), 41.0);
     let raised = alerts.raised();
     assert_eq!((raised[0].kind.as_str(), raised[0].since), ("spike", 41.0));
-    assert!(raised[0].sentence.starts_with("the loss of step 41 is 3.4000, "), "{}", raised[0].sentence);
+    assert!(
+        raised[0].sentence.starts_with("the loss of step 41 is 3.4000, "),
+        "{}",
+        raised[0].sentence
+    );
     quiet(&mut alerts, 42, 9);
     assert_eq!(words(&alerts), ["spike"]);
     quiet(&mut alerts, 51, 1);
@@ -95,20 +99,32 @@ fn a_skipped_step_is_told_with_its_reason() {
         ..with(1, f64::NAN)
     };
     alerts.stepped(&skipped, 1.0);
-    assert_eq!(alerts.raised()[0].sentence, "step 1 was skipped: its gradient is infinite");
+    assert_eq!(
+        alerts.raised()[0].sentence,
+        "step 1 was skipped: its gradient is infinite"
+    );
 }
 
 #[test]
 fn a_run_stalls_after_ten_usual_steps_but_not_while_it_is_paused_or_validates() {
     let mut alerts = alerts();
     for number in 1..=20 {
-        alerts.stepped(&CommittedStep { step_ms: 10_000.0, ..with(number, 3.0) }, number as f64 * 10.0);
+        alerts.stepped(
+            &CommittedStep {
+                step_ms: 10_000.0,
+                ..with(number, 3.0)
+            },
+            number as f64 * 10.0,
+        );
     }
     alerts.look(&glance(299.0, &[]));
     assert!(words(&alerts).is_empty(), "a step takes 10 s, so 99 s are no stall");
     let validating = [member(0, "validation", false)];
     alerts.look(&glance(400.0, &validating));
-    alerts.look(&Glance { phase: "paused", ..glance(400.0, &[]) });
+    alerts.look(&Glance {
+        phase: "paused",
+        ..glance(400.0, &[])
+    });
     assert!(words(&alerts).is_empty());
     alerts.look(&glance(401.0, &[]));
     assert_eq!(
@@ -123,10 +139,21 @@ fn a_run_stalls_after_ten_usual_steps_but_not_while_it_is_paused_or_validates() 
 #[test]
 fn a_run_that_never_makes_a_step_stalls_after_a_minute() {
     let mut alerts = alerts();
-    alerts.look(&Glance { phase: "waiting-for-members", reason: "1 of 2 members", ..glance(59.0, &[]) });
+    alerts.look(&Glance {
+        phase: "waiting-for-members",
+        reason: "1 of 2 members",
+        ..glance(59.0, &[])
+    });
     assert!(words(&alerts).is_empty());
-    alerts.look(&Glance { phase: "waiting-for-members", reason: "1 of 2 members", ..glance(61.0, &[]) });
-    assert_eq!(alerts.raised()[0].sentence, "no step was committed for 61 s: 1 of 2 members");
+    alerts.look(&Glance {
+        phase: "waiting-for-members",
+        reason: "1 of 2 members",
+        ..glance(61.0, &[])
+    });
+    assert_eq!(
+        alerts.raised()[0].sentence,
+        "no step was committed for 61 s: 1 of 2 members"
+    );
 }
 
 #[test]
@@ -135,7 +162,12 @@ fn a_rank_for_which_its_peers_wait_is_named_with_the_phase_in_which_it_is_slow()
     // Of four looks, the slow rank is in backward in three; its peers in one, and wait in two.
     let slow = |turn: usize| member(1, ["backward", "backward", "backward", "forward"][turn], false);
     let fast = |rank: u32, turn: usize| {
-        let (phase, waits) = [("forward", false), ("backward", false), ("reduce", true), ("reduce", true)][turn];
+        let (phase, waits) = [
+            ("forward", false),
+            ("backward", false),
+            ("reduce", true),
+            ("reduce", true),
+        ][turn];
         member(rank, phase, waits)
     };
     for look in 0..60_usize {
@@ -145,9 +177,14 @@ fn a_rank_for_which_its_peers_wait_is_named_with_the_phase_in_which_it_is_slow()
     }
     let raised = alerts.raised();
     assert_eq!(raised.len(), 1, "{raised:?}");
-    assert_eq!((raised[0].kind.as_str(), raised[0].about.as_str()), ("straggler", "rank 1"));
+    assert_eq!(
+        (raised[0].kind.as_str(), raised[0].about.as_str()),
+        ("straggler", "rank 1")
+    );
     assert!(
-        raised[0].sentence.starts_with("rank 1 (m1 on here) is slower than its peers in backward: it spends 50 % more"),
+        raised[0]
+            .sentence
+            .starts_with("rank 1 (m1 on here) is slower than its peers in backward: it spends 50 % more"),
         "{}",
         raised[0].sentence
     );
@@ -159,7 +196,11 @@ fn a_rank_for_which_its_peers_wait_is_named_with_the_phase_in_which_it_is_slow()
         let members = [fast(0, turn), fast(1, turn), fast(2, turn)];
         alerts.look(&glance(look as f64 / 2.0, &members));
     }
-    assert!(alerts.raised().iter().all(|alert| alert.kind != "straggler"), "{:?}", alerts.raised());
+    assert!(
+        alerts.raised().iter().all(|alert| alert.kind != "straggler"),
+        "{:?}",
+        alerts.raised()
+    );
 }
 
 #[test]
@@ -167,7 +208,10 @@ fn equal_ranks_are_no_stragglers_however_much_they_wait() {
     let mut alerts = alerts();
     for look in 0..100_usize {
         let waits = look % 2 == 0;
-        alerts.look(&glance(look as f64 / 2.0, &[member(0, "reduce", waits), member(1, "reduce", waits)]));
+        alerts.look(&glance(
+            look as f64 / 2.0,
+            &[member(0, "reduce", waits), member(1, "reduce", waits)],
+        ));
     }
     assert!(alerts.raised().iter().all(|alert| alert.kind != "straggler"));
 }
@@ -175,8 +219,14 @@ fn equal_ranks_are_no_stragglers_however_much_they_wait() {
 #[test]
 fn the_rank_that_hangs_is_told_at_once() {
     let mut alerts = alerts();
-    let waited_for = ("rank 1".to_owned(), "it has been in forward of step 7 for 4.0 s".to_owned());
-    alerts.look(&Glance { waited_for: Some(&waited_for), ..glance(1.0, &[]) });
+    let waited_for = (
+        "rank 1".to_owned(),
+        "it has been in forward of step 7 for 4.0 s".to_owned(),
+    );
+    alerts.look(&Glance {
+        waited_for: Some(&waited_for),
+        ..glance(1.0, &[])
+    });
     assert_eq!(
         alerts.raised()[0].sentence,
         "the others wait for rank 1: it has been in forward of step 7 for 4.0 s"
@@ -214,16 +264,25 @@ fn slow_data_is_told_when_it_lasts_and_cleared_well_below() {
 #[test]
 fn disk_and_certificate_are_told_in_time_and_cleared_with_a_margin() {
     let mut alerts = alerts();
-    let disk = |free| Glance { free_mib: Some(free), ..glance(1.0, &[]) };
+    let disk = |free| Glance {
+        free_mib: Some(free),
+        ..glance(1.0, &[])
+    };
     alerts.look(&disk(1023));
     assert!(alerts.raised()[0].sentence.contains("1023 MiB left"));
     alerts.look(&disk(1100));
     assert_eq!(words(&alerts), ["disk"]);
     alerts.look(&disk(2000));
     assert!(words(&alerts).is_empty());
-    let certificate = |days: f64| Glance { certificate_until: Some(1.0 + days * 86_400.0), ..glance(1.0, &[]) };
+    let certificate = |days: f64| Glance {
+        certificate_until: Some(1.0 + days * 86_400.0),
+        ..glance(1.0, &[])
+    };
     alerts.look(&certificate(13.5));
-    assert_eq!(alerts.raised()[0].sentence, "the certificate expires in 13.5 days: renew it");
+    assert_eq!(
+        alerts.raised()[0].sentence,
+        "the certificate expires in 13.5 days: renew it"
+    );
     alerts.look(&certificate(365.0));
     assert!(words(&alerts).is_empty());
 }
@@ -231,7 +290,12 @@ fn disk_and_certificate_are_told_in_time_and_cleared_with_a_margin() {
 #[test]
 fn what_happened_once_is_shown_for_a_while_and_the_end_clears_everything() {
     let mut alerts = alerts();
-    alerts.happened(Kind::Drift, "rank 1", "the memory of rank 1 has changed".to_owned(), 10.0);
+    alerts.happened(
+        Kind::Drift,
+        "rank 1",
+        "the memory of rank 1 has changed".to_owned(),
+        10.0,
+    );
     alerts.look(&glance(20.0, &[]));
     assert_eq!(words(&alerts), ["drift"]);
     alerts.stepped(&with(1, 3.0), 999.0);

@@ -133,7 +133,10 @@ impl Shared {
         Place {
             rows: self.history.place(),
             decisions: self.decisions_before + self.decisions.len(),
-            generation: self.generations.last().map_or(0, |last| last.generation.stamp.generation),
+            generation: self
+                .generations
+                .last()
+                .map_or(0, |last| last.generation.stamp.generation),
         }
     }
 }

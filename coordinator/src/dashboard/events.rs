@@ -33,7 +33,10 @@ pub(super) fn stream(
             let (news, now) = board.news(place);
             place = now;
             let kind = if board.is_over() { "end" } else { "news" };
-            let event = Event::default().event(kind).id(place.to_string()).data(news.to_string());
+            let event = Event::default()
+                .event(kind)
+                .id(place.to_string())
+                .data(news.to_string());
             if sender.send(Ok(event)).await.is_err() || kind == "end" {
                 return;
             }
@@ -45,7 +48,9 @@ pub(super) fn stream(
                     Err(_) => {}
                 }
             }
-            tokio::time::sleep(TOGETHER).await;
+            if !board.is_over() {
+                tokio::time::sleep(TOGETHER).await;
+            }
             changed.mark_unchanged();
         }
     });

@@ -71,7 +71,11 @@ pub(super) fn page_of(board: &Board) -> String {
     let data = data.replace('<', "\\u003c");
     let icon = ICON.replace('#', "%23").replace('"', "'").replace('\n', "");
     PAGE.replacen(LINK, &format!("{POLICY}<style>{STYLE}</style>"), 1)
-        .replacen(SIGN, &format!("<link rel=\"icon\" href=\"data:image/svg+xml,{icon}\">"), 1)
+        .replacen(
+            SIGN,
+            &format!("<link rel=\"icon\" href=\"data:image/svg+xml,{icon}\">"),
+            1,
+        )
         .replacen(
             LOAD,
             &format!(

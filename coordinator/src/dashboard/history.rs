@@ -170,7 +170,12 @@ impl History {
         }
         self.validations.retain(|(step, _)| *step <= rewind.to);
         self.weight.truncate(keep);
-        for column in [&mut self.step, &mut self.samples, &mut self.tokens, &mut self.generation] {
+        for column in [
+            &mut self.step,
+            &mut self.samples,
+            &mut self.tokens,
+            &mut self.generation,
+        ] {
             column.truncate(keep);
         }
         self.ranks.truncate(keep);
@@ -270,11 +275,19 @@ impl History {
         for series in &mut self.columns {
             *series = series.merged(&ranges, &self.weight);
         }
-        for column in [&mut self.step, &mut self.samples, &mut self.tokens, &mut self.generation] {
+        for column in [
+            &mut self.step,
+            &mut self.samples,
+            &mut self.tokens,
+            &mut self.generation,
+        ] {
             *column = ranges.iter().map(|range| column[range.end - 1]).collect();
         }
         self.ranks = ranges.iter().map(|range| self.ranks[range.end - 1]).collect();
-        self.weight = ranges.iter().map(|range| self.weight[range.clone()].iter().sum()).collect();
+        self.weight = ranges
+            .iter()
+            .map(|range| self.weight[range.clone()].iter().sum())
+            .collect();
     }
 }
 
@@ -321,7 +334,11 @@ mod tests {
         assert_eq!((view.steps, view.step.len()), (1000, 10));
         assert_eq!(view.step.last(), Some(&1000));
         let loss = loss(&view);
-        let largest = loss["most"].as_array().unwrap().iter().map(|most| most.as_f64().unwrap());
+        let largest = loss["most"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|most| most.as_f64().unwrap());
         assert_eq!(largest.fold(0.0, f64::max), 1000.0);
         let least = f64::from(step(1000).loss as f32);
         assert_eq!(loss["least"][9].as_f64().unwrap() as f32, least as f32);
@@ -344,9 +361,17 @@ mod tests {
         let view = history.view(0, u64::MAX, 1000);
         assert_eq!((view.steps, view.last), (1000, 1000));
         let loss = loss(&view);
-        let largest = loss["most"].as_array().unwrap().iter().filter_map(serde_json::Value::as_f64);
+        let largest = loss["most"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(serde_json::Value::as_f64);
         assert_eq!(largest.fold(0.0, f64::max), 1000.0);
-        assert_eq!(view.step[view.step.len() - 10..], (991..=1000).collect::<Vec<u64>>()[..], "new ones are whole");
+        assert_eq!(
+            view.step[view.step.len() - 10..],
+            (991..=1000).collect::<Vec<u64>>()[..],
+            "new ones are whole"
+        );
     }
 
     #[test]
@@ -384,7 +409,11 @@ mod tests {
         third.skipped = Some("a spike".to_owned());
         history.push(&third);
         let view = serde_json::to_value(history.view(0, 9, 100)).unwrap();
-        let data = view["phases"].as_array().unwrap().iter().find(|phase| phase[0] == "data");
+        let data = view["phases"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|phase| phase[0] == "data");
         assert_eq!(data.unwrap()[1]["mean"], serde_json::json!([null, null, 5.0]));
         assert_eq!(view["columns"]["loss"]["mean"][2], serde_json::Value::Null);
         assert!(view["columns"].get("dual_norm").is_none(), "no step has one");

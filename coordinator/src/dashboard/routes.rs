@@ -31,7 +31,8 @@ const SEATS: usize = 256;
 const POINTS: usize = 2000;
 const MOST_POINTS: usize = 20_000;
 /// What a page may load and run: what comes from here, and nothing written into the page itself.
-const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'";
+const POLICY: &str =
+    "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'";
 
 /// What every answer is made from.
 #[derive(Clone)]
@@ -48,7 +49,8 @@ pub(crate) fn router(board: Arc<Board>, mailbox: Mailbox, is_local: bool) -> Rou
         mailbox,
         seats: Arc::new(Semaphore::new(SEATS)),
     };
-    let file = |kind: &'static str, text: &'static str| get(move || async move { ([(header::CONTENT_TYPE, kind)], text) });
+    let file =
+        |kind: &'static str, text: &'static str| get(move || async move { ([(header::CONTENT_TYPE, kind)], text) });
     let guarded = Router::new()
         .route("/api/state", get(state))
         .route("/api/history", get(history))
@@ -63,9 +65,9 @@ pub(crate) fn router(board: Arc<Board>, mailbox: Mailbox, is_local: bool) -> Rou
         .route("/page.js", file("text/javascript; charset=utf-8", export::SCRIPT))
         .route("/icon.svg", file("image/svg+xml", export::ICON))
         .merge(guarded)
+        .fallback(nothing)
         .with_state(desk)
         .layer(middleware::map_response(with_safe_headers))
-        .fallback(nothing)
 }
 
 async fn with_safe_headers(mut response: Response) -> Response {
@@ -119,7 +121,10 @@ fn names_loopback(host: &str) -> bool {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.split(':').next().unwrap_or_default(),
     };
-    let is_address = |name: &str| name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    let is_address = |name: &str| {
+        name.parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+    };
     name.eq_ignore_ascii_case("localhost") || is_address(name)
 }
 
@@ -163,7 +168,9 @@ async fn events(State(desk): State<Desk>, since: Query<Since>, headers: HeaderMa
         );
     };
     let last = headers.get("last-event-id").and_then(|last| last.to_str().ok());
-    let place = last.or(since.since.as_deref()).and_then(|place| place.parse::<Place>().ok());
+    let place = last
+        .or(since.since.as_deref())
+        .and_then(|place| place.parse::<Place>().ok());
     let place = place.unwrap_or_else(|| desk.board.place());
     Sse::new(events::stream(desk.board, place, seat)).into_response()
 }
@@ -213,7 +220,10 @@ async fn nothing(headers: HeaderMap) -> Response {
     if kind.is_some_and(|kind| kind.starts_with("application/grpc")) {
         return Status::unimplemented("there is no such service here").into_http();
     }
-    refused(StatusCode::NOT_FOUND, "there is nothing here; the page of the run is at /")
+    refused(
+        StatusCode::NOT_FOUND,
+        "there is nothing here; the page of the run is at /",
+    )
 }
 
 #[cfg(test)]
@@ -222,10 +232,24 @@ mod tests {
 
     #[test]
     fn only_names_of_the_loopback_are_names_of_the_loopback() {
-        for name in ["localhost:40001", "LOCALHOST", "127.0.0.1:80", "127.9.9.9", "[::1]:40001", "[::1]"] {
+        for name in [
+            "localhost:40001",
+            "LOCALHOST",
+            "127.0.0.1:80",
+            "127.9.9.9",
+            "[::1]:40001",
+            "[::1]",
+        ] {
             assert!(names_loopback(name), "{name}");
         }
-        for name in ["evil.example:40001", "127.0.0.1.evil.example", "10.0.0.1:80", "", "[::2]:1", "localhost.evil"] {
+        for name in [
+            "evil.example:40001",
+            "127.0.0.1.evil.example",
+            "10.0.0.1:80",
+            "",
+            "[::2]:1",
+            "localhost.evil",
+        ] {
             assert!(!names_loopback(name), "{name}");
         }
     }

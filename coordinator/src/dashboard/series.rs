@@ -64,7 +64,9 @@ impl Series {
             }
             merged.least.push(least);
             merged.most.push(most);
-            merged.mean.push(if steps > 0.0 { (sum / steps) as f32 } else { f32::NAN });
+            merged
+                .mean
+                .push(if steps > 0.0 { (sum / steps) as f32 } else { f32::NAN });
         }
         merged
     }
@@ -113,6 +115,9 @@ mod tests {
         assert_eq!(serde_json::to_string(&merged).unwrap(), r#"{"mean":[0.1]}"#);
         series.push(0.5);
         let merged = series.merged(&[0..3], &[1, 1, 1]);
-        assert_eq!(serde_json::to_string(&merged).unwrap(), r#"{"mean":[0.3],"least":[0.1],"most":[0.5]}"#);
+        assert_eq!(
+            serde_json::to_string(&merged).unwrap(),
+            r#"{"mean":[0.3],"least":[0.1],"most":[0.5]}"#
+        );
     }
 }

@@ -85,7 +85,9 @@ pub(crate) fn commit(number: u64) -> Commit {
 
 /// A board of a run of so many steps.
 pub(crate) fn board(steps: u64) -> Board {
-    let entries = (1..=steps).map(|number| Entry::Step(Box::new(commit(number)))).collect();
+    let entries = (1..=steps)
+        .map(|number| Entry::Step(Box::new(commit(number))))
+        .collect();
     let story = Story {
         name: "a \"run\"".to_owned(),
         run_id: "run-1".to_owned(),
@@ -144,7 +146,9 @@ fn a_page_is_told_what_is_new_once_and_in_order() {
     let board = board(3);
     let place = board.place();
     board.recorded(&Record::Committed(Box::new(commit(4))));
-    board.recorded(&Record::Decision { reason: "rank 1 was lost".to_owned() });
+    board.recorded(&Record::Decision {
+        reason: "rank 1 was lost".to_owned(),
+    });
     board.observed(status("training"), vec![member(0), member(1)], None);
     let (news, place) = board.news(place);
     assert_eq!(news["history"]["step"], serde_json::json!([4]));
@@ -162,7 +166,9 @@ fn a_page_that_missed_a_rewind_is_told_to_begin_anew_and_loses_no_decision() {
     let place = board.place();
     board.recorded(&Record::Rewound(rewind(1, 12)));
     for number in 0..MOST_DECISIONS + 5 {
-        board.recorded(&Record::Decision { reason: number.to_string() });
+        board.recorded(&Record::Decision {
+            reason: number.to_string(),
+        });
     }
     let (news, _) = board.news(place);
     assert_eq!(news["reset"], true);
@@ -176,8 +182,14 @@ fn buttons_are_there_for_what_can_be_done_now() {
     let board = board(3);
     let possible = |board: &Board| -> Vec<String> {
         let commands = board.state()["commands"].clone();
-        let commands = commands.as_array().unwrap().iter().filter(|command| command["possible"] == true);
-        commands.map(|command| command["name"].as_str().unwrap().to_owned()).collect()
+        let commands = commands
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|command| command["possible"] == true);
+        commands
+            .map(|command| command["name"].as_str().unwrap().to_owned())
+            .collect()
     };
     assert!(possible(&board).is_empty(), "the run was not looked at yet");
     board.observed(status("training"), Vec::new(), None);
@@ -206,15 +218,34 @@ fn a_hundred_thousand_steps_are_all_in_a_view_that_is_small() {
 fn metrics_are_what_a_parser_of_prometheus_takes() {
     let board = board(3);
     board.observed(status("training"), vec![member(0)], None);
-    let nan = CommittedStep { loss: f64::NAN, grad_norm: f64::INFINITY, ..step(4) };
+    let nan = CommittedStep {
+        loss: f64::NAN,
+        grad_norm: f64::INFINITY,
+        ..step(4)
+    };
     board.lock().history.push(&nan);
     let text = board.metrics();
-    let parsed = openmetrics_parser::prometheus::parse_prometheus(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
-    for name in ["step", "loss", "phase_seconds", "alerts", "ranks", "skipped_steps_total", "learning_rate"] {
-        assert!(parsed.families.contains_key(&format!("lockstep_{name}")), "{name} is missing in\n{text}");
+    let parsed =
+        openmetrics_parser::prometheus::parse_prometheus(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    for name in [
+        "step",
+        "loss",
+        "phase_seconds",
+        "alerts",
+        "ranks",
+        "skipped_steps_total",
+        "learning_rate",
+    ] {
+        assert!(
+            parsed.families.contains_key(&format!("lockstep_{name}")),
+            "{name} is missing in\n{text}"
+        );
     }
     assert!(text.contains("lockstep_step{run=\"a \\\"run\\\"\"} 4\n"), "{text}");
-    assert!(text.contains("lockstep_gradient_norm{run=\"a \\\"run\\\"\"} +Inf\n"), "{text}");
+    assert!(
+        text.contains("lockstep_gradient_norm{run=\"a \\\"run\\\"\"} +Inf\n"),
+        "{text}"
+    );
     assert!(text.contains(",phase=\"forward\"} 0.04\n"), "{text}");
     assert_eq!(text.matches("lockstep_alerts{").count(), Kind::ALL.len());
     for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -225,13 +256,21 @@ fn metrics_are_what_a_parser_of_prometheus_takes() {
 #[test]
 fn the_page_in_one_file_holds_everything_and_loads_nothing() {
     let board = board(50);
-    board.recorded(&Record::Decision { reason: "</script><b>".to_owned() });
+    board.recorded(&Record::Decision {
+        reason: "</script><b>".to_owned(),
+    });
     let page = export::page_of(&board);
     for outside in ["src=\"", "href=\"/", "url("] {
         assert!(!page.contains(outside), "{outside}");
     }
     assert_eq!(page.matches("</script>").count(), 2);
-    let data = page.split("id=\"data\">").nth(1).unwrap().split("</script>").next().unwrap();
+    let data = page
+        .split("id=\"data\">")
+        .nth(1)
+        .unwrap()
+        .split("</script>")
+        .next()
+        .unwrap();
     let data: serde_json::Value = serde_json::from_str(data).unwrap();
     assert_eq!(data["history"]["step"].as_array().unwrap().len(), 50);
     assert_eq!(data["state"]["decisions"][0]["reason"], "</script><b>");
@@ -256,9 +295,16 @@ async fn the_webhook_is_told_of_an_alert_and_of_its_end_and_tries_again() {
     };
     let hook = webhook::Webhook::of(&alerts).unwrap().unwrap();
     let board = Arc::new(board(1));
-    board.recorded(&Record::Checkpoint(lockstep_proto::domain::Checkpoint { term: 1, generation: 1, step: 1 }));
+    board.recorded(&Record::Checkpoint(lockstep_proto::domain::Checkpoint {
+        term: 1,
+        generation: 1,
+        step: 1,
+    }));
     let carried = tokio::spawn(hook.carry(board.clone()));
-    board.lock().alerts.happened(Kind::Checkpoint, "", "the disk is full".to_owned(), now());
+    board
+        .lock()
+        .alerts
+        .happened(Kind::Checkpoint, "", "the disk is full".to_owned(), now());
     board.tell();
     let mut states = Vec::new();
     for answer in ["500 Oh", "200 OK", "200 OK"] {
@@ -271,7 +317,10 @@ async fn the_webhook_is_told_of_an_alert_and_of_its_end_and_tries_again() {
         let request = String::from_utf8(request).unwrap();
         assert!(request.starts_with("POST /hush "), "{request}");
         let body: serde_json::Value = serde_json::from_str(request.split("\r\n\r\n").nth(1).unwrap()).unwrap();
-        assert_eq!((&body["kind"], &body["run_id"]), (&"checkpoint".into(), &"run-1".into()));
+        assert_eq!(
+            (&body["kind"], &body["run_id"]),
+            (&"checkpoint".into(), &"run-1".into())
+        );
         states.push(body["state"].as_str().unwrap().to_owned());
         let answer = format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
         stream.write_all(answer.as_bytes()).await.unwrap();
@@ -283,6 +332,10 @@ async fn the_webhook_is_told_of_an_alert_and_of_its_end_and_tries_again() {
             });
         }
     }
-    assert_eq!(states, ["raised", "raised", "cleared"], "the first try failed and was repeated");
+    assert_eq!(
+        states,
+        ["raised", "raised", "cleared"],
+        "the first try failed and was repeated"
+    );
     carried.await.unwrap();
 }

@@ -113,7 +113,10 @@ impl Webhook {
             };
         }
         let host = self.url.host_str().unwrap_or_default();
-        tracing::warn!("the webhook at {host} was not told of an alert ({}): {failure}", alert.kind);
+        tracing::warn!(
+            "the webhook at {host} was not told of an alert ({}): {failure}",
+            alert.kind
+        );
     }
 }
 

@@ -44,7 +44,11 @@ pub(super) fn draw(frame: &mut Frame<'_>, overview: &Overview, note: &str) {
     }
     draw_decisions(frame, decisions, overview);
     let foot_text = if note.is_empty() { KEYS } else { note };
-    let style = if note.is_empty() { Style::new().dim() } else { Style::new().bold() };
+    let style = if note.is_empty() {
+        Style::new().dim()
+    } else {
+        Style::new().bold()
+    };
     frame.render_widget(Paragraph::new(foot_text).style(style), foot);
 }
 
@@ -85,16 +89,21 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, overview: &Overview) {
 fn draw_figures(frame: &mut Frame<'_>, area: Rect, overview: &Overview) {
     let status = &overview.status;
     let last = overview.last.as_ref();
-    let number = |value: Option<f64>, digits: usize| {
-        value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
-    };
-    let rate = last.map_or_else(|| "-".to_owned(), |step| format!("{:.2e}", step.effective_learning_rate));
+    let number =
+        |value: Option<f64>, digits: usize| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"));
+    let rate = last.map_or_else(
+        || "-".to_owned(),
+        |step| format!("{:.2e}", step.effective_learning_rate),
+    );
     let rows = [
         [
             format!("loss {}", number(status.loss, 4)),
             format!("validation {}", number(status.validation_loss, 4)),
             format!("rate {rate}"),
-            format!("batch {}", last.map_or_else(|| "-".to_owned(), |step| step.batch.to_string())),
+            format!(
+                "batch {}",
+                last.map_or_else(|| "-".to_owned(), |step| step.batch.to_string())
+            ),
         ],
         [
             format!("tok/s {}", number(status.tokens_per_second, 0)),
@@ -108,8 +117,15 @@ fn draw_figures(frame: &mut Frame<'_>, area: Rect, overview: &Overview) {
 }
 
 fn draw_loss(frame: &mut Frame<'_>, area: Rect, overview: &Overview) {
-    let [curve, phases] = Layout::horizontal([Constraint::Fill(3), Constraint::Fill(2)]).spacing(2).areas(area);
-    let finite: Vec<f64> = overview.losses.iter().copied().filter(|loss| loss.is_finite()).collect();
+    let [curve, phases] = Layout::horizontal([Constraint::Fill(3), Constraint::Fill(2)])
+        .spacing(2)
+        .areas(area);
+    let finite: Vec<f64> = overview
+        .losses
+        .iter()
+        .copied()
+        .filter(|loss| loss.is_finite())
+        .collect();
     let least = finite.iter().copied().fold(f64::INFINITY, f64::min);
     let most = finite.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let title = match finite.is_empty() {
@@ -126,7 +142,10 @@ fn draw_loss(frame: &mut Frame<'_>, area: Rect, overview: &Overview) {
     };
     let bars: Vec<Option<u64>> = points.into_iter().map(height).collect();
     frame.render_widget(block, curve);
-    frame.render_widget(Sparkline::default().data(bars).style(Style::new().fg(Color::Blue)), inside);
+    frame.render_widget(
+        Sparkline::default().data(bars).style(Style::new().fg(Color::Blue)),
+        inside,
+    );
 
     let rows = overview.last.as_ref().map(phase_rows).unwrap_or_default();
     let widths = [Constraint::Fill(1), Constraint::Length(9), Constraint::Length(5)];
@@ -146,10 +165,18 @@ fn fitted(values: &[f64], points: usize) -> Vec<f64> {
 
 /// The longest phases first.
 fn phase_rows(step: &CommittedStep) -> Vec<Row<'static>> {
-    let mut phases: Vec<&(String, f64)> = step.phases.iter().filter(|(name, _)| !name.starts_with("hidden_")).collect();
+    let mut phases: Vec<&(String, f64)> = step
+        .phases
+        .iter()
+        .filter(|(name, _)| !name.starts_with("hidden_"))
+        .collect();
     phases.sort_by(|one, other| other.1.total_cmp(&one.1));
     let row = |(name, ms): &&(String, f64)| {
-        let share = if step.step_ms > 0.0 { ms / step.step_ms * 100.0 } else { 0.0 };
+        let share = if step.step_ms > 0.0 {
+            ms / step.step_ms * 100.0
+        } else {
+            0.0
+        };
         let name = name.strip_suffix("_ms").unwrap_or(name).to_owned();
         Row::new([name, format!("{ms:>6.1} ms"), format!("{share:>3.0} %")])
     };
@@ -203,7 +230,10 @@ fn draw_decisions(frame: &mut Frame<'_>, area: Rect, overview: &Overview) {
         let time = humantime::format_rfc3339_seconds(UNIX_EPOCH + at).to_string();
         // The time of day, in UTC.
         let time = time.get(11..19).unwrap_or_default().to_owned();
-        Line::from(vec![Span::styled(time + "Z ", Modifier::DIM), Span::raw(decision.reason.clone())])
+        Line::from(vec![
+            Span::styled(time + "Z ", Modifier::DIM),
+            Span::raw(decision.reason.clone()),
+        ])
     });
     let lines: Vec<Line<'_>> = newest_first.take(usize::from(area.height)).collect();
     frame.render_widget(Paragraph::new(lines).block(titled("decisions, newest first")), area);
@@ -273,8 +303,20 @@ mod tests {
     fn everything_is_seen_in_eighty_columns_and_twenty_four_rows() {
         let text = plain(&overview(), 80, 24);
         for part in [
-            "shakespeare", "training", "step 120 of 1000", "loss 2.5000", "validation 2.6250", "tok/s 6400", "rank-0", "4001",
-            "2..4", "waits in backward", "straggler rank 1 is slower", "00:01:00Z rank 1 was lost", "p pause", "█",
+            "shakespeare",
+            "training",
+            "step 120 of 1000",
+            "loss 2.5000",
+            "validation 2.6250",
+            "tok/s 6400",
+            "rank-0",
+            "4001",
+            "2..4",
+            "waits in backward",
+            "straggler rank 1 is slower",
+            "00:01:00Z rank 1 was lost",
+            "p pause",
+            "█",
             "loss, 2.0167 to 4.0000",
         ] {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");

@@ -29,8 +29,10 @@ pub(crate) fn installed() -> Option<OsString> {
         return Some(named);
     }
     let path = std::env::var_os("PATH")?;
-    let found = std::env::split_paths(&path).flat_map(|folder| NAMES.map(|name| folder.join(name)));
-    found.into_iter().find(|path| path.is_file()).map(Into::into)
+    let places: Vec<_> = std::env::split_paths(&path)
+        .flat_map(|folder| NAMES.map(|name| folder.join(name)))
+        .collect();
+    places.into_iter().find(|place| place.is_file()).map(Into::into)
 }
 
 /// A started browser with one page. Ended when dropped.
@@ -53,9 +55,18 @@ impl Browser {
             .args(["-c", "exec \"$0\" \"$@\" 3<&0 4>&1 >/dev/null </dev/null"])
             .arg(program)
             .args(["--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu"])
-            .args(["--no-first-run", "--disable-dev-shm-usage", "--hide-scrollbars", "--mute-audio"])
+            .args([
+                "--no-first-run",
+                "--disable-dev-shm-usage",
+                "--hide-scrollbars",
+                "--mute-audio",
+            ])
             // It speaks to the coordinator and to nobody else.
-            .args(["--disable-background-networking", "--disable-component-update", "--no-default-browser-check"])
+            .args([
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--no-default-browser-check",
+            ])
             .args(["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"])
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .stdin(Stdio::piped())
@@ -152,7 +163,11 @@ impl Browser {
     pub(crate) fn value(&self, expression: &str) -> Value {
         let parameters = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
         let answer = self.call("Runtime.evaluate", parameters);
-        assert!(answer.get("exceptionDetails").is_none(), "{expression}: {}", answer["exceptionDetails"]);
+        assert!(
+            answer.get("exceptionDetails").is_none(),
+            "{expression}: {}",
+            answer["exceptionDetails"]
+        );
         answer["result"]["value"].clone()
     }
 
@@ -222,7 +237,10 @@ impl Browser {
 
     /// Keeps what the page looks like, from top to bottom.
     pub(crate) fn picture(&self, path: &Path) {
-        let shot = self.call("Page.captureScreenshot", json!({ "format": "png", "captureBeyondViewport": true }));
+        let shot = self.call(
+            "Page.captureScreenshot",
+            json!({ "format": "png", "captureBeyondViewport": true }),
+        );
         let bytes = base64::engine::general_purpose::STANDARD
             .decode(shot["data"].as_str().unwrap())
             .unwrap();

@@ -2,7 +2,8 @@
 
 use super::{ConvertError, bytes_32, header, phases_in, phases_out, required};
 use crate::domain::{
-    Alert, CommittedStep, Header, JoinInfo, MemberStatus, Overview, PastDecision, RunEnd, RunEvent, RunStatus, Validation,
+    Alert, CommittedStep, Header, JoinInfo, MemberStatus, Overview, PastDecision, RunEnd, RunEvent, RunStatus,
+    Validation,
 };
 use crate::v1;
 

@@ -20,7 +20,14 @@ pub(crate) fn prepare(third_party: &Path) -> Option<PathBuf> {
     let fetched = process::run(
         "`pip install tensorboard`",
         Command::new("python3")
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"])
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--target",
+            ])
             .args([unfinished.as_os_str(), PACKAGE.as_ref()]),
     );
     if let Err(failure) = fetched {

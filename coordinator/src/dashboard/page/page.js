@@ -26,6 +26,7 @@ class Page {
       showGenerations(this.generations);
       this.take(view);
       this.show(state);
+      performance.mark("shown");
       if (!this.source.isLive || state.end) return this.over();
       const place = [view.epoch, view.last, state.decisions_before + this.decisions.length, this.generations.at(-1)?.number ?? 0].join(".");
       this.source.follow(place, {
