@@ -1,5 +1,6 @@
 //! From TOML to [`RunConfig`]: each section's keys, defaults and ranges.
 
+mod alerts;
 mod family;
 mod fault;
 mod optimizer;
@@ -57,6 +58,7 @@ impl RunConfig {
         let fault = fault::read(root.section("fault")?, &run, &collective)?;
         let security = security::read(root.section("security")?)?;
         let coordinator = coordinator(root.section("coordinator")?, &security)?;
+        let alerts = alerts::read(root.section("alerts")?)?;
         root.done()?;
         Ok(RunConfig {
             run,
@@ -73,6 +75,7 @@ impl RunConfig {
             fault,
             coordinator,
             security,
+            alerts,
         })
     }
 }

@@ -1,5 +1,5 @@
-//! The types of a config, section by section; those of `[fault]`, `[optimizer]` and `[security]` are in [`fault`],
-//! [`optimizer`] and [`security`]. A value of these types has passed
+//! The types of a config, section by section; those of `[alerts]`, `[fault]`, `[optimizer]` and `[security]`, and schedules,
+//! are in files of their own. A value of these types has passed
 //! every check of [`crate::read`].
 
 /// Gives an enum its words in TOML.
@@ -19,6 +19,7 @@ macro_rules! words {
     };
 }
 
+mod alerts;
 mod fault;
 mod optimizer;
 mod schedule;
@@ -27,6 +28,7 @@ mod security;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+pub use alerts::*;
 pub use fault::*;
 pub use optimizer::*;
 pub use schedule::*;
@@ -63,6 +65,8 @@ pub struct RunConfig {
     pub coordinator: CoordinatorSection,
     /// `[security]`: whom the coordinator lets in.
     pub security: SecuritySection,
+    /// `[alerts]`: what people are told about without having asked.
+    pub alerts: AlertsSection,
 }
 
 /// `[run]`.

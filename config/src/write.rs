@@ -59,11 +59,23 @@ impl RunConfig {
         text.key("failures_per_minute", whole(security.failures_per_minute));
         text.key("connections_per_address", whole(security.connections_per_address));
         text.key("connections", whole(security.connections));
+        let alerts = &self.alerts;
+        text.section("alerts");
+        text.key("spike_sigmas", alerts.spike_sigmas);
+        text.key("stall_factor", alerts.stall_factor);
+        text.key("stall_seconds", alerts.stall_seconds);
+        text.key("straggler_share", alerts.straggler_share);
+        text.key("data_share", alerts.data_share);
+        text.key("disk_mib", whole(alerts.disk_mib));
+        text.key("certificate_days", whole(alerts.certificate_days));
+        text.optional("webhook", alerts.webhook.as_deref());
+        text.optional("webhook_file", alerts.webhook_file.as_deref().map(path));
         text.0
     }
 
     /// BLAKE3, in hex, of everything that decides the trained bits: the resolved TOML without `run.name`,
-    /// `[checkpoint]`, `[coordinator]` and `[security]`, of `[collective]` the wire alone, and of `[fault]` which steps are skipped
+    /// `[checkpoint]`, `[coordinator]`, `[security]` and `[alerts]`, of `[collective]` the wire alone, and of `[fault]` which
+    /// steps are skipped
     /// and where a rewind leads, if there may be one.
     pub fn hash(&self) -> String {
         let mut text = Text(String::new());

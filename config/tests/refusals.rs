@@ -613,3 +613,18 @@ fn an_address_that_others_reach_needs_tls_and_known_callers() {
         assert!(error.contains(part), "{bad:?}: {part:?} is missing in: {error}");
     }
 }
+
+#[test]
+fn a_secret_in_the_address_of_a_webhook_is_refused_without_being_repeated() {
+    for url in [
+        "https://hooks.example/post?token=hush",
+        "https://user:hush@hooks.example/",
+        "hush",
+    ] {
+        let sentence = with(&format!("alerts.webhook={url}")).expect_err(url).to_string();
+        assert!(sentence.contains("`alerts.webhook`"), "{sentence}");
+        assert!(!sentence.contains("hush"), "{sentence}");
+    }
+    refused("alerts.data_share=1.0", &["`alerts.data_share`", "below 1"]);
+    assert!(with("alerts.webhook=http://127.0.0.1:9/post").is_ok());
+}

@@ -465,6 +465,30 @@ fn security() -> impl Strategy<Value = SecuritySection> {
     )
 }
 
+fn alerts() -> impl Strategy<Value = AlertsSection> {
+    let webhook = prop_oneof![
+        Just((None, None)),
+        "https?://[a-z]{3,9}/[a-z]{1,9}".prop_map(|url| (Some(url), None)),
+        "[a-z./]{1,12}".prop_map(|file| (None, Some(PathBuf::from(file)))),
+    ];
+    let numbers = (number(), 1.0..1e9f64, 1.0..=86_400.0f64, 1e-9..0.999f64, 1e-9..0.999f64);
+    (numbers, 0..=MAX, 0..=36_500u64, webhook).prop_map(
+        |((spike_sigmas, stall_factor, stall_seconds, straggler_share, data_share), disk_mib, certificate_days, at)| {
+            AlertsSection {
+                spike_sigmas,
+                stall_factor,
+                stall_seconds,
+                straggler_share,
+                data_share,
+                disk_mib,
+                certificate_days,
+                webhook: at.0,
+                webhook_file: at.1,
+            }
+        },
+    )
+}
+
 fn config() -> impl Strategy<Value = RunConfig> {
     let coordinator =
         (any::<u16>(), 1e-3..=3600.0f64, any::<bool>()).prop_map(|(port, plan_window_seconds, record_events)| {
@@ -489,7 +513,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
         optimizer(),
         (0..=MAX, checkpoint()),
         collective(),
-        (coordinator, security()),
+        (coordinator, security(), alerts()),
     )
         .prop_map(
             |(
@@ -500,7 +524,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
                 mut optimizer,
                 (every, checkpoint),
                 collective,
-                (coordinator, security),
+                (coordinator, security, alerts),
             )| {
                 if collective.backend == CollectiveBackend::Mpi && fault.may_rewind() {
                     // A world of MPI cannot be formed anew.
@@ -524,6 +548,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
                     fault,
                     coordinator,
                     security,
+                    alerts,
                 }
             },
         )
@@ -544,6 +569,7 @@ proptest! {
         other.checkpoint = CheckpointSection { every: 7, keep_last: 2, keep_every: 14, store: Some("elsewhere".into()) };
         other.coordinator = CoordinatorSection { bind: ([127, 0, 0, 1], 1).into(), plan_window_seconds: 1.0, record_events: false };
         other.security = SecuritySection { tokens: Some("others".into()), connections: 9, ..SecuritySection::default() };
+        other.alerts = AlertsSection { webhook: Some("http://elsewhere/".into()), ..AlertsSection::default() };
         let FaultSection { on_not_finite, on_spike, spike_sigmas, .. } = config.fault;
         let FaultSection { rewind_steps, rewind_skip, rewind_factor, .. } = config.fault;
         other.fault = FaultSection { on_not_finite, on_spike, spike_sigmas, ..FaultSection::default() };

@@ -3,10 +3,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use lockstep_config::{CollectiveBackend, RunConfig, SecuritySection};
 use lockstep_inventory::TreatmentError;
@@ -17,6 +16,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::branches::Rewinds;
+use crate::dashboard::webhook::{Webhook, WebhookError};
+use crate::dashboard::{Board, Story};
 use crate::files::{FileError, RunFiles, World};
 use crate::ledger::{FactsRow, Ledger, LedgerError, Recorder, RunRow};
 use crate::plan::{PlanError, Planner};
@@ -105,6 +106,9 @@ pub enum StartError {
     /// The files.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Alerts cannot be posted.
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
     /// The system gives no thread or no runtime.
     #[error("cannot start the coordinator's threads: {0}")]
     Thread(std::io::Error),
@@ -123,6 +127,7 @@ pub struct Running {
     run_id: String,
     handle: ControlHandle,
     events: broadcast::Sender<RunEvent>,
+    board: Arc<Board>,
     executor: Option<JoinHandle<RunEnd>>,
     server: Option<JoinHandle<()>>,
 }
@@ -203,6 +208,7 @@ impl Coordinator {
         };
         let scheme = if config.security.has_tls() { "https" } else { "http" };
 
+        let webhook = Webhook::of(&config.alerts)?;
         let row = RunRow {
             run_id: format!("{}-{:08x}", config.run.name, rand::random::<u32>()),
             name: config.run.name.clone(),
@@ -230,7 +236,10 @@ impl Coordinator {
         };
         let mut files = RunFiles::create(&run_dir, &ledger.run().config_toml, world)?;
         let validations = ledger.validations()?;
-        files.restore(&ledger.history()?, total_steps, &|ranks| config.backend_name(ranks))?;
+        let history = ledger.history()?;
+        files.restore(&history, total_steps, &|ranks| config.backend_name(ranks))?;
+        let story = Story::of_ledger(&ledger, history, &run_dir, &config, total_steps)?;
+        let board = Arc::new(Board::new(story, config.alerts.clone()));
         (facts.term, facts.secret) = (ledger.term(), ledger.secret());
         let last = recorded
             .committed
@@ -276,14 +285,18 @@ impl Coordinator {
             committer,
             last,
             newest_validation,
+            board: board.clone(),
         };
         let (done, is_done) = oneshot::channel();
         let (server_runtime, run_runtime) = (runtime()?, runtime()?);
-        let server_mailbox = mailbox.clone();
+        let (server_mailbox, shown) = (mailbox.clone(), board.clone());
         let server = spawn("coordinator-service", move || {
             server_runtime.block_on(async move {
                 match TcpListener::from_std(listener) {
-                    Ok(listener) => serve(listener, server_mailbox, row, term, admission, is_done).await,
+                    Ok(listener) => {
+                        let parts = (shown, webhook);
+                        serve(listener, server_mailbox, row, term, admission, parts, is_done).await
+                    }
                     Err(error) => tracing::error!("cannot listen: {error}"),
                 }
             });
@@ -302,6 +315,7 @@ impl Coordinator {
             run_id,
             handle,
             events,
+            board,
             executor: Some(executor),
             server: Some(server),
         })
@@ -406,6 +420,11 @@ impl Running {
     /// Commands for the run, from any thread.
     pub fn handle(&self) -> ControlHandle {
         self.handle.clone()
+    }
+
+    /// Says when the certificate expires that the coordinator serves with, so that people are told in time.
+    pub fn certificate_expires(&self, at: Option<SystemTime>) {
+        self.board.certificate_expires(at);
     }
 
     /// Every event from now on. The last one is [`RunEvent::Ended`].

@@ -10,6 +10,7 @@
 mod audit;
 mod events;
 mod lock;
+mod past;
 mod reader;
 mod replay;
 mod rows;
@@ -31,6 +32,7 @@ pub use crate::ledger::audit::{Audit, Proof, audit};
 pub use crate::ledger::events::{EVENTS_VERSION, FactsRow, Heard};
 pub(crate) use crate::ledger::events::{Recorder, event_of_member};
 use crate::ledger::lock::Lock;
+pub(crate) use crate::ledger::past::{Past, past};
 pub use crate::ledger::reader::{Reader, TableSize};
 pub use crate::ledger::replay::{Difference, Replay, Unreplayed, replay};
 pub use crate::ledger::rows::{CallRow, DecisionRow, LEDGER_VERSION, RunRow, TermRow};

@@ -1,14 +1,17 @@
 //! The coordinator of a run.
 //!
-//! Way of data: [`plan`] says what every step does, [`changes`] what operators and [`branches`] what a rewind
-//! make of it; [`run`] decides, purely, what happens to the run; the service carries messages to it and from it; [`ledger`] makes decisions durable before they are sent; [`files`] writes
-//! what people read. [`Coordinator::start`] puts these together, in the process of `lockstep run` or in a binary of
+//! Way of data: [`plan`] says what every step does, [`changes`] what operators and [`branches`] what a rewind make of it;
+//! [`run`] decides, purely, what happens to the run; the service carries messages to it and from it; [`ledger`] makes
+//! decisions durable before they are sent; [`files`] writes what people read; `dashboard` is the page of the run, `alerts` what
+//! people are told without asking. [`Coordinator::start`] puts these together, in the process of `lockstep run` or in a binary of
 //! its own.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod alerts;
 pub mod branches;
 pub mod changes;
+mod dashboard;
 pub mod files;
 pub mod ledger;
 pub mod plan;
@@ -18,3 +21,5 @@ mod coordinator;
 mod service;
 
 pub use coordinator::{BegunRun, ControlHandle, Coordinator, CoordinatorOptions, Events, Running, StartError};
+pub use dashboard::webhook::WebhookError;
+pub use dashboard::{ExportError, export};

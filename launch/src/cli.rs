@@ -28,6 +28,16 @@ pub enum Command {
     Watch(Target),
     /// List the trainers of a live run
     Members(Target),
+    /// Show a live run on the whole terminal: numbers, loss, members, alerts, decisions
+    Top(TopArguments),
+    /// Write the page of a run, over or live, into one file that any browser shows
+    Page {
+        /// The run's folder, or the name of a run under ./runs
+        run_dir: PathBuf,
+        /// The file (default: RUN.html here)
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// Pause a live run at the end of a step
     Pause(OrderArguments),
     /// Let a paused run go on
@@ -310,6 +320,17 @@ pub struct DrainArguments {
     /// On what conditions.
     #[command(flatten)]
     pub conditions: Conditions,
+}
+
+/// `lockstep top`.
+#[derive(Debug, Args)]
+pub struct TopArguments {
+    /// Which run
+    #[command(flatten)]
+    pub target: Target,
+    /// Print one frame as plain text and end
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// `lockstep data …`.

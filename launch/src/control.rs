@@ -224,6 +224,9 @@ fn status_text(status: &RunStatus) -> String {
     if let Some(reason) = &status.last_rewind {
         lines.push(format!("rewinds     {}, the last one: {reason}", status.rewinds));
     }
+    for alert in &status.alerts {
+        lines.push(format!("{:<11} {}", alert.kind, alert.sentence));
+    }
     lines.join("\n") + "\n"
 }
 
@@ -252,8 +255,13 @@ fn members_text(members: &[MemberStatus]) -> String {
         };
         let info = &member.info;
         text += &format!(
-            "{rank:>4} {:<14} {:>8} {:<16} {lanes:>9} {:>8}  {}\n",
-            info.member, info.pid, info.host, member.reported_step, member.phase
+            "{rank:>4} {:<14} {:>8} {:<16} {lanes:>9} {:>8}  {}{}\n",
+            info.member,
+            info.pid,
+            info.host,
+            member.reported_step,
+            member.phase,
+            if member.waits { " (waits)" } else { "" }
         );
     }
     text

@@ -24,14 +24,17 @@ pub(crate) fn ledger(command: &LedgerCommand) -> Result<(), Ending> {
     }
 }
 
-fn open(run_dir: &Path) -> Result<Reader, Ending> {
-    // A bare name is that of a run under ./runs, as for the commands to live runs.
+/// The folder of a run: a bare name is that of a run under ./runs, as for the commands to live runs.
+pub(crate) fn folder_of(run_dir: &Path) -> PathBuf {
     let named = PathBuf::from(RUNS).join(run_dir);
-    let folder = match run_dir.components().count() == 1 && !run_dir.exists() && named.exists() {
-        true => named.as_path(),
-        false => run_dir,
-    };
-    let reader = Reader::open(folder).map_err(Ending::bad_input)?;
+    match run_dir.components().count() == 1 && !run_dir.exists() && named.exists() {
+        true => named,
+        false => run_dir.to_owned(),
+    }
+}
+
+fn open(run_dir: &Path) -> Result<Reader, Ending> {
+    let reader = Reader::open(&folder_of(run_dir)).map_err(Ending::bad_input)?;
     if reader.is_repaired_copy() {
         eprintln!(
             "note: the run's coordinator was killed; this is read from a repaired copy in memory, and {} stays as it is",

@@ -1,7 +1,8 @@
 //! The command that people type.
 //!
 //! Way of data: [`cli`] says what can be typed; [`execute`] hands each command to its module: `run` starts and watches
-//! a whole run, `control` talks to a live one, `ledger` reads what one has recorded, `schedule` previews one, `data` prepares text, `certs` makes certificates and tokens, `sibling` becomes the
+//! a whole run, `control` talks to a live one, `orders` changes it, `top` draws it, `page` writes it into a file, `ledger` reads
+//! what one has recorded, `schedule` previews one, `data` prepares text, `certs` makes certificates and tokens, `sibling` becomes the
 //! trainer binary for what needs libtorch. Each ends in an [`Ending`], whose code is the process's exit code and
 //! whose sentence, if any, goes to stderr.
 
@@ -12,9 +13,11 @@ mod data;
 mod ending;
 mod ledger;
 mod orders;
+mod page;
 mod run;
 mod schedule;
 mod sibling;
+mod top;
 
 pub use ending::Ending;
 
@@ -29,6 +32,8 @@ pub fn execute(command: cli::Command) -> Result<(), Ending> {
         cli::Command::Run(arguments) => run::run(arguments),
         cli::Command::Status(target) => control::status(&target),
         cli::Command::Watch(target) => control::watch(&target),
+        cli::Command::Top(arguments) => top::top(&arguments),
+        cli::Command::Page { run_dir, out } => page::page(&run_dir, out.as_deref()),
         cli::Command::Members(target) => control::members(&target),
         cli::Command::Pause(order) => orders::plain(&order.target, &order.conditions, Order::Pause),
         cli::Command::Resume(order) => orders::plain(&order.target, &order.conditions, Order::Resume),

@@ -180,7 +180,8 @@ fn own_key() -> String {
     format!("lockstep-{}-{}", std::process::id(), since.as_nanos())
 }
 
-async fn give(
+/// Gives an order to a coordinator.
+pub(crate) async fn give(
     client: &mut ControlClient<Channel>,
     order: &Order,
     command: &v1::Command,

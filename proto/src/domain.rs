@@ -2,12 +2,14 @@
 //! Nothing here knows about the wire; `convert` carries these types to the generated messages and back.
 
 mod metrics;
+mod overview;
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
 pub use crate::domain::metrics::{Orthogonality, StepMetrics};
+pub use crate::domain::overview::{Alert, Overview, PastDecision};
 
 /// Which life of the coordinator and which formation of members a message belongs to. Older ones are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -618,6 +620,8 @@ pub struct RunStatus {
     pub rewinds: u64,
     /// Why it did the last time.
     pub last_rewind: Option<String>,
+    /// Alerts that are raised.
+    pub alerts: Vec<Alert>,
 }
 
 /// One line of `members`.
@@ -633,4 +637,6 @@ pub struct MemberStatus {
     pub phase: String,
     /// How it reaches each rank, by rank, once its communicator stands; empty for itself.
     pub transports: Vec<String>,
+    /// Whether its device thread waits for others, as last heard.
+    pub waits: bool,
 }

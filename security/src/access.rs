@@ -81,7 +81,7 @@ impl std::fmt::Display for Identity {
 
 /// Calls of the control service that only look. Every other one is an operator's, so that a new call is refused to
 /// viewers until it is named here.
-const ONLY_LOOK: [&str; 3] = ["Status", "Watch", "Members"];
+const ONLY_LOOK: [&str; 4] = ["Status", "Watch", "Members", "Overview"];
 /// Files of the web page. The data in it comes from `/api/`.
 const PAGE: [&str; 4] = ["/", "/page.css", "/page.js", "/icon.svg"];
 

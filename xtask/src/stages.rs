@@ -9,7 +9,7 @@ use crate::chaos;
 use crate::failure::Failure;
 use crate::process;
 use crate::repository;
-use crate::setup::{mpi, setup};
+use crate::setup::{browser, mpi, setup, tensorboard};
 use crate::workspace::Workspace;
 
 /// A stage, in the order in which they run.
@@ -43,6 +43,15 @@ impl Stage {
             if !mpi::is_there() {
                 // Tests of whole runs are left out with the trainer that they need.
                 cargo.env(mpi::WITHOUT, "1");
+            }
+            if let Some(browser) = browser::program() {
+                // Tests that want one must not leave themselves out.
+                cargo.env(browser::BROWSER, browser);
+            }
+            if self == Stage::Tests
+                && let Some(packages) = tensorboard::prepare(&workspace.third_party())
+            {
+                cargo.env(tensorboard::PACKAGES, packages);
             }
             process::run(&format!("`cargo {}`", arguments[0]), cargo.args(arguments))
         };

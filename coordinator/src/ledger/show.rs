@@ -228,7 +228,7 @@ fn hashes_in_hex(value: &mut Value) {
     }
 }
 
-fn all<T: serde::de::DeserializeOwned>(reader: &Reader, table: &str) -> Result<Vec<Keyed<T>>, LedgerError> {
+pub(super) fn all<T: serde::de::DeserializeOwned>(reader: &Reader, table: &str) -> Result<Vec<Keyed<T>>, LedgerError> {
     let (mut rows, mut broken) = (Vec::new(), None);
     reader.each(table, |key, bytes| match typed_record_of(bytes) {
         Ok(record) => rows.push(Keyed { key, record }),
@@ -244,7 +244,7 @@ fn one<T: serde::de::DeserializeOwned>(reader: &Reader, table: &str, key: u64) -
     typed_record_of(&row).map_err(|cause| unreadable(reader, table, key, &cause))
 }
 
-fn unreadable(reader: &Reader, table: &str, key: u64, cause: &str) -> LedgerError {
+pub(super) fn unreadable(reader: &Reader, table: &str, key: u64, cause: &str) -> LedgerError {
     let cause = format!("row {key} of the table {table} cannot be read: {cause}");
     store("show", reader.file(), cause)
 }

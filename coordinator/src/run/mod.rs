@@ -462,6 +462,7 @@ impl Run {
                     .as_ref()
                     .map(|ready| ready.transports.clone())
                     .unwrap_or_default(),
+                waits: member.progress.waits,
             })
             .collect();
         members.sort_by_key(|member| member.place.as_ref().map_or(u32::MAX, |place| place.0));

@@ -1,5 +1,7 @@
 //! The control service: operators' commands and questions.
 
+use std::sync::Arc;
+
 use lockstep_proto::domain::{Header, RunEvent, Stamp};
 use lockstep_proto::v1;
 use lockstep_proto::v1::control_server::Control;
@@ -9,6 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::changes::{Ask, Extension, Setting};
+use crate::dashboard::Board;
 use crate::run::{Event, Order, Wanted};
 use crate::service::caller::Caller;
 use crate::service::mailbox::{Letter, Mailbox, Reply};
@@ -25,6 +28,7 @@ pub(super) struct ControlService {
     pub(super) mailbox: Mailbox,
     pub(super) run_id: String,
     pub(super) term: u64,
+    pub(super) board: Arc<Board>,
 }
 
 impl ControlService {
@@ -235,6 +239,14 @@ impl Control for ControlService {
             header: Some((&self.header()).into()),
             members,
         }))
+    }
+
+    async fn overview(&self, request: Request<v1::OverviewRequest>) -> Result<Response<v1::OverviewReply>, Status> {
+        self.check(request.into_inner().header)?;
+        match self.board.overview() {
+            Some(overview) => Ok(Response::new((&overview).into())),
+            None => Err(Status::unavailable("the run has just begun: ask again")),
+        }
     }
 }
 

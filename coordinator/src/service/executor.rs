@@ -5,6 +5,7 @@
 //! sent before what precedes it is durable.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockstep_proto::domain::{
@@ -13,6 +14,7 @@ use lockstep_proto::domain::{
 use tokio::sync::broadcast;
 use tonic::Status;
 
+use crate::dashboard::Board;
 use crate::files::RunFiles;
 use crate::ledger::{CallRow, Ledger, Recorder};
 use crate::run::{Decision, Directive, Effect, Event, Leases, Peer, Phase, Record, Refusal, Run};
@@ -24,6 +26,8 @@ use crate::service::status::refused;
 const GATHER: Duration = Duration::from_millis(50);
 /// How often the machine hears of the time.
 const TICK: Duration = Duration::from_millis(100);
+/// How often the run is shown to whoever watches, at least.
+const LOOK: Duration = Duration::from_millis(500);
 /// How long the farewells of members are answered after the end.
 const LINGER: Duration = Duration::from_secs(2);
 /// Letters that are taken between two transactions.
@@ -49,6 +53,8 @@ pub(crate) struct ExecutorParts {
     pub(crate) last: Option<CommittedStep>,
     /// The newest validation loss of an earlier term.
     pub(crate) newest_validation: Option<f64>,
+    /// What people see.
+    pub(crate) board: Arc<Board>,
 }
 
 /// The answer to a command: a sentence, and from which step on it shows, where that is one.
@@ -74,6 +80,7 @@ pub(crate) struct Executor {
     validation_loss: Option<f64>,
     tokens_per_second: Option<f64>,
     ended: Option<(RunEnd, Instant)>,
+    next_look: Instant,
 }
 
 impl Executor {
@@ -94,6 +101,7 @@ impl Executor {
             validation_loss: parts.newest_validation,
             tokens_per_second: parts.last.as_ref().map(|step| step.tokens_per_second),
             ended: None,
+            next_look: Instant::now(),
             parts,
         }
     }
@@ -138,6 +146,9 @@ impl Executor {
                 self.flush();
             }
             self.tell_state();
+            if Instant::now() >= self.next_look {
+                self.show();
+            }
         }
     }
 
@@ -147,6 +158,7 @@ impl Executor {
                 self.members.insert(peer, outgoing);
             }
             Letter::Event(event) => {
+                self.parts.board.heard(&event);
                 let from = sender_of(&event);
                 let left = matches!(event, Event::MemberLost { .. });
                 if let Event::Progress { peer, progress } = &event {
@@ -280,6 +292,7 @@ impl Executor {
     fn write_files(&mut self, records: &[Record]) -> Result<(), crate::files::FileError> {
         let mut wrote = false;
         for record in records {
+            self.parts.board.recorded(record);
             let event = match record {
                 Record::Committed(commit) => {
                     let step = commit.to_committed_step(self.parts.run.planner().total_steps());
@@ -371,6 +384,7 @@ impl Executor {
         }
         self.ended = Some((end.clone(), Instant::now()));
         self.tell_state();
+        self.parts.board.ended(&end);
         self.publish(RunEvent::Ended(end));
     }
 
@@ -385,10 +399,28 @@ impl Executor {
             self.phase_since = Instant::now();
         }
         self.told = now.clone();
+        self.next_look = Instant::now();
         self.publish(RunEvent::State {
             phase: now.0.to_owned(),
             reason: now.1,
         });
+    }
+
+    /// Shows how the run stands to whoever watches.
+    fn show(&mut self) {
+        self.next_look = Instant::now() + LOOK;
+        let waited_for = self.waited_for();
+        let board = &self.parts.board;
+        board.observed(self.status(), self.parts.run.members(), waited_for.as_ref());
+    }
+
+    /// While the run trains, the rank that the others wait for, if they do, and where it is.
+    fn waited_for(&self) -> Option<(String, String)> {
+        let run = &self.parts.run;
+        let ranks = run.watched();
+        let waited_for = self.parts.leases.waited_for(&ranks, self.began.elapsed());
+        let (peer, how) = waited_for.filter(|_| run.phase() == Phase::Training)?;
+        Some((run.name(peer), how))
     }
 
     fn publish(&self, event: RunEvent) {
@@ -400,11 +432,8 @@ impl Executor {
     fn reason(&self) -> String {
         let run = &self.parts.run;
         let reason = since(run.phase(), run.reason(), self.phase_since.elapsed());
-        let ranks = run.watched();
-        let is_training = run.phase() == Phase::Training;
-        let waited_for = self.parts.leases.waited_for(&ranks, self.began.elapsed());
-        match waited_for.filter(|_| is_training) {
-            Some((peer, how)) => format!("{reason}; waiting for {}: {how}", run.name(peer)),
+        match self.waited_for() {
+            Some((name, how)) => format!("{reason}; waiting for {name}: {how}"),
             None => reason,
         }
     }
@@ -434,6 +463,7 @@ impl Executor {
             last_skip: last_skip.map(str::to_owned),
             rewinds,
             last_rewind: last_rewind.map(str::to_owned),
+            alerts: self.parts.board.raised(),
         }
     }
 }

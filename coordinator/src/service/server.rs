@@ -1,4 +1,5 @@
-//! The tonic server: both services, health and reflection, on one address, behind the guard.
+//! The tonic server: both services, health and reflection, and beside them the page of the run, on one address, behind the
+//! guard.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tonic::transport::Server;
 
+use crate::dashboard::webhook::Webhook;
+use crate::dashboard::{self, Board};
 use crate::ledger::RunRow;
 use crate::service::MESSAGE_LIMIT;
 use crate::service::caller::Caller;
@@ -39,6 +42,9 @@ pub(crate) struct Admission {
     pub(crate) address: SocketAddr,
 }
 
+/// How long the last alerts may take to be posted after the run.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// Serves until `done` says so, or its sender is gone.
 pub(crate) async fn serve(
     listener: TcpListener,
@@ -46,6 +52,7 @@ pub(crate) async fn serve(
     run: RunRow,
     term: u64,
     admission: Admission,
+    (board, webhook): (Arc<Board>, Option<Webhook>),
     done: oneshot::Receiver<()>,
 ) {
     let Admission {
@@ -55,6 +62,7 @@ pub(crate) async fn serve(
     } = admission;
     let journal = Arc::new(Journal::new(mailbox.clone(), term));
     let guard = Guard::new(&section, keeper.clone(), journal.clone(), address);
+    let page = dashboard::router(board.clone(), mailbox.clone(), address.ip().is_loopback());
     let training = TrainingService {
         mailbox: mailbox.clone(),
         run_id: run.run_id.clone(),
@@ -69,6 +77,7 @@ pub(crate) async fn serve(
         mailbox,
         run_id: run.run_id,
         term,
+        board: board.clone(),
     })
     .max_decoding_message_size(MESSAGE_LIMIT)
     .max_encoding_message_size(MESSAGE_LIMIT);
@@ -85,9 +94,11 @@ pub(crate) async fn serve(
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .max_concurrent_streams(Some(64))
         .http2_max_header_list_size(HEADERS)
+        // Browsers without TLS speak nothing newer.
         .accept_http1(true)
         .layer(guard);
     let mut router = server
+        .add_routes(page.into())
         .add_service(health_service)
         .add_service(training)
         .add_service(control);
@@ -103,11 +114,20 @@ pub(crate) async fn serve(
         let _over = closed.await;
     });
     let serving = tokio::spawn(serving);
-    let _over = done.await;
+    let posting = webhook.map(|webhook| tokio::spawn(webhook.carry(board.clone())));
+    tokio::select! {
+        // An error means that the sender is gone, which says the same.
+        _over = done => {}
+        () = board.watch_disk() => {}
+    }
     // Both may be gone already; then there is nothing left to close.
     let _closing = closing.send(());
     let _ended = tokio::time::timeout(GRACE, serving).await;
     watching.abort();
+    if let Some(posting) = posting {
+        // What happened last may be what people most want to hear of.
+        let _told = tokio::time::timeout(FAREWELL, posting).await;
+    }
 }
 
 /// Has certificates and tokens read again whenever they change, for as long as the server lives.

@@ -89,6 +89,7 @@ fn announce(
             config.coordinator.bind
         ));
     }
+    screen.tell(&format!("page     {}/", serving.url()));
     planner.roundings().iter().for_each(|rounding| screen.say(rounding));
     warnings(config)
         .iter()

@@ -1,7 +1,10 @@
 //! Messages of the control service ⇄ domain types.
 
 use super::{ConvertError, bytes_32, header, phases_in, phases_out, required};
-use crate::domain::{CommittedStep, Header, JoinInfo, MemberStatus, RunEnd, RunEvent, RunStatus, Validation};
+use crate::domain::{
+    Alert, CommittedStep, Header, JoinInfo, MemberStatus, Overview, PastDecision, RunEnd, RunEvent, RunStatus,
+    Validation,
+};
 use crate::v1;
 
 impl From<&RunStatus> for v1::StatusReply {
@@ -21,6 +24,7 @@ impl From<&RunStatus> for v1::StatusReply {
             last_skip: status.last_skip.clone(),
             rewinds: status.rewinds,
             last_rewind: status.last_rewind.clone(),
+            alerts: status.alerts.iter().map(Into::into).collect(),
             validation_loss: status.validation_loss,
             tokens_per_second: status.tokens_per_second,
             transports: status
@@ -54,6 +58,7 @@ impl TryFrom<v1::StatusReply> for RunStatus {
             last_skip: reply.last_skip,
             rewinds: reply.rewinds,
             last_rewind: reply.last_rewind,
+            alerts: reply.alerts.into_iter().map(Into::into).collect(),
             validation_loss: reply.validation_loss,
             tokens_per_second: reply.tokens_per_second,
             transports: reply
@@ -189,6 +194,7 @@ impl From<&MemberStatus> for v1::MemberStatus {
             reported_step: status.reported_step,
             phase: status.phase.clone(),
             transports: status.transports.clone(),
+            waits: status.waits,
         }
     }
 }
@@ -209,6 +215,65 @@ impl From<v1::MemberStatus> for MemberStatus {
             reported_step: status.reported_step,
             phase: status.phase,
             transports: status.transports,
+            waits: status.waits,
         }
+    }
+}
+
+impl From<&Alert> for v1::Alert {
+    fn from(alert: &Alert) -> Self {
+        v1::Alert {
+            kind: alert.kind.clone(),
+            about: alert.about.clone(),
+            since: alert.since,
+            until: alert.until,
+            sentence: alert.sentence.clone(),
+        }
+    }
+}
+
+impl From<v1::Alert> for Alert {
+    fn from(alert: v1::Alert) -> Self {
+        Alert {
+            kind: alert.kind,
+            about: alert.about,
+            since: alert.since,
+            until: alert.until,
+            sentence: alert.sentence,
+        }
+    }
+}
+
+impl From<&Overview> for v1::OverviewReply {
+    fn from(overview: &Overview) -> Self {
+        let decision = |decision: &PastDecision| v1::PastDecision {
+            at: decision.at,
+            reason: decision.reason.clone(),
+        };
+        v1::OverviewReply {
+            header: Some((&overview.status.header).into()),
+            status: Some((&overview.status).into()),
+            members: overview.members.iter().map(Into::into).collect(),
+            losses: overview.losses.clone(),
+            last: overview.last.as_ref().map(step_out),
+            decisions: overview.decisions.iter().map(decision).collect(),
+            alerts: overview.alerts.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::OverviewReply> for Overview {
+    type Error = ConvertError;
+
+    fn try_from(reply: v1::OverviewReply) -> Result<Self, ConvertError> {
+        let decision = |v1::PastDecision { at, reason }| PastDecision { at, reason };
+        Ok(Overview {
+            status: required("OverviewReply", "status", reply.status)?.try_into()?,
+            members: reply.members.into_iter().map(Into::into).collect(),
+            losses: reply.losses,
+            last: reply.last.map(step_in).transpose()?,
+            decisions: reply.decisions.into_iter().map(decision).collect(),
+            alerts: reply.alerts.into_iter().map(Into::into).collect(),
+        })
     }
 }

@@ -131,6 +131,7 @@ pub(crate) fn install_command(packages: &[&str]) -> String {
         "openmpi-bin" => "openmpi",
         "libopenmpi-dev" => "openmpi-devel",
         "libclang-dev" => "clang-devel",
+        "chromium-headless-shell" => "chromium-headless",
         package => package,
     });
     format!("sudo dnf install {}", elsewhere.collect::<Vec<_>>().join(" "))

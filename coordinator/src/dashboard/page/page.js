@@ -1,0 +1,188 @@
+// The page: takes what is new and gives it to charts and panels.
+
+/** So many rows are held; then a coarser view is taken. */
+const MOST_ROWS = 6000;
+
+class Page {
+  constructor(source) {
+    this.source = source;
+    this.decisions = [];
+    this.generations = [];
+    this.waiting = [];
+    this.charts = new Charts(byId("grid"), async (range) => {
+      const view = await source.history(range);
+      return view && new Columns(view);
+    });
+    this.listen();
+  }
+
+  async begin() {
+    try {
+      const [state, view] = await Promise.all([this.source.state(), this.source.history(null)]);
+      byId("login").hidden = true;
+      this.decisions = state.decisions;
+      this.generations = state.generations;
+      showDecisions(this.decisions);
+      showGenerations(this.generations);
+      this.take(view);
+      this.show(state);
+      performance.mark("shown");
+      if (!this.source.isLive || state.end) return this.over();
+      const place = [view.epoch, view.last, state.decisions_before + this.decisions.length, this.generations.at(-1)?.number ?? 0].join(".");
+      this.source.follow(place, {
+        news: (news) => this.news(news),
+        link: (isUp) => this.link(isUp),
+        over: () => this.over(),
+      });
+    } catch (error) {
+      if (error instanceof Unknown) return this.askForToken();
+      this.link(false);
+      setTimeout(() => this.begin(), 3000);
+    }
+  }
+
+  take(view) {
+    this.columns = new Columns(view);
+    this.charts.show(this.columns);
+    document.documentElement.dataset.steps = this.columns.steps;
+  }
+
+  async news(news) {
+    if (news.decisions.length) {
+      this.decisions.push(...news.decisions);
+      showDecisions(this.decisions);
+    }
+    if (news.generations.length) {
+      this.generations.push(...news.generations);
+      showGenerations(this.generations);
+    }
+    if (news.history) this.waiting.push(news.history);
+    if (news.reset || this.columns.rows > MOST_ROWS) await this.takeAll();
+    this.append();
+    this.show(news.state);
+  }
+
+  /** Takes a whole view, one at a time; what comes meanwhile waits. */
+  async takeAll() {
+    if (this.isTaking) return;
+    this.isTaking = true;
+    const view = await this.source.history(null).catch(() => null);
+    this.isTaking = false;
+    if (view) this.take(view);
+  }
+
+  /** Adds what waits, as far as it is new. */
+  append() {
+    if (this.isTaking) return;
+    const before = this.columns.rows;
+    const known = this.columns.validations.length;
+    for (const view of this.waiting.splice(0)) {
+      if (view.epoch === this.columns.epoch) this.columns.append(view);
+    }
+    if (this.columns.rows === before && this.columns.validations.length === known) return;
+    this.charts.show(this.columns);
+    document.documentElement.dataset.steps = this.columns.steps;
+  }
+
+  show(state) {
+    this.state = state;
+    showHead(state);
+    showFigures(state, this.columns);
+    showAlerts(state.alerts);
+    showMembers(state.members, Boolean(state.end));
+    this.showCommands(state.commands);
+  }
+
+  showCommands(commands) {
+    const bar = byId("commands");
+    if (!this.source.isLive) commands = [];
+    const names = commands.map((command) => command.name).join();
+    if (bar.dataset.names !== names) {
+      bar.dataset.names = names;
+      bar.replaceChildren(
+        ...commands.map((command) => {
+          const button = element("button", { type: "button", "data-command": command.name, title: command.title, text: command.label });
+          button.addEventListener("click", () => this.command(command));
+          return button;
+        }),
+      );
+    }
+    commands.forEach((command, at) => (bar.children[at].disabled = !command.possible));
+  }
+
+  async command(command) {
+    if (command.confirm && !(await this.ask(command))) return;
+    try {
+      this.say(await this.source.post("/api/command", { command: command.name }));
+    } catch (error) {
+      this.say(`${command.label}: ${error.message}`);
+    }
+  }
+
+  ask(command) {
+    const dialog = byId("ask");
+    write(byId("question"), command.confirm);
+    write(byId("yes"), command.label);
+    dialog.showModal();
+    return new Promise((resolve) => {
+      dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+    });
+  }
+
+  say(sentence) {
+    const said = byId("said");
+    write(said, sentence);
+    said.classList.add("shown");
+    clearTimeout(this.saying);
+    this.saying = setTimeout(() => said.classList.remove("shown"), 6000);
+  }
+
+  link(isUp) {
+    write(byId("link"), isUp ? "" : "not connected; trying again");
+  }
+
+  over() {
+    this.link(true);
+    if (!this.source.isLive) write(byId("link"), "a saved page");
+  }
+
+  askForToken() {
+    byId("login").hidden = false;
+    write(byId("phase"), "sign in");
+    byId("token").focus();
+  }
+
+  listen() {
+    const { view } = this.charts;
+    for (const button of document.querySelectorAll("[data-axis]")) {
+      button.addEventListener("click", () => {
+        view.axis = button.dataset.axis;
+        document.querySelectorAll("[data-axis]").forEach((other) => other.setAttribute("aria-pressed", other === button));
+        this.charts.redraw();
+      });
+    }
+    byId("log").addEventListener("click", (event) => {
+      view.logLoss = !view.logLoss;
+      event.currentTarget.setAttribute("aria-pressed", view.logLoss);
+      this.charts.redraw();
+    });
+    byId("whole").addEventListener("click", () => view.zoom(null));
+    this.charts.onZoom = (range) => {
+      byId("whole").disabled = !range;
+      write(byId("whole"), range ? `Steps ${whole(range[0])}–${whole(range[1])} ✕` : "Whole run");
+    };
+    byId("login").addEventListener("submit", async (event) => {
+      event.preventDefault();
+      try {
+        await this.source.post("/api/login", { token: byId("token").value });
+        byId("token").value = "";
+        this.begin();
+      } catch (error) {
+        write(byId("login-said"), error.message);
+      }
+    });
+  }
+}
+
+const embedded = byId("data");
+new Page(embedded ? new Embedded(embedded.textContent) : new Live()).begin();
