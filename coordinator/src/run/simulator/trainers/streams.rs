@@ -87,8 +87,6 @@ impl Trainers {
             return false;
         }
         trainer.attached = false;
-        // Who has heard its release looks for nobody any more, answered or not (`Inbox::is_over` in the trainer's session).
-        trainer.alive &= !trainer.released;
         trainer.to_trainer.clear();
         let mut rest = std::mem::take(&mut trainer.to_coordinator);
         rest.truncate(rng.random_range(0..=rest.len()));
