@@ -211,15 +211,18 @@ impl Checker {
                 }
             }
             Event::Stopped {
+                peer,
                 stamp,
-                unusable: Some(step),
+                parts,
+                unusable,
                 ..
-            } if Some(*stamp) == self.durable_generation.as_ref().map(|g| g.stamp) => {
-                self.said_unusable.insert(*step);
+            } => {
+                // Among them is what it kept at the end, of which it does not speak otherwise.
+                self.hold(*peer, parts);
+                let is_present = Some(*stamp) == self.durable_generation.as_ref().map(|g| g.stamp);
+                self.said_unusable.extend(unusable.filter(|_| is_present));
             }
-            Event::Holds { peer, part, .. } => {
-                self.held.entry(*part).or_default().insert(who(*peer));
-            }
+            Event::Holds { peer, part, .. } => self.hold(*peer, std::slice::from_ref(part)),
             Event::Wrote {
                 peer,
                 stamp,
@@ -236,11 +239,16 @@ impl Checker {
                 let is_inside = returned.standing != Standing::Outside && returned.ready.is_some();
                 let said = (*generation, is_inside);
                 self.came_back.insert(returned.info.member.clone(), said);
-                for part in &returned.parts {
-                    self.held.entry(*part).or_default().insert(who(*peer));
-                }
+                self.hold(*peer, &returned.parts);
             }
             _ => {}
+        }
+    }
+
+    /// A member says that it holds these parts.
+    fn hold(&mut self, peer: Peer, parts: &[Part]) {
+        for part in parts {
+            self.held.entry(*part).or_default().insert(who(peer));
         }
     }
 

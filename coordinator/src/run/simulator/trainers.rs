@@ -279,8 +279,6 @@ impl Trainers {
                 continue;
             }
             trainer.to_coordinator.clear();
-            // It has nothing to come back for.
-            trainer.alive &= !trainer.released;
             let arrives = rng.random_range(0..=trainer.to_trainer.len());
             trainer.late.extend(trainer.to_trainer.drain(arrives..));
             // One that has not spoken yet finds the new one at once.
@@ -462,7 +460,9 @@ impl Trainers {
 
     /// What a trainer does on its own before its first step of a generation.
     pub(super) fn advance(&mut self, index: usize, wrong: bool, rng: &mut StdRng) {
-        let trainer = &self.all[index];
+        let trainer = &mut self.all[index];
+        // Who has heard its release looks for nobody any more, answered or not (`Inbox::is_over` in the trainer's session).
+        trainer.alive &= trainer.attached || !trainer.released;
         if trainer.alive && !trainer.refused && !trainer.acknowledged && !trainer.attached {
             if !trainer.muted && !trainer.hangs {
                 let found = self.who_answers(index, rng);
