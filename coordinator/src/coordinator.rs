@@ -198,7 +198,8 @@ impl Coordinator {
         let listener = std::net::TcpListener::bind(address).map_err(listen)?;
         listener.set_nonblocking(true).map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        if !address.ip().is_loopback() && !(config.security.has_tls() && config.security.knows_callers()) {
+        let is_safe = config.security.has_tls() && config.security.knows_callers();
+        if !(address.ip().is_loopback() || is_safe) {
             tracing::warn!("{}", insecure(&config.security, address));
         }
         let admission = Admission {
@@ -341,9 +342,9 @@ fn own_trainers() -> Identity {
 
 /// What `security.insecure_bind` has let through.
 fn insecure(section: &SecuritySection, address: SocketAddr) -> String {
-    let what = match (section.has_tls(), section.knows_callers()) {
-        (_, false) => "everybody who reaches it may watch, stop and join the run",
-        (true, true) | (false, true) => "tokens go over the network in clear, where whoever reads them can use them",
+    let what = match section.knows_callers() {
+        false => "everybody who reaches it may watch, stop and join the run",
+        true => "tokens go over the network in clear, where whoever reads them can use them",
     };
     format!("the coordinator listens on {address}, and {what} (security.insecure_bind)")
 }

@@ -138,25 +138,35 @@ fn hosts(given: &[String]) -> Result<Vec<SanType>, Ending> {
     let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let mut names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
     names.extend(given.iter().cloned());
-    // A name that cannot stand in a certificate is not given by anybody, and others are.
-    if own.is_ascii() && !own.is_empty() {
-        names.push(own);
-    }
+    // A name that nobody can give as an address is of no use in a certificate either.
+    names.extend(Some(own).filter(|own| is_host(own)));
     let mut hosts: Vec<SanType> = Vec::new();
     for name in names {
+        let refused = || {
+            Ending::BadInput(format!(
+                "--host {name}: it is neither an address nor the name of a host, such as node-1.example.org"
+            ))
+        };
         let host = match name.parse() {
             Ok(address) => SanType::IpAddress(address),
-            Err(_) => SanType::DnsName(name.clone().try_into().map_err(|_| {
-                Ending::BadInput(format!(
-                    "--host {name}: it is neither an address nor the name of a host"
-                ))
-            })?),
+            Err(_) if is_host(&name) => SanType::DnsName(name.clone().try_into().map_err(|_| refused())?),
+            Err(_) => return Err(refused()),
         };
         if !hosts.contains(&host) {
             hosts.push(host);
         }
     }
     Ok(hosts)
+}
+
+/// Whether this can be the name of a host: labels of letters, digits and `-`; the first may be `*`.
+fn is_host(name: &str) -> bool {
+    let is_label = |label: &str| {
+        let allowed = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        allowed && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let labels = name.strip_prefix("*.").unwrap_or(name);
+    name.len() <= 253 && labels.split('.').all(is_label)
 }
 
 fn token(arguments: &TokenArguments) -> Result<(), Ending> {

@@ -30,18 +30,6 @@ pub struct Paths {
     pub tokens: Option<PathBuf>,
 }
 
-impl Paths {
-    /// Whether callers have to prove who they are.
-    pub fn know_callers(&self) -> bool {
-        self.client_ca.is_some() || self.tokens.is_some()
-    }
-
-    /// Whether the coordinator talks TLS.
-    pub fn have_tls(&self) -> bool {
-        self.certificate.is_some()
-    }
-}
-
 /// Why the files cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecurityError {

@@ -147,16 +147,6 @@ impl Tokens {
         }
         found
     }
-
-    /// Whether nobody is let in.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ const STATUS: &str = "/lockstep.v1.Control/Status";
 /// Resident memory of this process in MiB.
 fn resident_mib() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096 >> 20
+    (statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096) >> 20
 }
 
 async fn answers(stage: &Stage) {
