@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use lockstep_proto::domain::{CommittedStep, MemberStatus, Overview};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
-use ratatui::style::{Color, Modifier, Style, Stylize};
+use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Gauge, Paragraph, Row, Sparkline, Table};
 
