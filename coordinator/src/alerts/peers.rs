@@ -57,16 +57,18 @@ impl Peers {
         let Some(looks) = self.seen.get(member).filter(|looks| !looks.is_empty()) else {
             return Vec::new();
         };
-        let one = 1.0 / looks.len() as f64;
-        let mut shares: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+        let mut shares: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
         for (phase, waits) in looks {
             let (all, waiting) = shares.entry(phase).or_default();
-            *all += one;
-            *waiting += if *waits { one } else { 0.0 };
+            *all += 1;
+            *waiting += u32::from(*waits);
         }
         let mut shares: Vec<_> = shares
             .into_iter()
-            .map(|(phase, (all, waiting))| (phase.to_owned(), all, waiting))
+            .map(|(phase, (all, waiting))| {
+                let share = |count: u32| f64::from(count) / looks.len() as f64;
+                (phase.to_owned(), share(all), share(waiting))
+            })
             .collect();
         shares.sort_by(|one, other| other.1.total_cmp(&one.1));
         shares

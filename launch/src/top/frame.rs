@@ -135,9 +135,9 @@ fn draw_loss(frame: &mut Frame<'_>, area: Rect, overview: &Overview) {
     let block = titled(&title);
     let inside = block.inner(curve);
     let points = fitted(&overview.losses, usize::from(inside.width));
-    // Heights from 1, so that the smallest loss is seen too.
+    // The smallest loss is seen too.
     let height = |loss: f64| match loss.is_finite() {
-        true => Some(1 + ((loss - least) / (most - least).max(f64::MIN_POSITIVE) * 1000.0) as u64),
+        true => Some(100 + ((loss - least) / (most - least).max(f64::MIN_POSITIVE) * 1000.0) as u64),
         false => None,
     };
     let bars: Vec<Option<u64>> = points.into_iter().map(height).collect();
@@ -206,12 +206,12 @@ fn draw_members(frame: &mut Frame<'_>, area: Rect, members: &[MemberStatus]) {
     };
     let widths = [
         Constraint::Length(4),
-        Constraint::Min(10),
+        Constraint::Fill(2),
         Constraint::Length(8),
-        Constraint::Min(8),
+        Constraint::Fill(2),
+        Constraint::Length(7),
         Constraint::Length(8),
-        Constraint::Length(8),
-        Constraint::Min(16),
+        Constraint::Length(20),
     ];
     let title = match members.len() {
         count if count > MOST_MEMBERS => format!("members, the first {MOST_MEMBERS} of {count}"),

@@ -42,6 +42,7 @@ pub(crate) struct Browser {
     from: Receiver<Value>,
     next: Cell<u64>,
     session: String,
+    is_loaded: Cell<bool>,
     /// What went wrong in the page: its console's errors and warnings, exceptions, requests that failed.
     pub(crate) complaints: RefCell<Vec<String>>,
     _profile: tempfile::TempDir,
@@ -91,6 +92,7 @@ impl Browser {
             from,
             next: Cell::new(1),
             session: String::new(),
+            is_loaded: Cell::new(false),
             complaints: RefCell::new(Vec::new()),
             _profile: profile,
         };
@@ -133,6 +135,7 @@ impl Browser {
     fn note(&self, message: &Value) {
         let parameters = &message["params"];
         let complaint = match message["method"].as_str() {
+            Some("Page.loadEventFired") => return self.is_loaded.set(true),
             Some("Runtime.exceptionThrown") => parameters["exceptionDetails"].to_string(),
             Some("Runtime.consoleAPICalled") if parameters["type"] != "log" => parameters["args"].to_string(),
             Some("Log.entryAdded") => parameters["entry"].to_string(),
@@ -155,8 +158,14 @@ impl Browser {
     }
 
     pub(crate) fn open(&self, url: &str) {
+        self.is_loaded.set(false);
         let answer = self.call("Page.navigate", json!({ "url": url }));
         assert!(answer.get("errorText").is_none(), "{url}: {answer}");
+        // Before that, questions may be asked of the page that was there.
+        while !self.is_loaded.get() {
+            let message = self.from.recv_timeout(PATIENCE);
+            self.note(&message.unwrap_or_else(|error| panic!("{url} was not loaded: {error}")));
+        }
     }
 
     /// The value of an expression in the page.
