@@ -229,6 +229,8 @@ pub(crate) async fn give(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     fn placed(pair: &str) -> Result<v1::SetRequest, Ending> {

@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(merged.mean[..2], [7.0, 2.0]);
         assert_eq!((merged.least[0], merged.most[0]), (1.0, 9.0));
         assert!(merged.mean[2].is_nan() && merged.least[2].is_nan());
-        let again = merged.merged(&[0..3], &[4, 2, 1]);
+        let again = merged.merged(std::slice::from_ref(&(0..3)), &[4, 2, 1]);
         assert_eq!((again.least[0], again.most[0]), (1.0, 9.0));
         assert_eq!(again.mean[0], (7.0 * 4.0 + 2.0 * 2.0) / 6.0);
     }
@@ -111,10 +111,10 @@ mod tests {
         let mut series = Series::absent(1);
         series.push(0.1);
         assert_eq!(serde_json::to_string(&series).unwrap(), r#"{"mean":[null,0.1]}"#);
-        let merged = series.merged(&[0..2], &[1, 1]);
+        let merged = series.merged(std::slice::from_ref(&(0..2)), &[1, 1]);
         assert_eq!(serde_json::to_string(&merged).unwrap(), r#"{"mean":[0.1]}"#);
         series.push(0.5);
-        let merged = series.merged(&[0..3], &[1, 1, 1]);
+        let merged = series.merged(std::slice::from_ref(&(0..3)), &[1, 1, 1]);
         assert_eq!(
             serde_json::to_string(&merged).unwrap(),
             r#"{"mean":[0.3],"least":[0.1],"most":[0.5]}"#

@@ -16,6 +16,8 @@ const SIZE: (u32, u32) = (800, 300);
 const COLOURS: [RGBColor; 2] = [RGBColor(0, 90, 181), RGBColor(220, 50, 32)];
 
 type Failure = Box<dyn std::error::Error>;
+/// Points of a line: samples and value.
+type Line = Vec<(f64, f64)>;
 
 /// A chart: its title and the value of a plan.
 struct Chart {
@@ -51,7 +53,7 @@ pub(super) fn svg(planners: &[&Planner]) -> Result<String, Failure> {
             steps.into_iter().map(|step| plan_of(planner, step)).collect()
         })
         .collect();
-    let charts: Vec<(&Chart, Vec<Vec<(f64, f64)>>)> = CHARTS
+    let charts: Vec<(&Chart, Vec<Line>)> = CHARTS
         .iter()
         .map(|chart| {
             let line = |plans: &Vec<Plan>| {
@@ -75,7 +77,7 @@ pub(super) fn svg(planners: &[&Planner]) -> Result<String, Failure> {
     Ok(text)
 }
 
-fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, title: &str, lines: &[Vec<(f64, f64)>]) -> Result<(), Failure> {
+fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, title: &str, lines: &[Line]) -> Result<(), Failure> {
     let all = || lines.iter().flatten();
     let last = all().map(|point| point.0).fold(1.0, f64::max);
     let highest = all().map(|point| point.1).fold(f64::MIN_POSITIVE, f64::max);
