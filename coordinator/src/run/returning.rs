@@ -254,7 +254,7 @@ impl Run {
             // It has opened a newer stream since, and this is a late word on one that is gone. Streams are counted as they come.
             Some((before, _)) if before > peer && before <= LAST_PEER - Peer::from(u32::MAX) => return Ok(None),
             // It has not heard that its farewell was taken, and says it again.
-            Some((before, true)) if self.may_say_it_again(before) => {
+            Some((before, true)) if self.may_say_it_again(before, standing) => {
                 if let Some(mut member) = self.members.remove(&before) {
                     if std::mem::take(&mut member.is_missed) {
                         member.finished = None;
@@ -313,10 +313,12 @@ impl Run {
         Ok(None)
     }
 
-    /// Whether a member that has ended is what it was, on its new stream. One whose farewell never came is told of the end.
-    fn may_say_it_again(&self, before: Peer) -> bool {
+    /// Whether a member that has ended is what it was, on its new stream. One whose farewell never came is told of the end. So is
+    /// one outside the collectives: its farewell was heard after the end, and an abort from before had made it take that back.
+    fn may_say_it_again(&self, before: Peer, standing: Standing) -> bool {
         let is_missed = self.members.get(&before).is_some_and(|member| member.is_missed);
-        self.phase != Phase::WaitingForReturn && !(self.phase == Phase::Ended && is_missed)
+        let says_nothing = is_missed || standing == Standing::Outside;
+        self.phase != Phase::WaitingForReturn && !(self.phase == Phase::Ended && says_nothing)
     }
 
     /// A rank has a new stream before the end of its old one is seen. Whatever was said to it on the old one may be lost, so its

@@ -176,3 +176,28 @@ fn who_comes_back_to_a_generation_that_is_over_takes_its_farewell_back_even_if_i
     stop(&mut run, 9, None, &[]);
     assert_eq!(formed(&stop(&mut run, 1, None, &[]), 9).unwrap().ranks(), 2);
 }
+
+#[test]
+fn who_comes_back_after_the_end_and_has_taken_its_farewell_back_is_told_that_the_run_is_over() {
+    let mut run = train(elastic(2, 2, 2));
+    run.step(Event::Stop, NOW);
+    run.step(Event::MemberLost { peer: 1 }, NOW);
+    let decision = come_back(&mut run, "trainer-1", 9, Standing::Training, &[]);
+    assert!(is_aborted(&decision, 9), "{decision:?}");
+    let stamp = run.stamp();
+    stop(&mut run, 0, None, &[]);
+    assert_eq!(the_end(&run).outcome, Outcome::Stopped);
+    // It had said farewell before the abort reached it, and its new stream breaks before the answer does.
+    let farewell = Event::Finished {
+        peer: 9,
+        stamp,
+        outcome: Outcome::Stopped,
+        step: 0,
+    };
+    let is_answer = |body: &CoordinatorBody| matches!(body, CoordinatorBody::Acknowledged { finished: true, .. });
+    assert!(sent(&run.step(farewell, NOW), 9).iter().any(is_answer));
+    let refusal = come_back(&mut run, "trainer-1", 10, Standing::Outside, &[])
+        .refusal
+        .unwrap();
+    assert!(refusal.reason.contains("the run is over"), "{refusal:?}");
+}
