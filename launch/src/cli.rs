@@ -209,8 +209,8 @@ pub struct TokenArguments {
 #[derive(Debug, Clone, Args)]
 pub struct Conditions {
     /// Name of this order: said again it is answered again, and not carried out again (by itself each has one of its own)
-    #[arg(long)]
-    pub key: Option<String>,
+    #[arg(long = "order-key", value_name = "NAME")]
+    pub order_key: Option<String>,
     /// Only if it takes effect before this step
     #[arg(long, value_name = "STEP")]
     pub if_step_before: Option<u64>,

@@ -131,7 +131,7 @@ fn place(request: &mut v1::SetRequest, pair: &str) -> Result<(), Ending> {
 /// Sends an order until it is answered, and prints the answer.
 fn send(target: &Target, conditions: &Conditions, order: &Order) -> Result<(), Ending> {
     let command = v1::Command {
-        key: conditions.key.clone().unwrap_or_else(own_key),
+        key: conditions.order_key.clone().unwrap_or_else(own_key),
         if_step_before: conditions.if_step_before,
         dry_run: conditions.dry_run,
     };

@@ -58,14 +58,14 @@ fn proven(stage: &Stage) {
 fn what_is_set_holds_from_the_step_that_was_said_and_the_ledger_proves_it() {
     let stage = Stage::new();
     let mut run = started(&stage, 400);
-    let (answer, rate_from) = ordered(&stage, "set learning_rate=0.0005 batch=12 --key one");
+    let (answer, rate_from) = ordered(&stage, "set learning_rate=0.0005 batch=12 --order-key one");
     assert!(
         answer.contains("learning rate 0.0005 (was ") && answer.contains("batch 12 (was 8)"),
         "{answer}"
     );
-    let again = ordered(&stage, "set learning_rate=0.0005 batch=12 --key one");
+    let again = ordered(&stage, "set learning_rate=0.0005 batch=12 --order-key one");
     assert_eq!(again, (answer, rate_from), "said again, answered again");
-    let refused = stage.lockstep("set learning_rate=0.1 --key one");
+    let refused = stage.lockstep("set learning_rate=0.1 --order-key one");
     assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
     let dry = ordered(&stage, "set first learning_rate=9.0 --dry-run").0;
     assert!(dry.starts_with("dry run, nothing is changed: from step"), "{dry}");

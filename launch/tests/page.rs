@@ -138,7 +138,7 @@ fn every_path_answers_and_commands_do_what_they_say() {
         }
     }
     let (code, _, body) = get(&address, "/nothing");
-    assert!(code == 404 && body.contains("the page of the run is at /"), "{body}");
+    assert!(code == 404 && body.contains("there is no such call"), "{body}");
 
     let (_, _, body) = get(&address, "/metrics");
     let metrics =

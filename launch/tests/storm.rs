@@ -123,7 +123,9 @@ fn any_call(random: &mut StdRng) -> Call {
                 1 => setting::Kind::Value(0.5),
                 _ => setting::Kind::Value(f64::from(random.random_range(1..40_u32))),
             }),
-            weight_decay: random.random_ratio(1, 3).then(|| value(setting::Kind::Value(0.01)).unwrap()),
+            weight_decay: random
+                .random_ratio(1, 3)
+                .then(|| value(setting::Kind::Value(0.01)).unwrap()),
             ..v1::SetRequest::default()
         }),
         35..=44 => Call::Set(v1::SetRequest {
@@ -169,7 +171,11 @@ fn any_call(random: &mut StdRng) -> Call {
     }
 }
 
-async fn send(client: &mut Client, call: &Call, command: &v1::Command) -> Result<Option<v1::CommandReply>, tonic::Status> {
+async fn send(
+    client: &mut Client,
+    call: &Call,
+    command: &v1::Command,
+) -> Result<Option<v1::CommandReply>, tonic::Status> {
     let (header, command) = (header(), Some(command.clone()));
     let reply = match call.clone() {
         Call::Set(request) => client.set(v1::SetRequest { command, ..request }).await,
@@ -244,7 +250,8 @@ async fn operate(address: String, number: u64, seed: u64, calls: u64, made: Arc<
             answers.push(insist(&address, &call, &command, &mut operator).await);
         }
         made.fetch_add(1, Ordering::Relaxed);
-        let is_change = matches!(call, Call::Set(_) | Call::Extend(_) | Call::Skip(_) | Call::Stop(_)) && !command.dry_run;
+        let is_change =
+            matches!(call, Call::Set(_) | Call::Extend(_) | Call::Skip(_) | Call::Stop(_)) && !command.dry_run;
         match answers.remove(0) {
             Ok(Some(reply)) if is_change => {
                 if let Some(again) = answers.pop() {
@@ -271,26 +278,37 @@ async fn operate(address: String, number: u64, seed: u64, calls: u64, made: Arc<
 
 /// The rows of a table of the ledger, by key.
 fn table(stage: &Stage, name: &str) -> BTreeMap<u64, Value> {
-    let output = stage.lockstep(&format!("ledger show runs/storm --table {name}"));
+    let output = stage.lockstep(&format!("ledger show runs/storm --json --table {name}"));
     assert!(output.status.success(), "{}", said(&output));
     let text = String::from_utf8(output.stdout).unwrap();
     let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    rows.map(|row| (row["key"].as_u64().unwrap(), row["record"].clone())).collect()
+    rows.map(|row| (row["key"].as_u64().unwrap(), row["record"].clone()))
+        .collect()
 }
 
 /// Mean milliseconds of the newest steps.
 fn pace(stage: &Stage, from: usize) -> f64 {
-    let times: Vec<f64> = steps(stage)[from..].iter().map(|step| step["step_ms"].as_f64().unwrap()).collect();
+    let times: Vec<f64> = steps(stage)[from..]
+        .iter()
+        .map(|step| step["step_ms"].as_f64().unwrap())
+        .collect();
     times.iter().sum::<f64>() / times.len() as f64
 }
 
 #[test]
 fn what_is_acknowledged_in_a_storm_is_carried_out_once_and_at_the_step_that_was_said() {
-    let (calls, clients) = (number("LOCKSTEP_STORM_CALLS", 1000), number("LOCKSTEP_STORM_CLIENTS", 10));
+    let (calls, clients) = (
+        number("LOCKSTEP_STORM_CALLS", 1000),
+        number("LOCKSTEP_STORM_CLIENTS", 10),
+    );
     let seed = number("LOCKSTEP_STORM_SEED", rand::random::<u32>().into());
     println!("seed {seed}, {calls} calls of {clients} clients (LOCKSTEP_STORM_SEED, _CALLS, _CLIENTS)");
     let stage = Stage::new();
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
     let mut serving = coordinator(&stage, &address);
     let mut trainers: Vec<Process> = (0..RANKS).map(|rank| trainer(&stage, &address, rank)).collect();
     wait_until("the run trains", || steps(&stage).len() >= 60);
@@ -335,7 +353,9 @@ fn what_is_acknowledged_in_a_storm_is_carried_out_once_and_at_the_step_that_was_
         status.is_some()
     });
     wait_until("the trainers have ended", || {
-        trainers.iter_mut().all(|trainer| trainer.0.try_wait().unwrap().is_some())
+        trainers
+            .iter_mut()
+            .all(|trainer| trainer.0.try_wait().unwrap().is_some())
     });
 
     for proof in ["audit", "replay"] {
@@ -343,8 +363,16 @@ fn what_is_acknowledged_in_a_storm_is_carried_out_once_and_at_the_step_that_was_
         assert_eq!(output.status.code(), Some(0), "{proof}: {}", said(&output));
     }
     let acknowledged: Vec<&Acknowledged> = operators.iter().flat_map(|operator| &operator.changes).collect();
-    let (changes, answers, plans) = (table(&stage, "changes"), table(&stage, "answers"), table(&stage, "plans"));
-    assert_eq!(changes.len(), acknowledged.len(), "every acknowledged change was made once, and no other");
+    let (changes, answers, plans) = (
+        table(&stage, "changes"),
+        table(&stage, "answers"),
+        table(&stage, "plans"),
+    );
+    assert_eq!(
+        changes.len(),
+        acknowledged.len(),
+        "every acknowledged change was made once, and no other"
+    );
     let mut by_key: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
     for answer in answers.values() {
         by_key.entry(answer["key"].as_str().unwrap()).or_default().push(answer);
@@ -356,10 +384,16 @@ fn what_is_acknowledged_in_a_storm_is_carried_out_once_and_at_the_step_that_was_
         let version = |step: u64| plans.get(&step).map(|plan| plan["version"].as_u64().unwrap());
         // The run may have been stopped before the step came.
         if let Some(made) = version(change.step) {
-            assert!(made >= change.version, "{change:?}: its step has a plan of version {made}");
+            assert!(
+                made >= change.version,
+                "{change:?}: its step has a plan of version {made}"
+            );
         }
         let before = version(change.step - 1).unwrap();
-        assert!(before < change.version, "{change:?}: the step before has a plan of version {before}");
+        assert!(
+            before < change.version,
+            "{change:?}: the step before has a plan of version {before}"
+        );
     }
     let sum = |of: fn(&Operator) -> u64| operators.iter().map(of).sum::<u64>();
     println!(
