@@ -168,7 +168,7 @@ fn every_path_answers_and_commands_do_what_they_say() {
     );
     assert!(code == 403 && body.contains("X-Lockstep"), "{body}");
     let (code, _, _) = ask(&address, "GET", "/api/state", &["host: evil.example"], "");
-    assert_eq!(code, 421);
+    assert!(matches!(code, 403 | 421), "{code}");
 
     let state = || -> Value { serde_json::from_str(&get(&address, "/api/state").2).unwrap() };
     let (code, answer) = command(&address, "pause");

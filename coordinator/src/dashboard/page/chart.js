@@ -126,7 +126,9 @@ class Chart {
     }
     ink.textBaseline = "top";
     ink.fillStyle = tone("--soft");
-    const marks = ticks(this.domain[0], this.domain[1], Math.max(2, (right - left) / 90));
+    const marks = ticks(this.domain[0], this.domain[1], Math.max(2, (right - left) / 90))
+      // There is no half a step.
+      .filter((value) => this.view.axis === "hours" || Number.isInteger(value));
     for (const value of marks) {
       const x = this.x(value);
       ink.textAlign = x > right - 20 ? "right" : x < left + 14 ? "left" : "center";
@@ -322,7 +324,9 @@ class Chart {
     const isPointed = this.view.cursor !== null;
     const row = isPointed ? this.rowAtCursor() : this.end - 1;
     const format = this.spec.format ?? short;
-    const values = this.spec.kind === "blocks" ? [] : this.series.map((series) => [series.name, this.valueOf(series, row), series]);
+    let values = this.spec.kind === "blocks" ? [] : this.series.map((series) => [series.name, this.valueOf(series, row), series]);
+    // Phases come and go with the world; those that this step does not have are left out.
+    if (this.spec.kind === "area") values = values.filter(([, value]) => isNumber(value));
     const words = values.map(([name, value]) => `${name} ${format(value)}`);
     const text = words.join("|") + darkness.matches;
     this.plot.setAttribute("aria-label", `${this.spec.title}, step ${this.columns.step[row]}: ${words.join(", ")}`);
