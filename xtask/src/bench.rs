@@ -1,13 +1,15 @@
 //! What `cargo xtask bench` measures.
 //!
 //! [`train`] is a training step beside a peer, [`optimizer`] the same step with several optimisers, [`collectives`] what
-//! communication costs, [`safety`] what it costs to be able to go on after a failure, and [`basin`] the final loss against the peak learning rate. [`step`] runs and measures the step that
-//! all but the last share, [`columns`] lays runs side by side, [`variant`] names an optimiser, [`inspected`] reads what
+//! communication costs, [`safety`] what it costs to be able to go on after a failure, [`basin`] the final loss against the
+//! peak learning rate, and [`families`] the loss under four families of schedules. [`step`] runs and measures the step that
+//! all but the last two share, [`columns`] lays runs side by side, [`variant`] names an optimiser, [`inspected`] reads what
 //! `lockstep inspect` says, and [`markdown`] lays tables out.
 
 mod basin;
 mod collectives;
 mod columns;
+mod families;
 mod inspected;
 mod markdown;
 mod optimizer;
@@ -32,6 +34,8 @@ pub(crate) enum Kind {
     Collectives(collectives::Options),
     /// The same step with and without the search for memory that changes, snapshots and checkpoints.
     Safety(safety::Options),
+    /// A small byte GPT under the four families of schedules: loss against samples.
+    Families(families::Options),
     /// The final validation loss of a small byte GPT against the peak learning rate, for several optimisers.
     Basin(basin::Options),
 }
@@ -43,6 +47,7 @@ pub(crate) fn bench(workspace: &Workspace, kind: &Kind) -> Result<(), Failure> {
         Kind::Optimizer(options) => optimizer::optimizer(workspace, options),
         Kind::Collectives(options) => collectives::collectives(workspace, options),
         Kind::Safety(options) => safety::safety(workspace, options),
+        Kind::Families(options) => families::families(workspace, options),
         Kind::Basin(options) => basin::basin(workspace, options),
     }
 }

@@ -12,6 +12,15 @@ use crate::failure::{Failure, on_path};
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(crate) struct Step {
     pub(crate) step: u64,
+    /// Samples of all steps so far.
+    #[serde(default)]
+    pub(crate) samples: u64,
+    /// Samples of this step.
+    #[serde(default)]
+    pub(crate) batch: u64,
+    /// Its learning rate.
+    #[serde(default)]
+    pub(crate) lr: f64,
     /// Tokens that all steps so far have counted.
     pub(crate) tokens: u64,
     /// Mean loss over the step's tokens, in nats a token.

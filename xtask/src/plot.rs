@@ -77,6 +77,9 @@ mod tests {
     fn both_curves_are_in_the_picture_and_a_loss_that_is_not_finite_does_not_spoil_it() {
         let step = |step, loss| Step {
             step,
+            samples: step,
+            batch: 1,
+            lr: 0.5,
             tokens: step,
             loss,
             step_ms: 1.0,

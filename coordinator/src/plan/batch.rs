@@ -8,6 +8,8 @@ use crate::plan::PlanError;
 use crate::plan::curve::Bound;
 use crate::plan::measure::{Measure, samples_of};
 
+/// A size that is beyond whole micro-batches by no more than this came there by rounding: 32 · 2^(1/2) · 2^(1/2) is 64.
+const ROUNDING: f64 = 1e-12;
 /// The largest batch: no product of it overflows.
 const LARGEST: f64 = 16_777_216.0;
 /// Sizes of one schedule: more would take longer to lay out than to look at.
@@ -90,7 +92,7 @@ impl Batches {
 
     fn whole(&self, asked: f64) -> u32 {
         // A float beyond the range becomes the largest value.
-        ((asked / self.micro_batch as f64).ceil() as u32).max(1)
+        ((asked / self.micro_batch as f64 * (1.0 - ROUNDING)).ceil() as u32).max(1)
     }
 
     /// Micro-batches of the step after `steps` steps and `samples` samples.
@@ -208,7 +210,7 @@ impl Batches {
     pub(super) fn roundings(&self, most: usize) -> Vec<String> {
         let sentence = |segment: &Segment| {
             let rounded = u64::from(segment.micro_batches) * self.micro_batch;
-            (rounded as f64 != segment.asked).then(|| {
+            (rounded as f64 > segment.asked * (1.0 + ROUNDING)).then(|| {
                 format!(
                     "from step {} on, a batch of {} samples is rounded up to {rounded}: {} whole micro-batches of {}",
                     segment.from_step + 1,

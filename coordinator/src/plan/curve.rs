@@ -269,7 +269,8 @@ fn ramp(ends: Ends, form: RampForm, t: f64) -> f64 {
             Ends::Peak { peak, floor } => (peak, peak * floor),
             Ends::Between { start, end } => (start, end),
         };
-        return first * (last / first).powf(t);
+        // Rounding must not lead beyond the end.
+        return if t < 1.0 { first * (last / first).powf(t) } else { last };
     }
     let left = match form {
         RampForm::Cosine => 0.5 * (1.0 + (PI * t).cos()),

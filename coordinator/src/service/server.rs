@@ -29,7 +29,7 @@ use crate::service::training::TrainingService;
 /// A call must be answered (a stream: opened) within this time.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How long streams may take to end after the run.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_secs(3);
 /// How often certificates and tokens are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// Bytes of all headers of a request.

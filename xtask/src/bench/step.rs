@@ -199,6 +199,9 @@ mod tests {
             .zip(1..)
             .map(|(ms, step)| Step {
                 step,
+                samples: 0,
+                batch: 0,
+                lr: 0.0,
                 tokens: step * 2048,
                 loss: 1.0,
                 step_ms: *ms,

@@ -57,9 +57,11 @@ class Page {
       showGenerations(this.generations);
     }
     if (news.history) this.waiting.push(news.history);
+    // Before anything is waited for: what comes meanwhile is newer, and stays.
+    this.show(news.state);
     if (news.reset || this.columns.rows > MOST_ROWS) await this.takeAll();
     this.append();
-    this.show(news.state);
+    this.show(this.state);
   }
 
   /** Takes a whole view, one at a time; what comes meanwhile waits. */
