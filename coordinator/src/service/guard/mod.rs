@@ -101,7 +101,8 @@ impl Rules {
         let (method, path) = (request.method(), request.uri().path());
         let from = peer.address.to_string();
         let refused = |who: &str, refusal: Refusal| (Caller::new(who, &from, path), refusal);
-        let only_loopback = self.mode == Mode::ThisMachine;
+        // No browser speaks HTTP/2 in clear: who does is a trainer or a command, perhaps behind a forwarder.
+        let only_loopback = self.mode == Mode::ThisMachine && request.version() != http::Version::HTTP_2;
         if let Some(reason) = browser::refusal(method, request.uri(), request.headers(), only_loopback) {
             return Err(refused("nobody known", Refusal::new(Kind::Denied, reason)));
         }
