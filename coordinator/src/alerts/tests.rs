@@ -1,3 +1,5 @@
+//! When each alert begins and ends, from the numbers alone.
+
 use lockstep_proto::domain::JoinInfo;
 
 use super::*;

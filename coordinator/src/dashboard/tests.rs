@@ -1,3 +1,5 @@
+//! What a page is told: history, news, state and metrics, from a board without a server.
+
 use std::sync::Arc;
 
 use lockstep_proto::domain::{CommittedStep, JoinInfo, Plan, Stamp, StepMetrics};

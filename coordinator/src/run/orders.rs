@@ -129,6 +129,13 @@ impl Run {
             }
             _ => {}
         }
+        if let (Some(_), Some(plan)) = (ask.stop_at, self.issued.iter().find(|plan| plan.stop)) {
+            let reason = format!(
+                "the plan of step {}, after which the run stops, is issued already",
+                plan.step
+            );
+            return refuse("TOO_LATE", reason);
+        }
         if let Some(stop) = ask.stop_at.filter(|stop| *stop > 0) {
             if stop <= issued {
                 let reason = format!(
