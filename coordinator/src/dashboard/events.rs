@@ -30,9 +30,10 @@ pub(super) fn stream(
         let mut changed = board.changed.subscribe();
         let mut place = place;
         loop {
+            // One look at the board: a run that ends between two would have its last word called the end without saying it.
             let (news, now) = board.news(place);
             place = now;
-            let kind = if board.is_over() { "end" } else { "news" };
+            let kind = if news["state"]["end"].is_null() { "news" } else { "end" };
             let event = Event::default()
                 .event(kind)
                 .id(place.to_string())

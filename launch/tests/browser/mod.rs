@@ -188,7 +188,16 @@ impl Browser {
 
     /// Waits until an expression is true.
     pub(crate) fn wait_for(&self, what: &str, expression: &str) {
-        wait_until(what, || self.value(expression) == true);
+        let start = std::time::Instant::now();
+        wait_until(what, || {
+            let is_true = self.value(expression) == true;
+            // Said before the patience ends, for whoever has to find out why.
+            if !is_true && start.elapsed() + std::time::Duration::from_secs(1) > PATIENCE {
+                let complaints = self.complaints.borrow();
+                println!("no sign of it: {what}; complaints {complaints:?}; the page says:\n{}", self.text("body"));
+            }
+            is_true
+        });
     }
 
     /// Clicks into the middle of an element, as a hand does.
