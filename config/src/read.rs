@@ -1,5 +1,6 @@
 //! From TOML to [`RunConfig`]: each section's keys, defaults and ranges.
 
+mod adaptive;
 mod alerts;
 mod family;
 mod fault;
@@ -47,7 +48,7 @@ impl RunConfig {
         let model = model(root.section("model")?, data.sequence_length)?;
         let family = family::read(root.section("schedule")?)?;
         let (family_batch, family_rate) = family.unzip();
-        let batch = batch(root.section("batch")?, family_batch)?;
+        let batch = batch(root.section("batch")?, family_batch, &run)?;
         let learning_rate = learning_rate(root.section("learning_rate")?, family_rate)?;
         let optimizer = optimizer::read(root.section("optimizer")?, run.precision)?;
         let momentum = momentum(root.section("momentum")?, &optimizer)?;
@@ -203,16 +204,19 @@ fn model(mut fields: Fields<'_>, sequence_length: u32) -> Result<ModelSection, C
     Ok(section)
 }
 
-fn batch(mut fields: Fields<'_>, family: Option<BatchSchedule>) -> Result<BatchSection, ConfigError> {
+fn batch(mut fields: Fields<'_>, family: Option<BatchSchedule>, run: &RunSection) -> Result<BatchSection, ConfigError> {
+    let micro_batch = fields.integer32("micro_batch", 1..=65_536, None)?;
+    let schedule = match family {
+        Some(schedule) => {
+            said_once(&fields)?;
+            schedule
+        }
+        None => batch_schedule(&mut fields)?,
+    };
     let section = BatchSection {
-        micro_batch: fields.integer32("micro_batch", 1..=65_536, None)?,
-        schedule: match family {
-            Some(schedule) => {
-                said_once(&fields)?;
-                schedule
-            }
-            None => batch_schedule(&mut fields)?,
-        },
+        adaptive: adaptive::read(&mut fields, run, (micro_batch, &schedule))?,
+        micro_batch,
+        schedule,
     };
     fields.done()?;
     Ok(section)

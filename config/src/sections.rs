@@ -1,4 +1,4 @@
-//! The types of a config, section by section; those of `[alerts]`, `[fault]`, `[optimizer]` and `[security]`, and schedules,
+//! The types of a config, section by section; those of `[batch.adaptive]`, `[alerts]`, `[fault]`, `[optimizer]` and `[security]`, and schedules,
 //! are in files of their own. A value of these types has passed
 //! every check of [`crate::read`].
 
@@ -19,6 +19,7 @@ macro_rules! words {
     };
 }
 
+mod adaptive;
 mod alerts;
 mod fault;
 mod optimizer;
@@ -28,6 +29,7 @@ mod security;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+pub use adaptive::*;
 pub use alerts::*;
 pub use fault::*;
 pub use optimizer::*;
@@ -177,6 +179,8 @@ pub struct BatchSection {
     pub micro_batch: u32,
     /// Batch size over the run.
     pub schedule: BatchSchedule,
+    /// How it is decided on while the run trains; none: as scheduled.
+    pub adaptive: Option<AdaptiveSection>,
 }
 
 /// Batch size over the run, in samples (sequences); rounded up to whole micro-batches by the plan.

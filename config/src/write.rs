@@ -150,6 +150,21 @@ impl RunConfig {
             }
             BatchSchedule::Curve(curve) => text.line(&format!("schedule = {}", schedule::table(curve, false))),
         }
+        if let Some(adaptive) = &self.batch.adaptive {
+            let by = match adaptive.by {
+                AdaptiveBy::Noise { target } => format!("by = \"noise\", target = {}", number(target)),
+                AdaptiveBy::Goodput => "by = \"goodput\"".to_owned(),
+            };
+            text.line(&format!(
+                "adaptive = {{ {by}, every = {}, most = {}, growth = {}, patience = {}, shrinks = {}, smooth = {} }}",
+                adaptive.every,
+                adaptive.most,
+                number(adaptive.growth),
+                adaptive.patience,
+                adaptive.shrinks,
+                adaptive.smooth
+            ));
+        }
 
         text.section("learning_rate");
         let rate = schedule::table(&self.learning_rate.schedule, true);

@@ -628,3 +628,38 @@ fn a_secret_in_the_address_of_a_webhook_is_refused_without_being_repeated() {
     refused("alerts.data_share=1.0", &["`alerts.data_share`", "below 1"]);
     assert!(with("alerts.webhook=http://127.0.0.1:9/post").is_ok());
 }
+
+#[test]
+fn a_batch_that_follows_the_noise_needs_lanes_that_are_measured_and_a_size_to_begin_with() {
+    let adaptive = "batch.adaptive={ most = 64 }";
+    assert_eq!(
+        with(adaptive).unwrap().batch.adaptive.map(|adaptive| adaptive.every),
+        Some(100)
+    );
+    let also = |set: &str| {
+        let sets = [adaptive.to_owned(), set.to_owned()];
+        RunConfig::parse(GOOD, "run.toml", &sets).expect_err(set).to_string()
+    };
+    for (set, part) in [
+        ("run.reduction=\"fast\"", "between lanes whose sums are kept apart"),
+        ("run.lanes=1", "at least 2 run.lanes"),
+        ("batch.micro_batch=32", "one lane has all the work"),
+        (
+            "batch.schedule={ kind = \"steps\", sizes = [[0, 16], [9, 32]] }",
+            "the size to begin with",
+        ),
+    ] {
+        let sentence = also(set);
+        assert!(
+            sentence.contains("`batch.adaptive`") && sentence.contains(part),
+            "{set}: {sentence}"
+        );
+    }
+    refused("batch.adaptive={}", &["`batch.adaptive.most`"]);
+    refused("batch.adaptive={ most = 31 }", &["`batch.adaptive.most`", "32 to"]);
+    refused("batch.adaptive={ most = 64, growth = 1 }", &["`batch.adaptive.growth`"]);
+    refused(
+        "batch.adaptive={ most = 64, by = \"goodput\", target = 2 }",
+        &["`batch.adaptive.target`"],
+    );
+}

@@ -120,7 +120,35 @@ fn batch() -> impl Strategy<Value = BatchSection> {
         BatchSchedule::Curve(Schedule { unit, curve })
     });
     let schedule = prop_oneof![size.prop_map(|size| BatchSchedule::Constant { size }), steps, curve];
-    (1..=65_536u32, schedule).prop_map(|(micro_batch, schedule)| BatchSection { micro_batch, schedule })
+    (1..=65_536u32, schedule).prop_map(|(micro_batch, schedule)| BatchSection {
+        micro_batch,
+        schedule,
+        adaptive: None,
+    })
+}
+
+fn adaptive() -> impl Strategy<Value = AdaptiveSection> {
+    let by = prop_oneof![
+        (0.01..100.0f64).prop_map(|target| AdaptiveBy::Noise { target }),
+        Just(AdaptiveBy::Goodput),
+    ];
+    (
+        1..=1_000_000u64,
+        1.01..16.0f64,
+        1..=1000u32,
+        any::<bool>(),
+        1..=1_000_000u64,
+        by,
+    )
+        .prop_map(|(every, growth, patience, shrinks, smooth, by)| AdaptiveSection {
+            every,
+            most: 16_777_216,
+            growth,
+            patience,
+            shrinks,
+            smooth,
+            by,
+        })
 }
 
 /// The largest whole number of a float64's ones.
@@ -504,7 +532,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
             (Just(run), fault)
         }),
         model_and_data(),
-        batch(),
+        (batch(), option::of(adaptive())),
         (
             learning_rate(),
             option::of(Just(Schedule::constant(0.5))),
@@ -519,7 +547,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
             |(
                 (run, mut fault),
                 (model, data),
-                batch,
+                (mut batch, adaptive),
                 (learning_rate, momentum, weight_decay),
                 mut optimizer,
                 (every, checkpoint),
@@ -529,6 +557,10 @@ fn config() -> impl Strategy<Value = RunConfig> {
                 if collective.backend == CollectiveBackend::Mpi && fault.may_rewind() {
                     // A world of MPI cannot be formed anew.
                     (fault.on_not_finite, fault.on_spike) = (OnNotFinite::Skip, OnSpike::Skip);
+                }
+                if let BatchSchedule::Constant { size } = batch.schedule {
+                    let has_lanes = run.reduction == Reduction::Invariant && run.lanes > 1;
+                    batch.adaptive = adaptive.filter(|_| has_lanes && size > u64::from(batch.micro_batch));
                 }
                 if !optimizer.method.orthogonalises() {
                     optimizer.polar.precision = run.precision;

@@ -1,13 +1,14 @@
-//! What operators change while a run trains, and from which step on. Pure.
+//! What is changed while a run trains, by operators or by the policy of the batch, and from which step on. Pure.
 //!
-//! Way of data: an operator's [`Ask`] → the machine gives it the next number and the first step that is not issued → the
+//! Way of data: an operator's, or the policy's, [`Ask`] → the machine gives it the next number and the first step that is not issued → the
 //! ledger keeps the [`Change`] → [`Changes`] say which planner makes the plan of a step. A change never touches a plan that was
 //! issued before it. After a rewind it holds for every step that is made anew, also for those before its own: what
-//! operators want stands.
+//! operators want stands. What the policy decided after the step that the run goes back to is taken back by another change.
 
 use lockstep_config::Length;
 use serde::{Deserialize, Serialize};
 
+use crate::adaptive::Adapted;
 use crate::branches::Branches;
 use crate::plan::{PlanError, Planner};
 
@@ -53,6 +54,9 @@ pub struct Ask {
     /// Do not train so many of the next samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_samples: Option<u64>,
+    /// What the policy of the batch decided. It stands back behind a batch that operators ask for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapted: Option<Adapted>,
 }
 
 /// By how much a run is made longer.
@@ -125,15 +129,29 @@ pub struct Settings {
     pub checkpoint_every: Option<u64>,
     /// The length, where it is another one.
     pub length: Option<Length>,
+    /// The batch that the policy has decided on, samples.
+    pub adapted: Option<u64>,
 }
 
 impl Settings {
+    /// The batch, with what the policy made of the schedule's.
+    pub fn batch_in_force(&self) -> Setting {
+        match (self.batch, self.adapted) {
+            (Setting::Schedule, Some(adapted)) => Setting::Value(adapted as f64),
+            (Setting::Factor(factor), Some(adapted)) => Setting::Value(adapted as f64 * factor),
+            (setting, _) => setting,
+        }
+    }
+
     fn take(&mut self, ask: &Ask, configured: Length) -> Result<(), ChangeError> {
         let newest = |setting: &mut Setting, asked: Option<Setting>| *setting = asked.unwrap_or(*setting);
         newest(&mut self.learning_rate, ask.learning_rate);
         newest(&mut self.batch, ask.batch);
         newest(&mut self.momentum, ask.momentum);
         newest(&mut self.weight_decay, ask.weight_decay);
+        if let Some(adapted) = ask.adapted {
+            self.adapted = adapted.batch;
+        }
         self.validate_every = ask.validate_every.or(self.validate_every);
         self.checkpoint_every = ask.checkpoint_every.or(self.checkpoint_every);
         if let Some(extension) = ask.extend {
@@ -214,6 +232,11 @@ impl Changes {
             all.make(change)?;
         }
         Ok(all)
+    }
+
+    /// The batch that the policy has decided on for the steps that come; none: the schedule's.
+    pub fn adapted(&self) -> Option<u64> {
+        self.settings.adapted
     }
 
     /// The changes, in order.

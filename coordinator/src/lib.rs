@@ -8,6 +8,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod adaptive;
 mod alerts;
 pub mod branches;
 pub mod changes;

@@ -135,6 +135,12 @@ impl Preview {
             ));
         }
         planner.roundings().into_iter().for_each(&mut line);
+        if let Some(adaptive) = &self.config.batch.adaptive {
+            line(format!(
+                "the batch is decided on every {} steps while the run trains, up to {} samples: shown is the one to begin with",
+                adaptive.every, adaptive.most
+            ));
+        }
         let epochs = match self.training_samples {
             0 => String::new(),
             epoch => format!(", {:.2} epochs", planner.total_samples() as f64 / epoch as f64),

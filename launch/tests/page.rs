@@ -516,6 +516,7 @@ fn long_run(folder: &Path, steps: u64) -> lockstep_coordinator::Running {
             ranks: 1,
             samples: cursor,
             tokens,
+            noise_scale: None,
         })));
         if records.len() >= 20_000 || step == steps {
             ledger.append(&std::mem::take(&mut records)).unwrap();

@@ -540,6 +540,12 @@ pub struct CommittedStep {
     pub lower_bound: Option<f64>,
     /// How orthogonal one polar factor of the step is.
     pub orthogonality: Option<Orthogonality>,
+    /// tr σ² of one sample's gradient, as this step estimates it.
+    pub gradient_variance: Option<f64>,
+    /// ‖G‖² of the expected gradient, as this step estimates it.
+    pub gradient_square: Option<f64>,
+    /// The gradient noise scale tr σ²/‖G‖², both smoothed over steps; samples.
+    pub noise_scale: Option<f64>,
     /// Why the step changed nothing, if it was skipped.
     pub skipped: Option<String>,
 }

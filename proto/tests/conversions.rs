@@ -30,6 +30,8 @@ fn metrics() -> StepMetrics {
         lower_bound: Some(0.0), // a bound of zero is a bound
         orthogonality: Some(orthogonality()),
         skipped: Some("step 9: the loss is NaN".into()),
+        gradient_variance: Some(48.0),
+        gradient_square: Some(-0.5),
     }
 }
 
@@ -64,6 +66,9 @@ fn committed() -> CommittedStep {
         lower_bound: Some(0.0),
         orthogonality: Some(orthogonality()),
         skipped: Some("step 4: the loss is NaN".into()),
+        gradient_variance: Some(24.0),
+        gradient_square: Some(-0.25),
+        noise_scale: Some(96.0),
     }
 }
 
@@ -345,6 +350,8 @@ fn what_an_optimiser_does_not_have_stays_absent() {
         lower_bound: None,
         orthogonality: None,
         skipped: None,
+        gradient_variance: None,
+        gradient_square: None,
         ..metrics()
     };
     assert_eq!(over_the_wire(plain.clone()), plain);
@@ -354,6 +361,9 @@ fn what_an_optimiser_does_not_have_stays_absent() {
         lower_bound: None,
         orthogonality: None,
         skipped: None,
+        gradient_variance: None,
+        gradient_square: None,
+        noise_scale: None,
         ..committed()
     };
     assert_eq!(watched(plain.clone()), plain);

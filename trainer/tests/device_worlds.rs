@@ -56,6 +56,13 @@ fn engines_over_tensors_make_the_same_hashes_in_every_world_and_follow_the_engin
                     );
                 }
             }
+            for (step, (ours, theirs)) in alone.noise.iter().zip(&host.noise).enumerate() {
+                let apart = (ours[0] / theirs[0] - 1.0).abs();
+                assert!(
+                    apart < near,
+                    "the variance {ours:?} for {theirs:?} in step {step}: {place}"
+                );
+            }
             // All together: the gradient of a key's bias is zero but for rounding, and some methods divide by its size.
             let (mut apart, mut size) = (0.0, 0.0);
             for (name, ours) in &alone.masters {

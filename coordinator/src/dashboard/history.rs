@@ -25,7 +25,7 @@ const MOST_VALIDATIONS: usize = 20_000;
 type Column = (&'static str, fn(&CommittedStep) -> Option<f64>);
 
 /// Every number that the page draws. One that a run does not have is left out.
-const COLUMNS: [Column; 12] = [
+const COLUMNS: [Column; 13] = [
     ("loss", |step| step.skipped.is_none().then_some(step.loss)),
     ("lr", |step| Some(step.learning_rate)),
     ("effective_lr", |step| {
@@ -39,6 +39,7 @@ const COLUMNS: [Column; 12] = [
     ("model_value", |step| step.model_value),
     ("dual_norm", |step| step.dual_norm),
     ("lower_bound", |step| step.lower_bound),
+    ("noise_scale", |step| step.noise_scale),
     ("orthogonality_error", |step| {
         step.orthogonality.as_ref().map(|orthogonality| orthogonality.error)
     }),

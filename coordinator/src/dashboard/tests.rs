@@ -31,6 +31,9 @@ pub(crate) fn step(number: u64) -> CommittedStep {
         model_value: None,
         dual_norm: None,
         lower_bound: None,
+        gradient_variance: None,
+        gradient_square: None,
+        noise_scale: None,
         orthogonality: None,
         skipped: None,
     }
@@ -85,6 +88,7 @@ pub(crate) fn commit(number: u64) -> Commit {
         ranks: 2,
         samples: step.samples,
         tokens: step.tokens,
+        noise_scale: None,
     }
 }
 

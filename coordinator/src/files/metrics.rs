@@ -37,6 +37,12 @@ pub struct StepLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     orthogonality_tensor: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    gradient_variance: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gradient_square: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    noise_scale: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     skipped: Option<&'a str>,
 }
 
@@ -79,6 +85,9 @@ impl StepLine<'_> {
             polar_factors: (step.polar_factors > 0).then_some(step.polar_factors),
             orthogonality_error: orthogonality.map(|orthogonality| orthogonality.error),
             orthogonality_tensor: orthogonality.map(|orthogonality| &orthogonality.tensor[..]),
+            gradient_variance: step.gradient_variance,
+            gradient_square: step.gradient_square,
+            noise_scale: step.noise_scale,
             skipped: step.skipped.as_deref(),
         }
     }

@@ -122,6 +122,7 @@ impl RunFiles {
             ("model_value", step.model_value),
             ("dual_norm", step.dual_norm),
             ("lower_bound", step.lower_bound),
+            ("noise_scale", step.noise_scale),
             ("polar_factors", polar_factors),
             ("orthogonality_error", orthogonality_error),
         ];
@@ -228,6 +229,9 @@ mod tests {
             model_value: None,
             dual_norm: None,
             lower_bound: None,
+            gradient_variance: None,
+            gradient_square: None,
+            noise_scale: None,
             orthogonality: None,
             skipped: None,
         }
@@ -240,6 +244,9 @@ mod tests {
             model_value: Some(2.25),
             dual_norm: Some(3.5),
             lower_bound: Some(0.0),
+            gradient_variance: Some(96.0),
+            gradient_square: Some(0.5),
+            noise_scale: Some(192.0),
             orthogonality: Some(Orthogonality {
                 tensor: "h.1.attn.c_attn.weight[2]".to_owned(),
                 error: 0.125,
@@ -339,7 +346,7 @@ mod tests {
         let text = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let expected = serde_json::json!({
-            "model_value": 2.25, "dual_norm": 3.5, "lower_bound": 0.0, "polar_factors": 12,
+            "model_value": 2.25, "dual_norm": 3.5, "lower_bound": 0.0, "gradient_variance": 96.0, "gradient_square": 0.5, "noise_scale": 192.0, "polar_factors": 12,
             "orthogonality_error": 0.125, "orthogonality_tensor": "h.1.attn.c_attn.weight[2]",
         });
         for (key, value) in expected.as_object().unwrap() {
@@ -362,6 +369,7 @@ mod tests {
             ("model_value", 2.25),
             ("dual_norm", 3.5),
             ("lower_bound", 0.0),
+            ("noise_scale", 192.0),
             ("polar_factors", 12.0),
             ("orthogonality_error", 0.125),
         ];

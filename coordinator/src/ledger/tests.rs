@@ -52,6 +52,8 @@ fn metrics() -> StepMetrics {
             error: 0.1 / 3.0,
         }),
         skipped: Some("step 3: the loss is NaN".into()),
+        gradient_variance: Some(50.0 / 3.0),
+        gradient_square: Some(-1.0 / 3.0),
     }
 }
 
@@ -64,6 +66,7 @@ fn commit(step: u64, metrics: StepMetrics) -> Commit {
         ranks: 2,
         samples: 4,
         tokens: 64,
+        noise_scale: None,
     }
 }
 
@@ -144,6 +147,8 @@ fn a_step_without_the_optional_numbers_is_written_and_read_as_it_was_before_ther
         lower_bound: None,
         orthogonality: None,
         skipped: None,
+        gradient_variance: None,
+        gradient_square: None,
         ..metrics()
     };
     let hash = vec!["9"; 32].join(",");

@@ -142,7 +142,7 @@ impl Planner {
         if matches!(length, Length::Epochs(_)) && training_samples == 0 {
             return Err(PlanError::EpochUnknown { key: "run.epochs" });
         }
-        let batches = Batches::new(&config.batch, (length, settings.batch), measure, begins)?;
+        let batches = Batches::new(&config.batch, (length, settings.batch_in_force()), measure, begins)?;
         let total_steps = batches.steps_of(length).max(begins.0);
         let total_samples = batches.samples_after(total_steps);
         let value = |key, schedule: &Schedule| {
@@ -176,6 +176,11 @@ impl Planner {
             settings,
             config,
         })
+    }
+
+    /// The config.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
     }
 
     /// How long the config says that the run is.

@@ -174,6 +174,13 @@ impl Run {
             Phase::Training if self.issued.back().is_some_and(|plan| plan.stop) => Ok(Some(
                 "a checkpoint is written when the run stops, after the last step that is planned".to_owned(),
             )),
+            Phase::Training if self.issued_through >= self.known_through() => {
+                let reason = format!(
+                    "the steps up to {} are planned, and the batch of those after them is decided on when more are made: ask again",
+                    self.issued_through
+                );
+                Err(Refusal::new("NOT_YET", "checkpoint", reason))
+            }
             Phase::Training if self.issued_through < self.planner().total_steps() => {
                 let step = self.issued_through + 1;
                 self.issue(step, true, directives);

@@ -376,6 +376,9 @@ pub struct Commit {
     pub samples: u64,
     /// Counted tokens of the run so far, this step included.
     pub tokens: u64,
+    /// The gradient noise scale, smoothed over the steps so far; samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_scale: Option<f64>,
 }
 
 impl Commit {
@@ -408,6 +411,9 @@ impl Commit {
             model_value: metrics.model_value,
             dual_norm: metrics.dual_norm,
             lower_bound: metrics.lower_bound,
+            gradient_variance: metrics.gradient_variance,
+            gradient_square: metrics.gradient_square,
+            noise_scale: self.noise_scale,
             orthogonality: metrics.orthogonality.clone(),
             skipped: metrics.skipped.clone(),
         }

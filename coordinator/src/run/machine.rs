@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lockstep_proto::domain::{CoordinatorBody, Ready, Stamp, StepReport, Validation};
 
+use crate::adaptive::Observation;
 use crate::run::{Commit, Decision, Directive, Event, Member, Past, Peer, Phase, Record, Refusal, Reported, Run};
 
 /// What a transition answers besides its directives.
@@ -393,11 +394,14 @@ impl Run {
             self.samples += plan.samples;
             self.tokens = self.tokens.saturating_add(metrics.tokens);
             planned_stop = plan.stop.then_some(step).or(planned_stop);
+            let seen = Observation::of(&plan, &metrics);
+            self.policy.observe(&seen);
             self.past.push(Past {
                 plan: plan.clone(),
                 hash: hashes[0],
                 samples: self.samples,
                 tokens: self.tokens,
+                seen,
             });
             let commit = Commit {
                 stamp: self.stamp(),
@@ -407,6 +411,7 @@ impl Run {
                 ranks: self.ranks(),
                 samples: self.samples,
                 tokens: self.tokens,
+                noise_scale: self.policy.noise_scale(),
             };
             directives.push(Directive::Persist(Record::Committed(Box::new(commit))));
             if let Some(validation) = reported.validation {

@@ -31,8 +31,10 @@
 //! 16. What a coordinator of a lower term says changes nothing at a member that has heard of a higher one.
 //! 17. A rewind goes back to a committed step, makes the next plan another one, and is one of at most so many; nothing that a
 //!     closed branch made is resumed from.
-//! 18. What operators change holds for every plan that is issued after it and for none before; an order that is said again, also
+//! 18. What operators, or the policy of the batch, change holds for every plan that is issued after it and for none before; an order that is said again, also
 //!     to a later coordinator, is carried out once.
+//! 19. The batch that the policy decides on follows from the committed steps of the live branch up to one that is the same
+//!     for every way that a run can take, and no plan is issued before that is known.
 
 mod checkpoints;
 mod commands;
@@ -63,6 +65,7 @@ use lockstep_proto::domain::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::adaptive::{Observation, Policy};
 use crate::branches::{Branches, Rewinds};
 use crate::changes::Changes;
 use crate::plan::Planner;
@@ -256,6 +259,8 @@ struct Past {
     /// Samples and counted tokens of the run after it.
     samples: u64,
     tokens: u64,
+    /// What it said about noise and speed.
+    seen: Observation,
 }
 
 /// The end of a generation that is followed by another one.
@@ -297,6 +302,8 @@ pub struct Run {
     branches: Branches,
     /// What operators have changed.
     changes: Changes,
+    /// The noise of the gradient, and the batch that follows from it.
+    policy: Policy,
     /// The orders that were carried out, by key.
     answers: BTreeMap<String, Answered>,
     /// The step that cannot be used, and why, until its generation is left.
@@ -356,6 +363,7 @@ impl Run {
             return Err(Refusal::new("LANES", "run.lanes", reason));
         }
         let changes = Changes::none(facts.planner.clone());
+        let policy = Policy::of(facts.planner.config());
         Ok(Run {
             facts,
             phase: Phase::WaitingForMembers,
@@ -369,6 +377,7 @@ impl Run {
             fruitless: 0,
             branches: Branches::default(),
             changes,
+            policy,
             answers: BTreeMap::new(),
             unusable: None,
             urgent: Urgent::default(),

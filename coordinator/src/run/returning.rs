@@ -12,6 +12,7 @@ use lockstep_proto::domain::{
     Standing,
 };
 
+use crate::adaptive::Observation;
 use crate::branches::{Branches, Rewind};
 use crate::changes::{Change, Changes};
 use crate::run::machine::Answer;
@@ -141,7 +142,10 @@ impl Run {
             run.committed = commit.plan.step;
             (run.samples, run.tokens) = (commit.samples, commit.tokens);
             run.measure(commit.metrics.step_ms);
+            let seen = Observation::of(&commit.plan, &commit.metrics);
+            run.policy.observe(&seen);
             run.past.push(Past {
+                seen,
                 plan: commit.plan,
                 hash: commit.parameter_hash,
                 samples: commit.samples,

@@ -83,6 +83,9 @@ impl Run {
         (self.samples, self.tokens) = (rewind.samples, rewind.tokens);
         self.branches.close(rewind);
         self.past.truncate(to as usize);
+        // What is left behind has no say in what comes.
+        self.policy = self.policy.anew();
+        self.past.iter().for_each(|past| self.policy.observe(&past.seen));
         (self.committed, self.issued_through) = (to, to);
         self.issued.clear();
         self.reports.clear();

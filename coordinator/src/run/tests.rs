@@ -141,6 +141,8 @@ fn metrics() -> StepMetrics {
             error: 0.125,
         }),
         skipped: None,
+        gradient_variance: Some(80.0),
+        gradient_square: Some(0.5),
     }
 }
 
@@ -436,6 +438,9 @@ fn a_committed_step_shows_what_rank_0_measured() {
         dual_norm: Some(5.0),
         lower_bound: Some(1.5),
         orthogonality: metrics().orthogonality,
+        gradient_variance: Some(80.0),
+        gradient_square: Some(0.5),
+        noise_scale: Some(160.0),
         skipped: None,
     };
     assert_eq!(commit.to_committed_step(10), expected);

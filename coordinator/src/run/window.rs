@@ -2,6 +2,7 @@
 
 use lockstep_proto::domain::{CoordinatorBody, Plan};
 
+use crate::changes::{Ask, Change};
 use crate::run::{Directive, Phase, Record, Run};
 
 /// Plans that may be issued ahead of the committed step, however fast the steps are.
@@ -52,7 +53,7 @@ impl Run {
         }
         let last = self.changes.stops_at(self.issued_through);
         let last = last.unwrap_or(u64::MAX).min(self.planner().total_steps());
-        let through = (self.committed + window).min(last);
+        let through = (self.committed + window).min(last).min(self.known_through());
         self.issue(through, false, directives);
     }
 
@@ -67,10 +68,67 @@ impl Run {
         self.issued.iter().any(|plan| plan.stop) || last.is_some_and(|past| past.plan.stop && past.plan.step > replayed)
     }
 
-    /// Issues the plans up to step `through`; with `checkpoint` one is written after that step.
+    /// The last step whose batch is known.
+    pub(super) fn known_through(&self) -> u64 {
+        #[cfg(test)]
+        if self.fault == Some(super::simulator::Fault::PlanBeforeTheDecision) {
+            return u64::MAX;
+        }
+        self.policy.known_through()
+    }
+
+    /// Whether the policy has decided on another batch for a step than the one that is in force.
+    fn is_adapted_at(&self, step: u64) -> bool {
+        #[cfg(test)]
+        if self.fault == Some(super::simulator::Fault::AdaptAtOnce) {
+            return self.policy.at(u64::MAX).and_then(|adapted| adapted.batch) != self.changes.adapted();
+        }
+        self.policy.at(step).and_then(|adapted| adapted.batch) != self.changes.adapted()
+    }
+
+    /// Takes what the policy has decided on the batch of a step.
+    fn adapt(&mut self, step: u64, directives: &mut Vec<Directive>) {
+        let back = || self.policy.back(self.changes.adapted().unwrap_or(0));
+        #[cfg(test)]
+        let step_decided = match self.fault {
+            Some(super::simulator::Fault::AdaptAtOnce) => u64::MAX,
+            _ => step,
+        };
+        #[cfg(not(test))]
+        let step_decided = step;
+        let adapted = self.policy.at(step_decided).copied().unwrap_or_else(back);
+        let change = Change {
+            number: self.changes.count() + 1,
+            branch: self.branches.newest(),
+            from_step: step,
+            cursor: self.changes.skip(self.cursor),
+            ask: Ask {
+                adapted: Some(adapted),
+                ..Ask::default()
+            },
+        };
+        let mut reason = adapted.sentence(step);
+        match self.changes.make(change.clone()) {
+            Ok(()) => directives.push(Directive::Persist(Record::Changed(change))),
+            // The schedules cannot be laid out with it: the batch stays, and people learn why.
+            Err(error) => reason = format!("{reason}; that cannot be: {error}"),
+        }
+        directives.push(Directive::Persist(Record::Decision { reason }));
+    }
+
+    /// Issues the plans up to step `through`, or to the run's end where the batch makes that an earlier one; with `checkpoint`
+    /// one is written after that step.
     pub(super) fn issue(&mut self, through: u64, checkpoint: bool, directives: &mut Vec<Directive>) {
         let mut plans: Vec<Plan> = Vec::new();
         for step in self.issued_through + 1..=through {
+            if self.is_adapted_at(step) {
+                // What is planned before it comes before it.
+                self.send_plans(std::mem::take(&mut plans), directives);
+                self.adapt(step, directives);
+            }
+            if step > self.planner().total_steps() {
+                break;
+            }
             let stops = self.changes.stops_at(step - 1) == Some(step);
             let begins = self.changes.skip(self.cursor);
             #[cfg(test)]
@@ -87,10 +145,14 @@ impl Run {
             self.cursor = begins.saturating_add(plan.samples);
             plans.push(plan);
         }
-        if plans.is_empty() {
+        self.send_plans(plans, directives);
+    }
+
+    fn send_plans(&mut self, plans: Vec<Plan>, directives: &mut Vec<Directive>) {
+        let Some(last) = plans.last() else {
             return;
-        }
-        self.issued_through = through;
+        };
+        self.issued_through = last.step;
         self.issued.extend(plans.iter().cloned());
         directives.push(Directive::Persist(Record::Plans(plans.clone())));
         self.broadcast(CoordinatorBody::PlanWindow(plans), directives);

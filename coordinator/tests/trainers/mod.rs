@@ -93,6 +93,8 @@ fn metrics(plan: &Plan) -> StepMetrics {
             error: number / 100.0,
         }),
         skipped: None,
+        gradient_variance: Some(number * 100.0),
+        gradient_square: Some(number),
     }
 }
 

@@ -269,6 +269,9 @@ mod tests {
             model_value: Some(2.25),
             dual_norm: Some(3.5),
             lower_bound: Some(1.75),
+            gradient_variance: Some(96.0),
+            gradient_square: Some(0.5),
+            noise_scale: Some(192.0),
             orthogonality: Some(Orthogonality {
                 tensor: "h.1.attn.c_attn.weight[2]".to_owned(),
                 error: 0.125,
@@ -284,6 +287,9 @@ mod tests {
             model_value: None,
             dual_norm: None,
             lower_bound: None,
+            gradient_variance: None,
+            gradient_square: None,
+            noise_scale: None,
             orthogonality: None,
             ..step()
         }
@@ -295,13 +301,13 @@ mod tests {
             "event": "step", "step": 7, "total_steps": 10, "samples": 56, "tokens": 448, "loss": 2.5, "lr": 1e-3,
             "effective_lr": 1e-3, "batch": 8, "grad_norm": 1.0, "update_norm": 0.5, "tokens_per_second": 640.0,
             "step_ms": 100.0, "phases": { "forward_ms": 40.0 }, "generation": 1, "ranks": 2,
-            "parameter_hash": "ab".repeat(32), "model_value": 2.25, "dual_norm": 3.5, "lower_bound": 1.75,
+            "parameter_hash": "ab".repeat(32), "model_value": 2.25, "dual_norm": 3.5, "lower_bound": 1.75, "gradient_variance": 96.0, "gradient_square": 0.5, "noise_scale": 192.0,
             "polar_factors": 12, "orthogonality_error": 0.125, "orthogonality_tensor": "h.1.attn.c_attn.weight[2]",
         });
         assert_eq!(to_json(&RunEvent::Step(Box::new(step()))), expected);
 
         // An optimiser that has none of these says nothing about them.
-        let optional = "model_value dual_norm lower_bound polar_factors orthogonality_error orthogonality_tensor";
+        let optional = "model_value dual_norm lower_bound gradient_variance gradient_square noise_scale polar_factors orthogonality_error orthogonality_tensor";
         for key in optional.split(' ') {
             let removed = expected.as_object_mut().and_then(|keys| keys.remove(key));
             assert!(removed.is_some(), "{key}");

@@ -2,6 +2,7 @@
 //! that nothing disturbs.
 #![allow(clippy::unwrap_used)]
 
+mod adaptive;
 mod coordinator;
 mod faults;
 mod resume;

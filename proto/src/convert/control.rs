@@ -144,6 +144,9 @@ fn step_out(step: &CommittedStep) -> v1::CommittedStep {
         model_value: step.model_value,
         dual_norm: step.dual_norm,
         lower_bound: step.lower_bound,
+        gradient_variance: step.gradient_variance,
+        gradient_square: step.gradient_square,
+        noise_scale: step.noise_scale,
         orthogonality: step.orthogonality.as_ref().map(Into::into),
         skipped: step.skipped.clone(),
     }
@@ -171,6 +174,9 @@ fn step_in(step: v1::CommittedStep) -> Result<CommittedStep, ConvertError> {
         model_value: step.model_value,
         dual_norm: step.dual_norm,
         lower_bound: step.lower_bound,
+        gradient_variance: step.gradient_variance,
+        gradient_square: step.gradient_square,
+        noise_scale: step.noise_scale,
         orthogonality: step.orthogonality.map(Into::into),
         skipped: step.skipped,
     })

@@ -42,6 +42,13 @@ pub struct StepMetrics {
     /// How orthogonal one polar factor of the step is; another one each step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orthogonality: Option<Orthogonality>,
+    /// tr σ² of one sample's gradient (the mean over a sequence's counted tokens), as this step's lanes estimate it; where more
+    /// than one lane had tokens (arXiv 1812.06162, appendix A).
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "any_number::option")]
+    pub gradient_variance: Option<f64>,
+    /// ‖G‖² of the expected gradient, as this step's lanes estimate it without bias: it may be below zero.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "any_number::option")]
+    pub gradient_square: Option<f64>,
     /// Why the step changed nothing, where a policy of `[fault]` says so: one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,

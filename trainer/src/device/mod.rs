@@ -82,3 +82,30 @@ pub fn close(
     }
     Ok(())
 }
+
+/// Adds Σ g² of some elements of a gradient buffer to `sum` (float64), part by part through the float64 memory `table`, whose
+/// length is a power of two: nothing is allocated. The order of additions follows from the number of elements alone, by halves.
+pub fn square_sum(
+    gradients: &impl FlatTensors,
+    elements: &Range<usize>,
+    table: &DeviceBuffer,
+    sum: &mut Tensor,
+) -> Result<(), TrainerError> {
+    let room = (table.bytes() / 8).max(1);
+    for start in elements.clone().step_by(room) {
+        let length = room.min(elements.end - start);
+        let mut width = length.next_power_of_two() as i64;
+        let terms = table.view::<f64>(0, &[width])?;
+        let mut first = terms.f_narrow(0, 0, length as i64)?;
+        first.f_copy_(&gradients.view::<f32>(start * 4, &[length as i64])?)?;
+        let _ = first.f_square_()?;
+        let _ = terms.f_narrow(0, length as i64, width - length as i64)?.f_zero_()?;
+        while width > 1 {
+            width /= 2;
+            let (left, right) = (terms.f_narrow(0, 0, width)?, terms.f_narrow(0, width, width)?);
+            let _ = left.f_add_out(&left, &right)?;
+        }
+        let _ = sum.f_add_(&terms.f_narrow(0, 0, 1)?)?;
+    }
+    Ok(())
+}

@@ -34,6 +34,7 @@ use crate::step::Engine;
 use crate::step::copies::WorkingCopies;
 use crate::step::filling::Filling;
 use crate::step::gathering::{self, Gates};
+use crate::step::lane_norms::LaneNorms;
 use crate::step::lane_sums::LaneSums;
 use crate::step::owned::Owned;
 use crate::step::skipping::{LossRecord, Policy};
@@ -125,7 +126,11 @@ impl Engine {
             layers: gathering::ranges(&*model, &layout, shard.map()),
         });
         let sums = LaneSums::new(gradients.clone(), &layout, compute, wire == Wire::Bf16)?;
-        let filling = Filling::new(&layout, sums.clone(), communication.ready());
+        // Fast sums have no lane of its own.
+        let norms = (config.run.reduction == Reduction::Invariant && config.run.lanes > 1)
+            .then(|| LaneNorms::new(gradients.clone(), &layout, compute, config.run.lanes))
+            .transpose()?;
+        let filling = Filling::new(&layout, sums.clone(), norms.clone(), communication.ready());
         let filling = Arc::new(Mutex::new(filling));
         for tensor in 0..model.inventory().len() {
             let filling = Arc::clone(&filling);
@@ -142,7 +147,7 @@ impl Engine {
         let lanes = config.run.lanes;
         Ok(Engine {
             copies: WorkingCopies::new(working, &layout),
-            slots: Slots::new(&layout, shard.map(), &rank_lanes, lanes),
+            slots: Slots::new(&layout, shard.map(), &rank_lanes, lanes).with_squares(norms.is_some()),
             update_slots: UpdateSlots::new(&layout, shard.map(), shard.optimizer(), config.fault.drift_every > 0),
             gates: Gates::new(model.layers()),
             losses: LaneLosses::new(lanes, compute.device())?,
@@ -160,6 +165,7 @@ impl Engine {
             gradient_ids,
             steps: 0,
             sums,
+            norms,
             filling,
             shard,
             treatments,

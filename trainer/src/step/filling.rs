@@ -1,8 +1,8 @@
 //! Buckets fill while the last backward of a rank goes on, close in index order, and are published.
 //!
 //! A hook says that a tensor's gradient is complete; a bucket whose tensors are all complete is *full*. Buckets close in
-//! index order on every rank, never in order of readiness: closing adds the rank's own lanes together where the program
-//! leaves that for the end, and hands the bucket to the communication thread. After backward [`Filling::flush`] closes what
+//! index order on every rank, never in order of readiness: closing measures the rank's last lane, adds its own lanes together where
+//! the program leaves that for the end, and hands the bucket to the communication thread. After backward [`Filling::flush`] closes what
 //! hooks did not.
 
 use std::ops::Range;
@@ -12,6 +12,7 @@ use lockstep_collective::communication::Ready;
 use crate::error::TrainerError;
 use crate::sharding::layout::Layout;
 use crate::sharding::program::Action;
+use crate::step::lane_norms::LaneNorms;
 use crate::step::lane_sums::LaneSums;
 
 /// The buckets of one rank in one step.
@@ -20,40 +21,47 @@ pub struct Filling {
     tensors: Vec<usize>,
     bucket_of: Vec<usize>,
     sums: LaneSums,
+    norms: Option<LaneNorms>,
     buckets: Ready,
     armed: bool,
     complete: Vec<bool>,
     waiting: Vec<usize>,
     next: usize,
     closing: Vec<Action>,
+    /// The last lane and its buffer, where lanes are measured.
+    last: Option<(u32, usize)>,
     failure: Option<TrainerError>,
 }
 
 impl Filling {
-    /// The buckets of a layout over gradient buffers.
-    pub fn new(layout: &Layout, sums: LaneSums, buckets: Ready) -> Filling {
+    /// The buckets of a layout over gradient buffers; with `norms` the last lane is measured as they close.
+    pub fn new(layout: &Layout, sums: LaneSums, norms: Option<LaneNorms>, buckets: Ready) -> Filling {
         Filling {
             elements: layout.buckets.iter().map(|b| b.elements.clone()).collect(),
             tensors: layout.buckets.iter().map(|b| b.tensors.len()).collect(),
             bucket_of: layout.places.iter().map(|p| p.bucket).collect(),
             sums,
+            norms,
             buckets,
             armed: false,
             complete: vec![false; layout.places.len()],
             waiting: Vec::new(),
             next: 0,
             closing: Vec::new(),
+            last: None,
             failure: None,
         }
     }
 
-    /// Starts a step; `closing` is what each bucket still needs once its last gradient is there.
-    pub fn begin(&mut self, closing: Vec<Action>) {
+    /// Starts a step; `closing` is what each bucket still needs once its last gradient is there, and `last` the lane that
+    /// these come from, with its buffer.
+    pub fn begin(&mut self, closing: Vec<Action>, last: Option<(u32, usize)>) {
         self.armed = false;
         self.complete.fill(false);
         self.waiting = self.tensors.clone();
         self.next = 0;
         self.closing = closing;
+        self.last = last;
         self.failure = None;
     }
 
@@ -89,6 +97,9 @@ impl Filling {
 
     fn close(&mut self, bucket: usize) -> Result<(), TrainerError> {
         let elements = self.elements[bucket].clone();
+        if let (Some(norms), Some((lane, buffer))) = (&self.norms, self.last) {
+            norms.measure(lane, buffer, bucket)?;
+        }
         for action in &self.closing {
             self.sums.close(action, &elements)?;
         }

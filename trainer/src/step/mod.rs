@@ -2,7 +2,7 @@
 //!
 //! - this file: [`Engine`], the order of a step's phases; `building` makes it
 //! - [`filling`]: buckets fill by gradient-ready hooks, close in index order, and are handed to the communication thread
-//! - [`lane_sums`]: the rank's own additions
+//! - [`lane_sums`]: the rank's own additions; [`lane_norms`]: how large each lane's gradient is before them
 //! - [`gathering`]: the gates, behind which the next forward waits for a layer's gather
 //! - [`owned`]: what this rank owns, and the passes over it, on the host; on a device it is [`crate::device::owned`]
 //! - `resuming`: what an owner holds, frozen and loaded again
@@ -26,6 +26,7 @@ pub mod copies;
 pub mod drift;
 pub mod filling;
 pub mod gathering;
+pub mod lane_norms;
 pub mod lane_sums;
 pub mod owned;
 mod resuming;
@@ -51,6 +52,7 @@ use lockstep_proto::domain::Plan;
 use lockstep_session::Activity;
 
 use crate::device::memory::Flat;
+use crate::device::pending::Pending;
 use crate::device::reading::Reader;
 use crate::device::shard::Shard;
 use crate::drill::Drill;
@@ -64,6 +66,7 @@ use crate::step::clock::Clock;
 use crate::step::copies::WorkingCopies;
 use crate::step::filling::Filling;
 use crate::step::gathering::Gates;
+use crate::step::lane_norms::LaneNorms;
 use crate::step::lane_sums::LaneSums;
 use crate::step::skipping::{LossRecord, Policy, Ruling};
 use crate::step::slots::{Lane, Slots};
@@ -78,6 +81,9 @@ pub struct StepOutcome {
     pub tokens: u64,
     /// ‖g‖ of the mean gradient, before clipping.
     pub grad_norm: f64,
+    /// The variance of one sample's gradient (the trace of its covariance) and ‖G‖² of the expected one, as this step's lanes
+    /// estimate them.
+    pub noise: Option<GradientNoise>,
     /// ‖new − old parameters‖.
     pub update_norm: f64,
     /// BLAKE3 over the slot table of block hashes.
@@ -102,6 +108,15 @@ pub struct StepOutcome {
     pub step_ms: f64,
 }
 
+/// What one step's lanes say of the gradient's noise, per sample (arXiv 1812.06162). One step's estimate is itself noisy.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GradientNoise {
+    /// tr σ², (nats a token)² by parameter unit².
+    pub variance: f64,
+    /// ‖G‖², in the same unit; may be below zero.
+    pub square: f64,
+}
+
 /// Everything one rank needs to make steps.
 pub struct Engine {
     model: Box<dyn Model>,
@@ -117,6 +132,8 @@ pub struct Engine {
     /// Steps that the optimiser has made.
     steps: u64,
     sums: LaneSums,
+    /// None where sums are fast or there is one lane.
+    norms: Option<LaneNorms>,
     filling: Arc<Mutex<Filling>>,
     gates: Gates,
     shard: Shard,
@@ -230,14 +247,25 @@ impl Engine {
         self.slots.begin();
         self.losses.clear()?;
         let mut tokens = Vec::new();
-        self.fill().begin(program.closing.clone());
         let last = program.actions.iter().rposition(|a| matches!(a, Action::Run { .. }));
+        let last_lane = last.and_then(|at| match program.actions[at] {
+            Action::Run { lane, buffer, .. } => Some((lane, buffer)),
+            _ => None,
+        });
+        self.fill().begin(program.closing.clone(), last_lane);
+        if let Some(norms) = &self.norms {
+            norms.clear()?;
+        }
         for (index, action) in program.actions.iter().enumerate() {
             match *action {
                 Action::Run { lane, buffer, adds } => {
                     let is_last = last == Some(index);
                     let counted = self.run_lane(plan, lane, (buffer, adds), is_last, next, &mut clock)?;
                     tokens.push((lane, counted));
+                    if let (Some(norms), false) = (&self.norms, is_last) {
+                        norms.measure_all(lane, buffer)?;
+                        clock.lap("norms_ms");
+                    }
                 }
                 Action::Add { .. } | Action::Round { .. } => {
                     self.sums.close(action, &(0..self.layout.gradient_elements))?;
@@ -253,17 +281,22 @@ impl Engine {
         }
         clock.lap("reduce_ms");
         self.activity.goes_on("update");
-        let left = self.losses.sums()?.and(self.shard.square_sums()?)?;
+        let of_lanes = match &self.norms {
+            Some(norms) => norms.sums()?,
+            None => Pending::Known(vec![0.0; lanes as usize]),
+        };
+        let of_lanes = self.losses.sums()?.and(of_lanes)?;
+        let left = of_lanes.and(self.shard.square_sums()?)?;
         clock.lap("norms_ms");
         let held = self.held(plan.step)?;
         clock.lap("drift_ms");
-        let ((losses, squares), held) = self.reader.read(left.and(held)?)?;
+        let (((losses, lane_squares), squares), held) = self.reader.read(left.and(held)?)?;
         if let Some(change) = self.change_in(&held) {
             self.slots.record_change(self.rank, change);
         }
         for (lane, tokens) in tokens {
-            let loss = losses[lane as usize];
-            self.slots.record_lane(lane, Lane { loss, tokens });
+            let (loss, square) = (losses[lane as usize], lane_squares[lane as usize]);
+            self.slots.record_lane(lane, Lane { loss, tokens, square });
         }
         self.slots.record_gradients(&squares);
         clock.lap("norms_ms");
@@ -299,6 +332,10 @@ impl Engine {
             loss: first.loss,
             tokens: first.tokens,
             grad_norm: first.grad_norm,
+            noise: first.spread.map(|spread| GradientNoise {
+                variance: spread.variance_of_mean * plan.samples as f64,
+                square: spread.square,
+            }),
             update_norm,
             parameter_hash,
             directive: first.directive,

@@ -189,6 +189,7 @@ impl Engine {
             loss: totals.loss,
             tokens: totals.tokens,
             grad_norm: totals.grad_norm,
+            noise: None,
             update_norm: 0.0,
             parameter_hash,
             directive: totals.directive,

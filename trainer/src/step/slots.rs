@@ -1,4 +1,4 @@
-//! The slots of a step's first exchange: per lane Σ loss and token count, per rank the newest directive and what has changed
+//! The slots of a step's first exchange: per lane Σ loss, token count and Σ g² of its own sum, per rank the newest directive and what has changed
 //! in its memory, per block Σ g² and
 //! non-finite count. Every slot has one writer; tables are gathered and read in index order, so every total has the same
 //! bits on every rank and in every world. The other exchanges are in `update_slots`.
@@ -9,6 +9,7 @@ use crate::error::TrainerError;
 use crate::sharding::layout::{Layout, Place};
 use crate::sharding::owners::OwnerMap;
 use crate::step::drift::Change;
+use crate::step::lane_norms::Spread;
 use crate::step::owned::OfBlock;
 use crate::step::skipping::Finding;
 use lockstep_collective::communication::Communication;
@@ -21,6 +22,8 @@ pub struct Lane {
     pub loss: f64,
     /// Its counted tokens.
     pub tokens: u64,
+    /// Σ g² of its gradient sum; 0 where lanes are not measured.
+    pub square: f64,
 }
 
 /// The table of one rank.
@@ -30,6 +33,7 @@ pub struct Slots {
     blocks: usize,
     words: Vec<u64>,
     owners: Vec<u32>,
+    measures: bool,
 }
 
 /// The table, read.
@@ -41,6 +45,8 @@ pub struct StepTotals {
     pub tokens: u64,
     /// ‖g‖ of the mean gradient.
     pub grad_norm: f64,
+    /// How far the lanes' gradients differ, where they are measured and more than one has tokens.
+    pub spread: Option<Spread>,
     /// The highest directive.
     pub directive: u64,
     /// What has changed in the memory of each rank by itself.
@@ -97,6 +103,7 @@ impl Slots {
         let ranks = rank_lanes.len();
         let owners = [
             of_lane.clone(),
+            of_lane.clone(),
             of_lane,
             (0..ranks as u32).collect(),
             (0..ranks as u32).collect(),
@@ -110,7 +117,13 @@ impl Slots {
             blocks: layout.blocks,
             words: vec![0; owners.len()],
             owners,
+            measures: false,
         }
+    }
+
+    /// With the Σ g² of every lane.
+    pub fn with_squares(self, measures: bool) -> Slots {
+        Slots { measures, ..self }
     }
 
     /// The number of lanes.
@@ -127,11 +140,12 @@ impl Slots {
     pub fn record_lane(&mut self, lane: u32, sums: Lane) {
         self.words[lane as usize] = sums.loss.to_bits();
         self.words[(self.lanes + lane) as usize] = sums.tokens;
+        self.words[(2 * self.lanes + lane) as usize] = sums.square.to_bits();
     }
 
     /// Σ g² and non-finite counts of owned blocks.
     pub fn record_gradients(&mut self, blocks: &[OfBlock<(f64, u64)>]) {
-        let at = 2 * (self.lanes as usize + self.ranks);
+        let at = 3 * self.lanes as usize + 2 * self.ranks;
         for &(block, (sum, bad)) in blocks {
             self.words[at + block] = sum.to_bits();
             self.words[at + self.blocks + block] = bad;
@@ -140,7 +154,7 @@ impl Slots {
 
     /// Something in the memory of this rank has changed by itself.
     pub fn record_change(&mut self, rank: u32, change: Change) {
-        self.words[2 * self.lanes as usize + self.ranks + rank as usize] = change.to_word();
+        self.words[3 * self.lanes as usize + self.ranks + rank as usize] = change.to_word();
     }
 
     /// Exchanges the table and reads it.
@@ -151,21 +165,25 @@ impl Slots {
         directive: u64,
     ) -> Result<StepTotals, TrainerError> {
         let lanes = self.lanes as usize;
-        self.words[2 * lanes + rank as usize] = directive;
+        self.words[3 * lanes + rank as usize] = directive;
         communication.exchange_slots(&mut self.words, &self.owners)?;
         let words = &self.words;
         let loss: f64 = words[..lanes].iter().map(|w| f64::from_bits(*w)).sum();
         let tokens: u64 = words[lanes..2 * lanes].iter().sum();
-        let directives = &words[2 * lanes..][..self.ranks];
-        let changes = words[2 * lanes + self.ranks..][..self.ranks].iter();
-        let blocks = &words[2 * (lanes + self.ranks)..];
+        let directives = &words[3 * lanes..][..self.ranks];
+        let changes = words[3 * lanes + self.ranks..][..self.ranks].iter();
+        let blocks = &words[3 * lanes + 2 * self.ranks..];
         let squares = &blocks[..self.blocks];
         let square: f64 = squares.iter().map(|w| f64::from_bits(*w)).sum();
         let not_finite = blocks[self.blocks..].to_vec();
+        let lane_squares = words[2 * lanes..3 * lanes].iter().map(|word| f64::from_bits(*word));
+        let of_lanes = lane_squares.zip(words[lanes..2 * lanes].iter().copied());
+        let mean_square = square / (tokens as f64 * tokens as f64);
         Ok(StepTotals {
             loss: loss / tokens as f64,
             tokens,
             grad_norm: square.sqrt() / tokens as f64,
+            spread: self.measures.then(|| Spread::of(of_lanes, mean_square)).flatten(),
             directive: directives.iter().copied().max().unwrap_or(0),
             changes: changes.map(|word| Change::of_word(*word)).collect(),
             not_finite,

@@ -293,6 +293,8 @@ impl Rank {
                 loss: outcome.loss,
                 tokens: outcome.tokens,
                 grad_norm: outcome.grad_norm,
+                gradient_variance: outcome.noise.map(|noise| noise.variance),
+                gradient_square: outcome.noise.map(|noise| noise.square),
                 update_norm: outcome.update_norm,
                 learning_rate: plan.learning_rate,
                 effective_learning_rate: outcome.effective_learning_rate,

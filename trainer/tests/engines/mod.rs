@@ -72,6 +72,8 @@ pub(crate) fn plan(step: u64) -> Plan {
 pub(crate) struct Run {
     pub(crate) hashes: Vec<[u8; 32]>,
     pub(crate) numbers: Vec<[f64; 4]>,
+    /// Variance and square of the gradient, as the lanes of each step estimate them.
+    pub(crate) noise: Vec<[f64; 2]>,
     pub(crate) masters: HashMap<String, Vec<f32>>,
 }
 
@@ -81,7 +83,7 @@ pub(crate) fn one_rank(config: &RunConfig, communication: Communication, world: 
     let model = from_config(config, VOCABULARY);
     let mut engine = Engine::new(config, model, communication, deal(config.run.lanes, world), compute).unwrap();
     let mut hashes = vec![engine.parameter_hash().unwrap()];
-    let mut numbers = Vec::new();
+    let (mut numbers, mut noise) = (Vec::new(), Vec::new());
     for step in 1..=STEPS {
         let plan = plan(step);
         let mut indices = engine.micro_batches_of(&plan).into_iter();
@@ -90,6 +92,8 @@ pub(crate) fn one_rank(config: &RunConfig, communication: Communication, world: 
             .unwrap();
         assert_eq!(outcome.tokens, u64::from(MICRO_BATCHES * ROWS * COLUMNS));
         hashes.push(outcome.parameter_hash);
+        let measured = outcome.noise.unwrap();
+        noise.push([measured.variance, measured.square]);
         numbers.push([
             outcome.loss,
             outcome.grad_norm,
@@ -108,6 +112,7 @@ pub(crate) fn one_rank(config: &RunConfig, communication: Communication, world: 
     Run {
         hashes,
         numbers,
+        noise,
         masters,
     }
 }

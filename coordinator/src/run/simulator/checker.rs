@@ -8,6 +8,7 @@ use lockstep_proto::domain::{
 };
 
 use super::trainers::{Trainers, who};
+use crate::adaptive::{Observation, Policy};
 use crate::branches::{Branches, Rewind, Rewinds};
 use crate::changes::{Change, Changes};
 use crate::run::{Decision, Directive, Event, LONGEST_WINDOW, Peer, Phase, Record, Run, RunFacts};
@@ -49,6 +50,9 @@ pub(super) struct Checker {
     rule: Option<Rewinds>,
     branches: Branches,
     changes: Changes,
+    /// The policy before any step, and what every step of the live branch said.
+    policy: Policy,
+    seen: BTreeMap<u64, Observation>,
     answered: BTreeSet<String>,
     /// The plans of the branch that was closed last.
     left_behind: BTreeMap<u64, Plan>,
@@ -101,6 +105,8 @@ impl Checker {
         Checker {
             is_elastic: facts.worlds.are_elastic(),
             changes: Changes::none(facts.planner.clone()),
+            policy: Policy::of(facts.planner.config()),
+            seen: BTreeMap::new(),
             answered: BTreeSet::new(),
             newest: Stamp {
                 term: facts.term,
@@ -155,6 +161,30 @@ impl Checker {
         made.checkpoint |= plan.checkpoint;
         ensure(made == *plan, 18, || {
             format!("{plan:?} is issued, and the changes so far make {made:?}")
+        })?;
+        self.as_adapted(plan)
+    }
+
+    /// The batch of a step is what the policy makes of the steps up to the decision before the last, and of nothing else: not of
+    /// how far the run is when the plan is issued.
+    fn as_adapted(&self, plan: &Plan) -> Checked {
+        let mut policy = self.policy.clone();
+        for seen in self.seen.values() {
+            if policy.known_through() >= plan.step {
+                break;
+            }
+            policy.observe(seen);
+        }
+        let known = policy.known_through();
+        ensure(known >= plan.step, 19, || {
+            format!("{plan:?} is issued, and batches are known through {known}")
+        })?;
+        let (made, has) = (
+            policy.at(plan.step).and_then(|adapted| adapted.batch),
+            self.changes.adapted(),
+        );
+        ensure(made == has, 19, || {
+            format!("{plan:?} is issued under the decision {has:?}, and it is {made:?}")
         })
     }
 
@@ -455,6 +485,7 @@ impl Checker {
         (self.committed, self.cursor) = (rewind.to, rewind.skipped.end);
         self.left_behind = self.durable_plans.split_off(&(rewind.to + 1));
         self.hashes.split_off(&(rewind.to + 1));
+        self.seen.split_off(&(rewind.to + 1));
         self.loadable.retain(|checkpoint| checkpoint.step <= rewind.to);
         self.stood.split_off(&(rewind.to + 1));
         let newest = self.stood.last_key_value().filter(|(step, _)| **step >= self.kept_from);
@@ -523,6 +554,7 @@ impl Checker {
                     })?;
                 }
                 self.committed = step;
+                self.seen.insert(step, Observation::of(&commit.plan, &commit.metrics));
                 self.hashes.insert(step, commit.parameter_hash);
                 self.cursor = first + commit.plan.samples;
                 self.trained += commit.plan.samples;

@@ -41,6 +41,10 @@ pub(in crate::run) enum Fault {
     ForgetChanges,
     /// Breaks invariant 18: an order that is said again is carried out again.
     CarryOutTwice,
+    /// Breaks invariant 19: what is decided holds as soon as a plan can be made of it.
+    AdaptAtOnce,
+    /// Breaks invariant 19: plans are issued before their batch is decided on.
+    PlanBeforeTheDecision,
     /// In the trainers. Breaks invariant 15.
     FreeSnapshotsTooEarly,
     /// In the trainers: what a coordinator of an earlier term said is obeyed.
@@ -100,6 +104,8 @@ impl Fault {
             | Fault::FreeWhatARewindNeeds
             | Fault::ForgetChanges
             | Fault::CarryOutTwice
+            | Fault::AdaptAtOnce
+            | Fault::PlanBeforeTheDecision
             | Fault::FreeSnapshotsTooEarly
             | Fault::ObeyOlderTerms
             | Fault::SendBeforeTheTransaction

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
+use lockstep_config::{AdaptiveBy, AdaptiveSection, BatchSchedule};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -12,6 +13,7 @@ use super::{Coverage, Fault, LEASE, Report, Simulation, Tears, Trouble, Turnover
 use crate::branches::Rewinds;
 use crate::changes::{Ask, Setting};
 use crate::ledger::Shadow;
+use crate::plan::Planner;
 use crate::run::tests::facts;
 use crate::run::{Event, Leases, Order, Recorded, Run, RunFacts, Wanted, Worlds};
 
@@ -22,6 +24,9 @@ pub(in crate::run) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report
     let steps = rng.random_range(1..=40_u64);
     let lanes = rng.random_range(ranks..=9);
     let mut facts = facts(ranks, lanes, steps);
+    if seed % 5 == 2 {
+        adapt(&mut facts, &mut StdRng::seed_from_u64(seed.rotate_left(40)));
+    }
     let is_elastic = rng.random_ratio(2, 3);
     if is_elastic {
         let least = rng.random_range(1..=ranks);
@@ -186,6 +191,24 @@ fn order_changes(commands: &mut Vec<(u32, Event)>, rng: &mut StdRng) {
             let when = rng.random_range(0..=commands.len());
             commands.insert(when, (rng.random_range(1..120), event.clone()));
         }
+    }
+}
+
+/// The batch follows the noise of the gradient.
+fn adapt(facts: &mut RunFacts, rng: &mut StdRng) {
+    let mut config = facts.planner.config().clone();
+    config.batch.schedule = BatchSchedule::Constant { size: 4 };
+    config.batch.adaptive = Some(AdaptiveSection {
+        every: rng.random_range(1..=6),
+        most: rng.random_range(8..=40),
+        growth: if rng.random() { 2.0 } else { 1.4 },
+        patience: rng.random_range(1..=2),
+        shrinks: rng.random(),
+        smooth: rng.random_range(1..=4),
+        by: AdaptiveBy::Noise { target: 1.0 },
+    });
+    if let Ok(planner) = Planner::new(&config, 0) {
+        facts.planner = planner;
     }
 }
 

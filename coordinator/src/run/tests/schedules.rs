@@ -127,7 +127,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
 
 #[test]
 fn the_simulator_finds_deliberate_faults() {
-    let faults: [(Fault, &[u32]); 21] = [
+    let faults: [(Fault, &[u32]); 23] = [
         (Fault::CommitBeforeEveryHash, &[5]),
         (Fault::SendBeforeDurable, &[6]),
         (Fault::AlterPlanForOneMember, &[4]),
@@ -145,6 +145,8 @@ fn the_simulator_finds_deliberate_faults() {
         (Fault::ResumeFromAClosedBranch, &[17]),
         (Fault::FreeWhatARewindNeeds, &[15]),
         (Fault::ForgetChanges, &[18]),
+        (Fault::AdaptAtOnce, &[19]),
+        (Fault::PlanBeforeTheDecision, &[19]),
         (Fault::CarryOutTwice, &[18]),
         (Fault::ObeyOlderTerms, &[1, 10, 16]),
         (Fault::SendBeforeTheTransaction, &[6]),
