@@ -126,8 +126,10 @@ class Page {
     write(byId("question"), command.confirm);
     write(byId("yes"), command.label);
     dialog.showModal();
+    // Only a pressed button answers, and only the newest question: the end of an earlier dialog is told late, and what an earlier
+    // one returned stays in the dialog where this one is escaped from.
     return new Promise((resolve) => {
-      dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+      dialog.querySelector("form").onsubmit = (event) => resolve(event.submitter?.value === "yes");
     });
   }
 
