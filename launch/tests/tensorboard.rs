@@ -8,8 +8,8 @@ use std::process::Command;
 use serde_json::Value;
 use stage::{Stage, real_trainer, said};
 
-/// The folder that holds the package `tensorboard`; `cargo xtask test` puts it there.
-const PACKAGES: &str = "LOCKSTEP_TENSORBOARD";
+/// The folder that holds packages of Python; `cargo xtask test` puts it there.
+const PACKAGES: &str = "LOCKSTEP_PYTHON_PACKAGES";
 
 /// Prints every scalar as `{tag: [[step, value], …]}`.
 const READER: &str = "
@@ -23,7 +23,7 @@ print(json.dumps({tag: [[e.step, e.value] for e in events.Scalars(tag)] for tag 
 #[test]
 fn its_reader_finds_every_step_of_a_run() {
     let Some(packages) = std::env::var_os(PACKAGES) else {
-        println!("left out: {PACKAGES} names no folder with the package tensorboard (`cargo xtask test` makes one)");
+        println!("left out: {PACKAGES} names no folder with packages of Python (`cargo xtask test` makes one)");
         return;
     };
     real_trainer();

@@ -9,7 +9,7 @@ use crate::chaos;
 use crate::failure::Failure;
 use crate::process;
 use crate::repository;
-use crate::setup::{browser, mpi, setup, tensorboard};
+use crate::setup::{browser, mpi, python, setup};
 use crate::workspace::Workspace;
 
 /// A stage, in the order in which they run.
@@ -49,9 +49,9 @@ impl Stage {
                 cargo.env(browser::BROWSER, browser);
             }
             if self == Stage::Tests
-                && let Some(packages) = tensorboard::prepare(&workspace.third_party())
+                && let Some(packages) = python::prepare(&workspace.third_party())
             {
-                cargo.env(tensorboard::PACKAGES, packages);
+                cargo.env(python::PACKAGES, packages);
             }
             process::run(&format!("`cargo {}`", arguments[0]), cargo.args(arguments))
         };
