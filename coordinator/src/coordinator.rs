@@ -187,6 +187,7 @@ impl Coordinator {
             secret: [0; 32],
             planner,
             rewinds: rewinds(&config),
+            stops_once: true,
         };
         Run::new(facts.clone()).map_err(StartError::World)?;
         let keeper = Keeper::open(

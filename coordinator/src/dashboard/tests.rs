@@ -49,6 +49,8 @@ pub(crate) fn rewind(number: u64, to: u64) -> Rewind {
         tokens: to * 128,
         parameter_hash: None,
         reason: "the loss is NaN".to_owned(),
+        by_operator: false,
+        stopped_after: None,
     }
 }
 

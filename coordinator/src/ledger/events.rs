@@ -436,6 +436,9 @@ pub struct FactsRow {
     /// How far the run goes back before a step that cannot be used; none: it never does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rewinds: Option<Rewinds>,
+    /// Whether a planned stop that was made is done with; not where an older build made the row.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stops_once: bool,
 }
 
 impl FactsRow {
@@ -455,6 +458,7 @@ impl FactsRow {
             secret: _,
             planner: _,
             rewinds,
+            stops_once,
         } = facts;
         FactsRow {
             config_hash: config_hash.clone(),
@@ -466,6 +470,7 @@ impl FactsRow {
             return_patience: *return_patience,
             is_resumed: *is_resumed,
             rewinds: *rewinds,
+            stops_once: *stops_once,
         }
     }
 
@@ -484,6 +489,7 @@ impl FactsRow {
             secret: [0; 32],
             planner,
             rewinds: self.rewinds,
+            stops_once: self.stops_once,
         }
     }
 }

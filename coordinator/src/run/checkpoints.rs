@@ -145,10 +145,22 @@ impl Run {
 
     /// What a generation that is formed now begins with: the newest snapshot that members hold, else the newest checkpoint.
     pub(super) fn what_to_resume(&self) -> Option<Resume> {
-        let snapshot = self.newest_whole_snapshot();
+        self.newer_of(self.newest_whole_snapshot(0, self.committed), self.committed)
+    }
+
+    /// What a generation could begin with that goes back to step `to`, as far as is known before the ranks have stopped: of the
+    /// snapshots only those count that nobody was told to free.
+    pub(super) fn resume_at_or_before(&self, to: u64) -> Option<Resume> {
+        let kept_from = self.free_before(self.snapshot);
+        self.newer_of(self.newest_whole_snapshot(kept_from, to), to)
+    }
+
+    /// A snapshot, or the newest checkpoint up to step `through`, whichever is of a later step.
+    fn newer_of(&self, snapshot: Option<Resume>, through: u64) -> Option<Resume> {
         let total = self.planner().total_steps();
         // Newest by step: those of closed branches are not known any more.
-        let newest = self.checkpoints.iter().filter(|checkpoint| checkpoint.step < total);
+        let is_usable = |checkpoint: &&Checkpoint| checkpoint.step < total && checkpoint.step <= through;
+        let newest = self.checkpoints.iter().filter(is_usable);
         let Some(checkpoint) = newest.max_by_key(|checkpoint| checkpoint.step) else {
             return snapshot;
         };

@@ -30,9 +30,12 @@
 //! 15. A snapshot that stands can be resumed from, for as long as a member that held it is there for each of its parts.
 //! 16. What a coordinator of a lower term says changes nothing at a member that has heard of a higher one.
 //! 17. A rewind goes back to a committed step, makes the next plan another one, and is one of at most so many; nothing that a
-//!     closed branch made is resumed from.
+//!     closed branch made is resumed from. One that operators ask for goes back just there and changes nothing but that; the
+//!     policy's count begins anew then.
 //! 18. What operators change holds for every plan that is issued after it and for none before; an order that is said again, also
 //!     to a later coordinator, is carried out once.
+//! 19. A run that operators want to stop after a step has no plan behind it, makes it, and ends with it, or one step later where
+//!     a rank is lost in it; once.
 
 mod checkpoints;
 mod commands;
@@ -132,6 +135,9 @@ pub struct RunFacts {
     pub planner: Planner,
     /// How far the run goes back before a step that cannot be used; none: it never does.
     pub rewinds: Option<Rewinds>,
+    /// Whether a planned stop that was made is done with, so that a run which goes back before it does not stop there again.
+    /// Coordinators of older builds stopped again, and their ledgers must replay.
+    pub stops_once: bool,
 }
 
 /// What the run waits for.

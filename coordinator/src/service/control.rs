@@ -222,6 +222,15 @@ impl Control for ControlService {
         self.command(header, command, Wanted::Change(ask)).await
     }
 
+    async fn rewind(&self, request: Request<v1::RewindRequest>) -> Result<Response<v1::CommandReply>, Status> {
+        let v1::RewindRequest {
+            header,
+            command,
+            to_step,
+        } = request.into_inner();
+        self.command(header, command, Wanted::Rewind { to: to_step }).await
+    }
+
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::CommandReply>, Status> {
         let v1::DrainRequest {
             header,
