@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use lockstep_config::RunConfig;
 use lockstep_coordinator::ledger::{self, Audit, Reader, Replay};
 use lockstep_coordinator::{BegunRun, Coordinator, CoordinatorOptions, Running};
-use lockstep_proto::domain::{Outcome, PROTOCOL_VERSION};
-use lockstep_proto::v1;
+use lockstep_proto::domain::Outcome;
 use lockstep_proto::v1::control_client::ControlClient;
+use lockstep_proto::{PROTOCOL_VERSION, v1};
 use redb::{Database, ReadableTable, TableDefinition};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
@@ -918,8 +918,7 @@ fn a_committed_step_with_its_events_takes_so_many_bytes() {
             let set = format!("coordinator.record_events={events}");
             let recorded = record(ranks, 200, &[set.as_str()], |_| Behaviour {
                 snapshot_every: 20,
-                dies_after: None,
-                bad_sample: None,
+                ..Behaviour::default()
             });
             let size = ledger::show(&recorded.reader()).unwrap().size;
             let (rows, of_events) = (size.row_bytes_per_step.unwrap(), size.event_bytes_per_step.unwrap());

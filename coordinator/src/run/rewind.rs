@@ -193,7 +193,7 @@ impl Run {
     fn stopped_after(&self, to: u64) -> Option<u64> {
         let behind = self.past.iter().skip(to as usize);
         let stops = behind.filter(|past| self.facts.stops_once && past.plan.stop);
-        stops.map(|past| past.plan.step).last()
+        stops.map(|past| past.plan.step).next_back()
     }
 
     /// The sample before which a committed step of the live branch ended.

@@ -21,7 +21,7 @@ use crate::service::status::{misunderstood, other_run, over, refused};
 const WATCHED: usize = 64;
 
 /// Characters of a command's key.
-const LONGEST_KEY: usize = 128;
+pub(crate) const LONGEST_KEY: usize = 128;
 
 /// Carries operators' calls.
 pub(super) struct ControlService {
