@@ -21,7 +21,7 @@ use crate::dashboard::{Board, Story};
 use crate::files::{FileError, RunFiles, World};
 use crate::ledger::{FactsRow, Ledger, LedgerError, Recorder, RunRow};
 use crate::plan::{PlanError, Planner};
-use crate::run::{Effect, Event, Leases, Refusal, Run, RunFacts, Worlds};
+use crate::run::{Effect, Event, Keeps, Leases, Refusal, Run, RunFacts, Worlds};
 use crate::service::{
     Admission, Caller, CheckpointOptions, Committer, Executor, ExecutorParts, Letter, Mailbox, mailbox, serve, tensors,
 };
@@ -186,6 +186,10 @@ impl Coordinator {
             secret: [0; 32],
             planner,
             rewinds: rewinds(&config),
+            keeps: Some(Keeps {
+                last: config.checkpoint.keep_last,
+                every: config.checkpoint.keep_every,
+            }),
             stops_once: true,
         };
         Run::new(facts.clone()).map_err(StartError::World)?;

@@ -25,7 +25,7 @@
 //!     a step that is not committed.
 //! 12. A snapshot stands only when every part of it is held twice, or once where there is one rank.
 //! 13. A checkpoint is committed only when every rank of one generation has written its part of a committed step, and loaded
-//!     only when it was committed and not refused since.
+//!     only when it was committed and neither refused nor deleted since.
 //! 14. The events that the ledger keeps lead to the same records again.
 //! 15. A snapshot that stands can be resumed from, for as long as a member that held it is there for each of its parts.
 //! 16. What a coordinator of a lower term says changes nothing at a member that has heard of a higher one.
@@ -69,6 +69,7 @@ use serde::{Deserialize, Serialize};
 use crate::branches::{Branches, Rewinds};
 use crate::changes::Changes;
 use crate::plan::Planner;
+pub use crate::run::checkpoints::Keeps;
 pub use crate::run::decision::{
     Answered, Begun, Commission, Commit, Decision, Directive, Effect, Event, Farewell, Order, Peer, Record, Refusal,
     Wanted, Wish,
@@ -135,6 +136,8 @@ pub struct RunFacts {
     pub planner: Planner,
     /// How far the run goes back before a step that cannot be used; none: it never does.
     pub rewinds: Option<Rewinds>,
+    /// Which checkpoints stay in the store; none: coordinators of older builds did not ask, and tried what was deleted.
+    pub keeps: Option<Keeps>,
     /// Whether a planned stop that was made is done with, so that a run which goes back before it does not stop there again.
     /// Coordinators of older builds stopped again, and their ledgers must replay.
     pub stops_once: bool,
@@ -329,6 +332,8 @@ pub struct Run {
     committing: BTreeSet<Checkpoint>,
     /// The checkpoints that can be loaded.
     checkpoints: Vec<Checkpoint>,
+    /// Those of every branch that were committed and not refused since, in the order of their commits: of them the store keeps some.
+    stored: Vec<Checkpoint>,
     now: Duration,
     newest_validation: u64,
     samples: u64,
@@ -390,6 +395,7 @@ impl Run {
             writing: BTreeMap::new(),
             committing: BTreeSet::new(),
             checkpoints: Vec::new(),
+            stored: Vec::new(),
             now: Duration::ZERO,
             newest_validation: 0,
             samples: 0,

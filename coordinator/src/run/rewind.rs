@@ -115,11 +115,8 @@ impl Run {
         }
         let Some(begins) = self.beginning_at_or_before(to) else {
             let reason = format!(
-                "there is no checkpoint of step {to} or of an earlier one that could be loaded; {}",
-                match self.checkpoints.iter().map(|checkpoint| checkpoint.step).min() {
-                    Some(first) => format!("the first is of step {first}. --to 0 begins with the initial parameters"),
-                    None => "--to 0 begins with the initial parameters".to_owned(),
-                }
+                "there is no checkpoint of step {to} or of an earlier one that could be loaded (checkpoint.keep_last and \
+                 checkpoint.keep_every say which stay). --to 0 begins with the initial parameters"
             );
             return refuse("NO_CHECKPOINT", reason);
         };

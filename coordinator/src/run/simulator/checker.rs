@@ -10,7 +10,7 @@ use lockstep_proto::domain::{
 use super::trainers::{Trainers, who};
 use crate::branches::{Branches, Rewind, Rewinds};
 use crate::changes::{Change, Changes};
-use crate::run::{Decision, Directive, Event, LONGEST_WINDOW, Peer, Phase, Record, Run, RunFacts, Wanted};
+use crate::run::{Decision, Directive, Event, Keeps, LONGEST_WINDOW, Peer, Phase, Record, Run, RunFacts, Wanted};
 
 /// A broken invariant.
 #[derive(Debug)]
@@ -89,6 +89,9 @@ pub(super) struct Checker {
     wrote: BTreeMap<u64, BTreeSet<Peer>>,
     commissioned: BTreeSet<Checkpoint>,
     loadable: BTreeSet<Checkpoint>,
+    /// Every checkpoint that was committed and not refused since, and which of them the store keeps.
+    stored: Vec<Checkpoint>,
+    keeps: Option<Keeps>,
     pub(super) checkpoints: u64,
     pub(super) loaded: u64,
     pub(super) went_on: u64,
@@ -149,6 +152,8 @@ impl Checker {
             wrote: BTreeMap::new(),
             commissioned: BTreeSet::new(),
             loadable: BTreeSet::new(),
+            stored: Vec::new(),
+            keeps: facts.keeps,
             checkpoints: 0,
             loaded: 0,
             went_on: 0,
@@ -397,6 +402,13 @@ impl Checker {
         if let Some(checkpoint) = resume.checkpoint {
             self.loaded += 1;
             let is_good = self.loadable.contains(&checkpoint) && checkpoint.step == resume.step;
+            let gone = self.keeps.map(|keeps| keeps.deleted(&self.stored)).unwrap_or_default();
+            let is_gone = gone
+                .iter()
+                .any(|gone| (gone.generation, gone.step) == (checkpoint.generation, checkpoint.step));
+            ensure(!is_gone, 13, || {
+                format!("{checkpoint:?} is to be loaded, and was deleted")
+            })?;
             return ensure(is_good, 13, || {
                 format!("{checkpoint:?} is to be loaded, and good are {:?}", self.loadable)
             });
@@ -674,8 +686,10 @@ impl Checker {
                 })?;
                 self.checkpoints += 1;
                 self.loadable.insert(*checkpoint);
+                self.stored.push(*checkpoint);
             }
             Record::CheckpointRefused { checkpoint, .. } => {
+                self.stored.retain(|known| known != checkpoint);
                 ensure(self.loadable.remove(checkpoint), 13, || {
                     format!("{checkpoint:?} is refused twice")
                 })?;

@@ -13,7 +13,7 @@ use crate::branches::Rewinds;
 use crate::changes::{Ask, Setting};
 use crate::ledger::Shadow;
 use crate::run::tests::facts;
-use crate::run::{Event, Leases, Order, Recorded, Run, RunFacts, Wanted, Worlds};
+use crate::run::{Event, Keeps, Leases, Order, Recorded, Run, RunFacts, Wanted, Worlds};
 
 /// One whole schedule. `fault`: what is wrong with the machine.
 pub(in crate::run) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violation> {
@@ -94,6 +94,10 @@ pub(in crate::run) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report
     more_orders(&mut commands, steps, &mut StdRng::seed_from_u64(seed.rotate_left(8)));
     let mut backwards = StdRng::seed_from_u64(seed.rotate_left(16));
     let bad_samples = rewinds(&mut facts, &mut backwards);
+    facts.keeps = backwards.random_ratio(1, 2).then(|| Keeps {
+        last: backwards.random_range(1..=3),
+        every: [0, 8][backwards.random_range(0..2)],
+    });
     turnover.restarts += u32::from(is_elastic && wild.random_ratio(1, 2));
     turnover.failures = u32::from(wild.random_ratio(1, 12));
     if is_elastic || wild.random_ratio(1, 8) {

@@ -541,3 +541,56 @@ fn invariant_19_a_run_that_has_stopped_as_planned_and_goes_back_later_does_not_s
     go_back(&mut older, 0);
     assert_eq!(stops(&older), Some(5));
 }
+
+#[test]
+fn a_checkpoint_that_is_deleted_by_now_is_none_to_go_back_to() {
+    let mut run = train(RunFacts {
+        keeps: Some(crate::run::Keeps { last: 2, every: 0 }),
+        worlds: elastic(1, 1, 1).worlds,
+        ..facts(1, 8, 5000)
+    });
+    let stamp = run.stamp();
+    for step in 1..=12 {
+        everybody_reports(&mut run, 1, step);
+        if step % 3 == 0 {
+            let written = Written {
+                words: Vec::new(),
+                hash: [1; 32],
+                bytes: 1,
+                runs: Vec::new(),
+            };
+            let written = Ok(Box::new(written));
+            run.step(
+                Event::Wrote {
+                    peer: 0,
+                    stamp,
+                    step,
+                    written,
+                },
+                NOW,
+            );
+            let checkpoint = Checkpoint {
+                term: stamp.term,
+                generation: stamp.generation,
+                step,
+            };
+            let result = Ok(());
+            run.step(Event::Commissioned { checkpoint, result }, NOW);
+        }
+    }
+    let refused = go_back(&mut run, 8);
+    assert_eq!(
+        refused.refusal.map(|refusal| refusal.kind),
+        Some("NO_CHECKPOINT"),
+        "3 and 6 are deleted"
+    );
+    let decision = go_back(&mut run, 10);
+    let said =
+        "every rank begins with the checkpoint of step 9, step 10 is made again as it was, and step 11 is the first";
+    assert!(decision.reason.contains(said), "{}", decision.reason);
+    let resume = formed(&super::regroup::stop(&mut run, 0, None, &[]), 0)
+        .unwrap()
+        .resume
+        .unwrap();
+    assert_eq!((resume.step, resume.checkpoint.is_some()), (9, true));
+}
