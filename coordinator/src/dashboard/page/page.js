@@ -124,17 +124,20 @@ class Page {
     }
   }
 
-  /** Says what the change would do, and sends it where that is wanted. Sent again it would be the same order. */
+  /** Says what the change would do, and sends it where that is wanted. Where the answer is lost it is sent again under the same
+      key, and is one order. */
   async set(form) {
     const fields = Object.fromEntries(new FormData(form));
+    const what = JSON.stringify(fields);
+    if (this.order?.what !== what) this.order = { what, key: `page-${unheardOf()}` };
     write(byId("set-said"), "");
     try {
       const would = await this.source.post("/api/set", { ...fields, dry_run: true });
-      const what = would.sentence.replace(/^dry run, nothing is changed: /, "");
-      const confirm = `Takes effect at step ${whole(would.step)}: ${what.replace(/^from step \d+ on: /, "")}.`;
+      const change = would.sentence.replace(/^dry run, nothing is changed: from step \d+ on: /, "");
+      const confirm = `Takes effect at step ${whole(would.step)}: ${change}.`;
       if (!(await this.ask({ confirm, label: "Set" }))) return;
-      const key = `page-${Array.from(crypto.getRandomValues(new Uint32Array(3)), (word) => word.toString(36)).join("-")}`;
-      this.say((await this.source.post("/api/set", { ...fields, key })).sentence);
+      this.say((await this.source.post("/api/set", { ...fields, key: this.order.key })).sentence);
+      this.order = null;
       form.reset();
     } catch (error) {
       write(byId("set-said"), error.message);
@@ -145,6 +148,8 @@ class Page {
     const dialog = byId("ask");
     write(byId("question"), command.confirm);
     write(byId("yes"), command.label);
+    // Esc leaves what was answered the last time.
+    dialog.returnValue = "";
     dialog.showModal();
     return new Promise((resolve) => {
       dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
@@ -208,6 +213,11 @@ class Page {
       }
     });
   }
+}
+
+/** A name that nothing else has. */
+function unheardOf() {
+  return Array.from(crypto.getRandomValues(new Uint32Array(3)), (word) => word.toString(36)).join("-");
 }
 
 const embedded = byId("data");
