@@ -231,6 +231,33 @@ mod tests {
     }
 
     #[test]
+    fn a_rewind_of_an_older_build_is_read_and_written_as_it_was() {
+        let row = serde_json::to_value(rewind(1, 80, 2)).unwrap();
+        let keys: Vec<&str> = row.as_object().unwrap().keys().map(String::as_str).collect();
+        assert!(
+            !keys.contains(&"by_operator") && !keys.contains(&"stopped_after"),
+            "{keys:?}"
+        );
+        assert_eq!(serde_json::from_value::<Rewind>(row).unwrap(), rewind(1, 80, 2));
+    }
+
+    #[test]
+    fn a_stop_that_was_made_is_done_with_until_it_is_planned_again() {
+        let stopped = Rewind {
+            by_operator: true,
+            stopped_after: Some(90),
+            ..rewind(1, 80, 2)
+        };
+        let branches = Branches::of(vec![stopped, rewind(2, 70, 5)]);
+        assert!(branches.has_stopped_after(90, 0) && !branches.has_stopped_after(91, 0));
+        assert!(
+            !branches.has_stopped_after(90, 1),
+            "planned on the branch that followed"
+        );
+        assert_eq!(branches.made_by_policy(), 1);
+    }
+
+    #[test]
     fn keys_rise_as_steps_are_committed_and_tell_branch_and_step() {
         let first = Branches::default().key(90);
         let branches = Branches::of(vec![rewind(1, 80, 2)]);
