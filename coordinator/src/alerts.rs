@@ -278,7 +278,11 @@ impl Alerts {
             let verdict = match days {
                 days if days <= 0.0 => Verdict::Bad("the certificate has expired: renew it".to_owned()),
                 days if days < self.rules.certificate_days as f64 => {
-                    Verdict::Bad(format!("the certificate expires in {days:.1} days: renew it"))
+                    let left = match days < 2.0 {
+                        true => format!("{:.1} hours", days * 24.0),
+                        false => format!("{days:.1} days"),
+                    };
+                    Verdict::Bad(format!("the certificate expires in {left}: renew it"))
                 }
                 _ => Verdict::Good,
             };

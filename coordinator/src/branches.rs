@@ -34,7 +34,8 @@ pub struct Rewinds {
 pub struct Rewind {
     /// 1 for the first of the run.
     pub number: u64,
-    /// The step that could not be used. It was never committed.
+    /// The step that could not be used; where an operator asked for the rewind, the one after the last committed one. It was
+    /// never committed.
     pub unusable: u64,
     /// The step whose parameters the run goes on from; 0: the initial ones.
     pub to: u64,
@@ -54,6 +55,12 @@ pub struct Rewind {
     pub parameter_hash: Option<[u8; 32]>,
     /// Why the step could not be used: one sentence.
     pub reason: String,
+    /// Whether an operator asked for it: then no policy did, and nothing is changed by itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_operator: bool,
+    /// The step after which the run has stopped, as operators planned, where the rewind leaves it behind: that plan is done with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_after: Option<u64>,
 }
 
 /// Every rewind of a run so far, in order.
@@ -96,6 +103,18 @@ impl Branches {
     /// The newest branch.
     pub fn newest(&self) -> u64 {
         self.rewinds.len() as u64
+    }
+
+    /// How many rewinds the run's policy has made since an operator asked for one: what led to those before may come again.
+    pub fn made_by_policy(&self) -> u64 {
+        let newest = self.rewinds.iter().rev();
+        newest.take_while(|rewind| !rewind.by_operator).count() as u64
+    }
+
+    /// Whether the run has stopped after this step, as was planned on some branch from `branch` on, and went back before it.
+    pub fn has_stopped_after(&self, step: u64, branch: u64) -> bool {
+        let left_behind = |rewind: &Rewind| rewind.number > branch && rewind.stopped_after == Some(step);
+        self.rewinds.iter().any(left_behind)
     }
 
     /// The branch of which the live branch has this step.
@@ -181,6 +200,8 @@ mod tests {
             tokens: to * 40,
             parameter_hash: None,
             reason: "a spike".to_owned(),
+            by_operator: false,
+            stopped_after: None,
         }
     }
 
@@ -207,6 +228,33 @@ mod tests {
             "generation 1 made it before the second rewind"
         );
         assert!(!branches.is_live(85, 4), "on the second branch, which went on from 80");
+    }
+
+    #[test]
+    fn a_rewind_of_an_older_build_is_read_and_written_as_it_was() {
+        let row = serde_json::to_value(rewind(1, 80, 2)).unwrap();
+        let keys: Vec<&str> = row.as_object().unwrap().keys().map(String::as_str).collect();
+        assert!(
+            !keys.contains(&"by_operator") && !keys.contains(&"stopped_after"),
+            "{keys:?}"
+        );
+        assert_eq!(serde_json::from_value::<Rewind>(row).unwrap(), rewind(1, 80, 2));
+    }
+
+    #[test]
+    fn a_stop_that_was_made_is_done_with_until_it_is_planned_again() {
+        let stopped = Rewind {
+            by_operator: true,
+            stopped_after: Some(90),
+            ..rewind(1, 80, 2)
+        };
+        let branches = Branches::of(vec![stopped, rewind(2, 70, 5)]);
+        assert!(branches.has_stopped_after(90, 0) && !branches.has_stopped_after(91, 0));
+        assert!(
+            !branches.has_stopped_after(90, 1),
+            "planned on the branch that followed"
+        );
+        assert_eq!(branches.made_by_policy(), 1);
     }
 
     #[test]

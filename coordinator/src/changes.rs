@@ -289,10 +289,14 @@ impl Changes {
         cursor
     }
 
-    /// The step after which operators want the run to stop, if that is not issued yet.
-    pub fn stops_at(&self, issued_through: u64) -> Option<u64> {
-        let newest = self.all().rev().find_map(|change| change.ask.stop_at)?;
-        (newest > issued_through).then_some(newest)
+    /// The step after which operators want the run to stop, if that is not issued yet. A run that has stopped there once, and
+    /// went back before it later, does not stop there again.
+    pub fn stops_at(&self, issued_through: u64, branches: &Branches) -> Option<u64> {
+        let (newest, since) = self
+            .all()
+            .rev()
+            .find_map(|change| Some((change.ask.stop_at?, change.branch)))?;
+        (newest > issued_through && !branches.has_stopped_after(newest, since)).then_some(newest)
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use lockstep_config::{CollectiveBackend, RunConfig, SecuritySection};
 use lockstep_inventory::TreatmentError;
@@ -21,7 +21,7 @@ use crate::dashboard::{Board, Story};
 use crate::files::{FileError, RunFiles, World};
 use crate::ledger::{FactsRow, Ledger, LedgerError, Recorder, RunRow};
 use crate::plan::{PlanError, Planner};
-use crate::run::{Effect, Event, Leases, Refusal, Run, RunFacts, Worlds};
+use crate::run::{Effect, Event, Keeps, Leases, Refusal, Run, RunFacts, Worlds};
 use crate::service::{
     Admission, Caller, CheckpointOptions, Committer, Executor, ExecutorParts, Letter, Mailbox, mailbox, serve, tensors,
 };
@@ -127,7 +127,6 @@ pub struct Running {
     run_id: String,
     handle: ControlHandle,
     events: broadcast::Sender<RunEvent>,
-    board: Arc<Board>,
     executor: Option<JoinHandle<RunEnd>>,
     server: Option<JoinHandle<()>>,
 }
@@ -187,6 +186,11 @@ impl Coordinator {
             secret: [0; 32],
             planner,
             rewinds: rewinds(&config),
+            keeps: Some(Keeps {
+                last: config.checkpoint.keep_last,
+                every: config.checkpoint.keep_every,
+            }),
+            stops_once: true,
         };
         Run::new(facts.clone()).map_err(StartError::World)?;
         let keeper = Keeper::open(
@@ -273,6 +277,7 @@ impl Coordinator {
         let name = config.run.name.clone();
         let leases = Leases::new(Duration::try_from_secs_f64(config.fault.lease_seconds).unwrap_or(Duration::MAX));
         let backend = Box::new(move |ranks| config.backend_name(ranks));
+        let shown = board.clone();
         let parts = ExecutorParts {
             run,
             leases,
@@ -286,11 +291,11 @@ impl Coordinator {
             committer,
             last,
             newest_validation,
-            board: board.clone(),
+            board,
         };
         let (done, is_done) = oneshot::channel();
         let (server_runtime, run_runtime) = (runtime()?, runtime()?);
-        let (server_mailbox, shown) = (mailbox.clone(), board.clone());
+        let server_mailbox = mailbox.clone();
         let server = spawn("coordinator-service", move || {
             server_runtime.block_on(async move {
                 match TcpListener::from_std(listener) {
@@ -316,7 +321,6 @@ impl Coordinator {
             run_id,
             handle,
             events,
-            board,
             executor: Some(executor),
             server: Some(server),
         })
@@ -421,11 +425,6 @@ impl Running {
     /// Commands for the run, from any thread.
     pub fn handle(&self) -> ControlHandle {
         self.handle.clone()
-    }
-
-    /// Says when the certificate expires that the coordinator serves with, so that people are told in time.
-    pub fn certificate_expires(&self, at: Option<SystemTime>) {
-        self.board.certificate_expires(at);
     }
 
     /// Every event from now on. The last one is [`RunEvent::Ended`].

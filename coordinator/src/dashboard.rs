@@ -10,6 +10,7 @@ mod answers;
 mod events;
 pub(crate) mod export;
 mod history;
+mod orders;
 mod prometheus;
 mod routes;
 mod series;

@@ -498,6 +498,7 @@ impl Ledger {
             wish: wish.map_or(Wish::Train, |row| row.wish),
             snapshots: self.snapshots()?,
             checkpoints: self.checkpoints()?,
+            stored: self.stored_checkpoints()?,
             newest_validation: self.validations()?.last().map_or(0, |(step, _)| *step),
             farewells: farewells.into_iter().map(FarewellRow::into_parts).collect(),
             generations,
@@ -585,6 +586,13 @@ impl Ledger {
     /// # Errors
     /// When the store fails or a row is of another version.
     pub fn checkpoints(&self) -> Result<Vec<Checkpoint>, LedgerError> {
+        let mut live = self.stored_checkpoints()?;
+        live.retain(|checkpoint| self.branches.is_live(checkpoint.step, checkpoint.generation));
+        Ok(live)
+    }
+
+    /// Every checkpoint of any branch that was committed and not refused since, in the order of their commits.
+    fn stored_checkpoints(&self) -> Result<Vec<Checkpoint>, LedgerError> {
         let mut good: Vec<Checkpoint> = Vec::new();
         for row in self.all::<CheckpointRow>(CHECKPOINTS, "checkpoints")? {
             match row.refused {
@@ -592,7 +600,6 @@ impl Ledger {
                 Some(_) => good.retain(|known| *known != row.checkpoint),
             }
         }
-        good.retain(|checkpoint| self.branches.is_live(checkpoint.step, checkpoint.generation));
         Ok(good)
     }
 

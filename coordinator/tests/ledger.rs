@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 
 use lockstep_config::RunConfig;
 use lockstep_coordinator::ledger::{self, Audit, Reader, Replay};
-use lockstep_coordinator::{BegunRun, Coordinator, CoordinatorOptions};
+use lockstep_coordinator::{BegunRun, Coordinator, CoordinatorOptions, Running};
 use lockstep_proto::domain::Outcome;
+use lockstep_proto::v1::control_client::ControlClient;
+use lockstep_proto::{PROTOCOL_VERSION, v1};
 use redb::{Database, ReadableTable, TableDefinition};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
@@ -78,7 +80,7 @@ fn with_a_death() -> Recorded {
     record(3, 12, &[], |rank| Behaviour {
         snapshot_every: 3,
         dies_after: (rank == 2).then_some(7),
-        bad_sample: None,
+        ..Behaviour::default()
     })
 }
 
@@ -93,7 +95,93 @@ fn with_a_rewind() -> Recorded {
         snapshot_every: 3,
         dies_after: (rank == 2).then_some(7),
         bad_sample: Some(50),
+        ..Behaviour::default()
     })
+}
+
+/// Twenty steps on two ranks, which wait after step 9. Then operators set the learning rate and have samples skipped, both from
+/// step 12 on, and have the run go back to step 6.
+fn with_operators() -> Recorded {
+    let folder = tempdir().unwrap();
+    // Two plans ahead: what is changed holds soon.
+    let options = options(folder.path(), 2, 20, &["coordinator.plan_window_seconds=0.001"]);
+    let config_hash = options.config.hash();
+    let running = Coordinator::start(options).unwrap();
+    let behaviour = Behaviour {
+        snapshot_every: 3,
+        waits_after: Some(9),
+        ..Behaviour::default()
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| train(&running, &config_hash, &[behaviour; 2]));
+        order_in_the_middle(&running);
+    });
+    let end = running.wait();
+    assert_eq!(end.outcome, Outcome::Completed, "{end:?}");
+    Recorded { folder }
+}
+
+/// Waits until step 9 is committed, and gives the orders, through the control service.
+fn order_in_the_middle(running: &Running) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let address = format!("http://{}", running.address());
+    runtime.block_on(async {
+        let mut control = ControlClient::connect(address).await.unwrap();
+        let header = Some(v1::Header {
+            protocol_version: PROTOCOL_VERSION,
+            ..v1::Header::default()
+        });
+        let request = v1::WatchRequest { header: header.clone() };
+        let mut events = control.watch(request).await.unwrap().into_inner();
+        loop {
+            let request = v1::StatusRequest { header: header.clone() };
+            if control.status(request).await.unwrap().into_inner().step == 9 {
+                break;
+            }
+            events.message().await.unwrap().unwrap();
+        }
+        let command = |key: &str| {
+            Some(v1::Command {
+                key: key.to_owned(),
+                ..v1::Command::default()
+            })
+        };
+        let learning_rate = Some(v1::Setting {
+            kind: Some(v1::setting::Kind::Value(0.125)),
+        });
+        let set = v1::SetRequest {
+            header: header.clone(),
+            command: command("rate"),
+            learning_rate,
+            ..v1::SetRequest::default()
+        };
+        assert_eq!(control.set(set).await.unwrap().into_inner().step, Some(12));
+        let skip = v1::SkipSamplesRequest {
+            header: header.clone(),
+            command: command("skip"),
+            count: 5,
+        };
+        assert_eq!(control.skip_samples(skip).await.unwrap().into_inner().step, Some(12));
+        let rewind = |to_step, key| v1::RewindRequest {
+            header: header.clone(),
+            command: command(key),
+            to_step,
+        };
+        let refused = control.rewind(rewind(10, "too far")).await.unwrap_err();
+        assert!(refused.message().contains("step 10 is not committed yet"), "{refused}");
+        let answer = control.rewind(rewind(6, "back")).await.unwrap().into_inner();
+        assert_eq!((answer.step, answer.version), (Some(7), 4), "{}", answer.reason);
+        assert!(
+            answer.reason.contains("goes back from step 9 to step 6"),
+            "{}",
+            answer.reason
+        );
+        let again = control.rewind(rewind(6, "back")).await.unwrap().into_inner();
+        assert_eq!(again.reason, answer.reason, "said again, answered again");
+    });
 }
 
 impl Recorded {
@@ -502,6 +590,162 @@ fn every_deliberate_edit_of_a_rewind_is_found() {
 }
 
 #[test]
+fn a_run_that_operators_changed_and_had_go_back_proves_its_plans_and_replays() {
+    let recorded = with_operators();
+    let audit = recorded.audit();
+    assert_eq!(violations(&audit), Vec::<String>::new());
+    let said: Vec<&str> = audit.proofs.iter().map(|proof| proof.figures.as_str()).collect();
+    for figures in ["from step 10 to 6", "2 changes"] {
+        let is_there = said.iter().any(|said| said.contains(figures));
+        assert!(is_there, "{figures:?} is not in {said:#?}");
+    }
+    let replay = recorded.replay();
+    assert_eq!((replay.difference, replay.unreplayed), (None, None));
+    let contents = ledger::show(&recorded.reader()).unwrap();
+    let rewind = &contents.rewinds[0];
+    assert_eq!(
+        (rewind.to, rewind.by_operator, rewind.skipped.is_empty()),
+        (6, true, true)
+    );
+
+    let metrics = std::fs::read_to_string(recorded.folder.path().join("metrics.jsonl")).unwrap();
+    let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let rates: Vec<(u64, bool)> = lines
+        .filter(|line| line.get("loss").is_some())
+        .map(|line| (line["step"].as_u64().unwrap(), line["lr"] == json!(0.125)))
+        .collect();
+    let expected = (1..=9)
+        .map(|step| (step, false))
+        .chain((7..=20).map(|step| (step, true)));
+    assert_eq!(
+        rates,
+        expected.collect::<Vec<_>>(),
+        "what was set holds from the first step that is made anew"
+    );
+}
+
+#[test]
+fn every_deliberate_edit_of_a_change_is_found() {
+    let recorded = with_operators();
+    let another = |row: Option<Value>| {
+        assert_eq!(row, None);
+        let ask = json!({ "validate_every": 7 });
+        Some(json!({ "version": 1, "record": { "number": 3, "branch": 1, "from_step": 9, "cursor": 60, "ask": ask } }))
+    };
+    type Edit = Box<dyn FnOnce(Option<Value>) -> Option<Value>>;
+    let edits: Vec<(&str, u64, Edit, &str)> = vec![
+        ("changes", 1, removed(), "row 1 of the table changes is missing"),
+        ("changes", 2, removed(), "samples are left out"),
+        (
+            "changes",
+            3,
+            Box::new(another),
+            "of the table plans is not what the config makes",
+        ),
+        (
+            "changes",
+            1,
+            set("/number", json!(3)),
+            "row 1 of the table changes holds number 3",
+        ),
+        (
+            "changes",
+            1,
+            set("/ask/learning_rate/Value", json!(0.25)),
+            "row 7 of branch 1 of the table plans is not what the config makes: its learning_rate is 0.125, not 0.25",
+        ),
+        (
+            "changes",
+            1,
+            set("/ask", json!({ "batch": { "Value": 2.0 } })),
+            "of the table plans is not what the config makes",
+        ),
+        (
+            "changes",
+            1,
+            set("/ask/learning_rate/Value", json!(-1.0)),
+            "a change that operators made cannot be made again",
+        ),
+        (
+            "changes",
+            1,
+            set("/from_step", json!(11)),
+            "row 11 of the table plans is not what the config makes",
+        ),
+        (
+            "changes",
+            2,
+            set("/from_step", json!(13)),
+            "row 2 of the table changes holds from step 13 on, and plans were issued to step 11",
+        ),
+        (
+            "changes",
+            1,
+            set("/branch", json!(1)),
+            "row 2 of the table changes holds from an earlier plan on than row 1",
+        ),
+        (
+            "changes",
+            2,
+            set("/branch", json!(2)),
+            "row 2 of the table changes is of branch 2, which no rewind began",
+        ),
+        (
+            "changes",
+            1,
+            set("/cursor", json!(1)),
+            "row 1 of the table changes begins at sample 1",
+        ),
+        (
+            "changes",
+            2,
+            set("/cursor", json!(40)),
+            "row 2 of the table changes begins at sample 40",
+        ),
+        ("changes", 2, set("/ask/skip_samples", json!(4)), "samples are left out"),
+        (
+            "rewinds",
+            1,
+            set("/by_operator", json!(false)),
+            "row 1 of the table rewinds",
+        ),
+        (
+            "rewinds",
+            1,
+            Box::new(|row| {
+                let mut row = row.unwrap();
+                row["record"]["stopped_after"] = json!(8);
+                Some(row)
+            }),
+            "says that the run had stopped after step 8 as planned, and it had not",
+        ),
+        (
+            "rewinds",
+            1,
+            set("/to", json!(5)),
+            "row 1 of the table rewinds skips samples from",
+        ),
+        (
+            "rewinds",
+            1,
+            set("/skipped/end", json!(99)),
+            "row 1 of the table rewinds was asked for by an operator, and changes what is planned",
+        ),
+        (
+            "rewinds",
+            1,
+            set("/rate_factor", json!(0.5)),
+            "row 1 of the table rewinds was asked for by an operator, and changes what is planned",
+        ),
+    ];
+    for (table, key, edit, named) in edits {
+        let violations = violations(&recorded.edited(table, key, edit).audit());
+        let is_named = violations.iter().any(|violation| violation.contains(named));
+        assert!(is_named, "{named:?} is not in {violations:#?}");
+    }
+}
+
+#[test]
 fn an_event_that_is_lost_moved_or_altered_is_found() {
     let recorded = with_a_death();
     let change = |number: u64, change: &dyn Fn(&mut Vec<u8>) -> bool| {
@@ -674,8 +918,7 @@ fn a_committed_step_with_its_events_takes_so_many_bytes() {
             let set = format!("coordinator.record_events={events}");
             let recorded = record(ranks, 200, &[set.as_str()], |_| Behaviour {
                 snapshot_every: 20,
-                dies_after: None,
-                bad_sample: None,
+                ..Behaviour::default()
             });
             let size = ledger::show(&recorded.reader()).unwrap().size;
             let (rows, of_events) = (size.row_bytes_per_step.unwrap(), size.event_bytes_per_step.unwrap());

@@ -52,6 +52,8 @@ pub enum Command {
     Extend(ExtendArguments),
     /// Leave out the next samples that no plan of a live run has yet
     Skip(SkipArguments),
+    /// Have a live run go back to a committed step, and make what follows anew
+    Rewind(RewindArguments),
     /// Have a trainer leave a live run, which goes on without it
     Drain(DrainArguments),
     /// Prepare data
@@ -303,6 +305,20 @@ pub struct SkipArguments {
     /// How many
     #[arg(long, value_name = "COUNT")]
     pub samples: u64,
+    /// On what conditions.
+    #[command(flatten)]
+    pub conditions: Conditions,
+}
+
+/// `lockstep rewind`.
+#[derive(Debug, Args)]
+pub struct RewindArguments {
+    /// Which run.
+    #[command(flatten)]
+    pub target: Target,
+    /// The step whose parameters it goes on from; 0: the initial ones
+    #[arg(long, value_name = "STEP")]
+    pub to: u64,
     /// On what conditions.
     #[command(flatten)]
     pub conditions: Conditions,

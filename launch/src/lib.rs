@@ -42,6 +42,7 @@ pub fn execute(command: cli::Command) -> Result<(), Ending> {
         cli::Command::Set(arguments) => orders::set(&arguments),
         cli::Command::Extend(arguments) => orders::extend(&arguments),
         cli::Command::Skip(arguments) => orders::skip(&arguments),
+        cli::Command::Rewind(arguments) => orders::rewind(&arguments),
         cli::Command::Drain(arguments) => orders::drain(&arguments),
         cli::Command::Data {
             command: cli::DataCommand::Prepare(arguments),

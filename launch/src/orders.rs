@@ -10,7 +10,9 @@ use lockstep_proto::v1::control_client::ControlClient;
 use lockstep_proto::v1::{extend_request, setting};
 use lockstep_security::Channel;
 
-use crate::cli::{Conditions, DrainArguments, ExtendArguments, SetArguments, SkipArguments, StopArguments, Target};
+use crate::cli::{
+    Conditions, DrainArguments, ExtendArguments, RewindArguments, SetArguments, SkipArguments, StopArguments, Target,
+};
 use crate::control::{PATIENCE, block_on, connect, find, header, refusal};
 use crate::ending::Ending;
 
@@ -27,6 +29,7 @@ pub(crate) enum Order {
     Set(Box<v1::SetRequest>),
     Extend(extend_request::By),
     SkipSamples(u64),
+    Rewind { to_step: u64 },
     Drain(String),
 }
 
@@ -81,6 +84,12 @@ pub(crate) fn skip(arguments: &SkipArguments) -> Result<(), Ending> {
         &arguments.conditions,
         &Order::SkipSamples(arguments.samples),
     )
+}
+
+/// `lockstep rewind`.
+pub(crate) fn rewind(arguments: &RewindArguments) -> Result<(), Ending> {
+    let to_step = arguments.to;
+    send(&arguments.target, &arguments.conditions, &Order::Rewind { to_step })
 }
 
 /// `lockstep drain`.
@@ -215,6 +224,14 @@ pub(crate) async fn give(
             client
                 .skip_samples(v1::SkipSamplesRequest { header, command, count })
                 .await
+        }
+        Order::Rewind { to_step } => {
+            let request = v1::RewindRequest {
+                header,
+                command,
+                to_step,
+            };
+            client.rewind(request).await
         }
         Order::Drain(member) => {
             let request = v1::DrainRequest {

@@ -33,9 +33,8 @@ fn start(stage: &Stage) -> (Running, String) {
 fn finished(stage: &Stage) {
     let (running, hash) = start(stage);
     let behaviour = Behaviour {
-        bad_sample: None,
         snapshot_every: 2,
-        dies_after: None,
+        ..Behaviour::default()
     };
     train(&running, &hash, &[behaviour; 2]);
     assert_eq!(running.wait().outcome, Outcome::Completed);

@@ -134,6 +134,42 @@ fn a_run_stops_after_the_step_that_was_named_and_goes_on_from_there_to_the_same_
 }
 
 #[test]
+fn a_run_that_goes_back_and_changes_nothing_comes_to_the_same_bits() {
+    let stage = Stage::new();
+    let mut run = started(&stage, 120);
+    wait_for_step(&stage, 20);
+    let refused = stage.lockstep("rewind --to 100000");
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    assert!(
+        said(&refused).contains("step 100000 is not committed yet"),
+        "{}",
+        said(&refused)
+    );
+    let dry = ordered(&stage, "rewind first --to 0 --dry-run").0;
+    assert!(
+        dry.starts_with("dry run, nothing is changed: the run goes back from step "),
+        "{dry}"
+    );
+    let (answer, _) = ordered(&stage, "rewind --to 0 --order-key back");
+    assert!(
+        answer.contains("to step 0: every rank begins with the initial parameters, and step 1 is the first"),
+        "{answer}"
+    );
+    assert_eq!(ordered(&stage, "rewind --to 0 --order-key back").0, answer);
+    assert_eq!(run.wait(), 0, "{}", run.err());
+    assert_eq!(steps(&stage).len(), 120);
+    proven(&stage);
+    let shown = said(&stage.lockstep("ledger show runs/first"));
+    assert!(shown.contains("an operator's rewind: the run goes back"), "{shown}");
+    let other = Stage::new();
+    let mut undisturbed = started(&other, 120);
+    assert_eq!(undisturbed.wait(), 0, "{}", undisturbed.err());
+    let hash = |stage: &Stage| steps(stage)[&120]["parameter_hash"].clone();
+    assert_eq!(hash(&stage), hash(&other));
+    stage.nothing_runs();
+}
+
+#[test]
 fn a_drained_trainer_leaves_and_the_others_lose_no_step() {
     let stage = Stage::new();
     let mut run = started(&stage, 300);

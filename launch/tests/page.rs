@@ -354,6 +354,20 @@ fn a_live_run_is_watched_paused_by_a_click_and_a_killed_member_is_seen() {
         "document.querySelector('#phase').innerText === 'training'",
     );
 
+    // By the form: first what it would do, then the change itself.
+    browser.value("document.querySelector('#set').open = true");
+    browser.value("document.querySelector('#set-learning_rate').value = '0.0005'");
+    browser.click("#set-form button");
+    browser.wait_for(
+        "the dry run is shown",
+        "document.querySelector('#ask').open && document.querySelector('#question').innerText.startsWith('Takes effect at step ')",
+    );
+    browser.click("#yes");
+    browser.wait_for(
+        "the change is in the list of decisions",
+        "document.querySelector('#decisions').innerText.includes('learning rate 0.0005')",
+    );
+
     let lost = trainer(&run, 1);
     let formed = browser
         .value("document.querySelectorAll('#generations li').length")

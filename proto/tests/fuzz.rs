@@ -82,6 +82,7 @@ const TAKERS: &[(&str, Taker)] = takers![
     "Resume": v1::Resume,
     "ResumeRequest": v1::ResumeRequest,
     "Return": v1::Return,
+    "RewindRequest": v1::RewindRequest,
     "RunEnd": v1::RunEnd,
     "SetRequest": v1::SetRequest,
     "Setting": v1::Setting,

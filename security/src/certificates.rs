@@ -4,6 +4,7 @@
 //! every authority writes in its own way, and a URI stands for one thing only.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
@@ -91,6 +92,23 @@ fn verifier(
         builder
     };
     builder.build().map_err(|error| refused(error.to_string()))
+}
+
+/// Until when every certificate of a PEM file is valid: the earliest end in the chain.
+///
+/// # Errors
+/// One sentence, where one of them does not say.
+pub(crate) fn valid_until(pem: &[u8]) -> Result<SystemTime, String> {
+    let mut earliest = None;
+    for certificate in chain(pem)? {
+        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate)
+            .map_err(|error| format!("a certificate in it cannot be read: {error}"))?;
+        let seconds = parsed.validity().not_after.timestamp();
+        // Before 1970 is long over, too.
+        let end = UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+        earliest = Some(earliest.map_or(end, |earlier: SystemTime| earlier.min(end)));
+    }
+    earliest.ok_or_else(|| "it holds no certificate in PEM".to_owned())
 }
 
 /// Every certificate of a PEM file.

@@ -6,12 +6,13 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 
 use crate::access::Identity;
-use crate::certificates::{identity_of, server_config};
+use crate::certificates::{identity_of, server_config, valid_until};
 use crate::token::{Token, Tokens};
 
 /// Bytes of one of the files.
@@ -53,6 +54,9 @@ pub enum SecurityError {
 pub struct Keys {
     /// How connections are encrypted, if they are.
     pub tls: Option<Arc<ServerConfig>>,
+    /// Until when the certificate is valid that is shown, and those between it and its authority. Why that is not known, where
+    /// it cannot be read; none: there is no certificate.
+    pub valid_until: Option<Result<SystemTime, String>>,
     /// Whom tokens let in.
     pub tokens: Tokens,
 }
@@ -185,7 +189,13 @@ impl Files {
             }
             _ => None,
         };
-        Ok(Keys { tls, tokens })
+        // What TLS takes and this cannot read is served nevertheless: it only means that nobody is warned in time.
+        let certificate = self.certificate.as_deref().filter(|_| tls.is_some());
+        Ok(Keys {
+            tls,
+            valid_until: certificate.map(valid_until),
+            tokens,
+        })
     }
 }
 

@@ -123,6 +123,7 @@ impl Board {
             "members": members.map(|one| member(one, shared)).collect::<Vec<_>>(),
             "alerts": shared.alerts.all(),
             "commands": commands.collect::<Vec<_>>(),
+            "may_set": is_live && !matches!(phase, "stopping" | "finishing" | "failing" | "ended"),
             "end": shared.end.as_ref().map(end),
         })
     }

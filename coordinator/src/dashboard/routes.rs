@@ -21,6 +21,7 @@ use tonic::Status;
 
 use crate::dashboard::Board;
 use crate::dashboard::answers::{COMMANDS, Place};
+use crate::dashboard::orders::Form;
 use crate::dashboard::{events, export, prometheus};
 use crate::run::{Effect, Event, Refusal};
 use crate::service::Caller;
@@ -57,6 +58,7 @@ pub(crate) fn router(board: Arc<Board>, mailbox: Mailbox, is_local: bool) -> Rou
         .route("/api/history", get(history))
         .route("/api/events", get(events))
         .route("/api/command", post(command))
+        .route("/api/set", post(set))
         .route("/metrics", get(metrics))
         .layer(from_fn(is_ours))
         .layer(from_fn(move |request, next| is_of_here(is_local, request, next)));
@@ -130,7 +132,10 @@ fn names_loopback(host: &str) -> bool {
 }
 
 async fn state(State(desk): State<Desk>) -> Json<Value> {
-    Json(desk.board.state())
+    let mut state = desk.board.state();
+    // Who may not is shown no control at all; that orders are refused to them is the guard's part.
+    state["may_order"] = json!(Caller::present().may_order());
+    Json(state)
 }
 
 /// Which part of a history.
@@ -194,6 +199,19 @@ async fn command(State(desk): State<Desk>, Json(asked): Json<Asked>) -> Response
             return refused(StatusCode::BAD_REQUEST, sentence);
         }
     };
+    give(&desk, event).await
+}
+
+/// What an operator sets, and first what that would do.
+async fn set(State(desk): State<Desk>, Json(form): Json<Form>) -> Response {
+    match form.order() {
+        Ok(order) => give(&desk, Event::Ordered(Box::new(order))).await,
+        Err(sentence) => refused(StatusCode::BAD_REQUEST, sentence),
+    }
+}
+
+/// Has the machine decide on an operator's order, and tells what it answered.
+async fn give(desk: &Desk, event: Event) -> Response {
     let (answer, answered) = oneshot::channel();
     let reply = Box::new(move |decided: Result<(String, Option<Effect>), Refusal>| {
         // The page may have gone; then nobody misses the answer.
@@ -208,7 +226,10 @@ async fn command(State(desk): State<Desk>, Json(asked): Json<Asked>) -> Response
         Err(_) => None,
     };
     match decided {
-        Some(Ok((sentence, _))) => Json(json!({ "sentence": sentence })).into_response(),
+        Some(Ok((sentence, effect))) => {
+            let step = effect.map(|effect| effect.step);
+            Json(json!({ "sentence": sentence, "step": step })).into_response()
+        }
         Some(Err(refusal)) => refused(StatusCode::CONFLICT, refusal.reason),
         None => refused(StatusCode::GONE, "the run is over and its coordinator is going away"),
     }

@@ -1,12 +1,15 @@
-//! What a page is told: history, news, state and metrics, from a board without a server.
+//! What a page is told: history, news, state and metrics, from a board without a server; and what its routes take.
 
 use std::sync::Arc;
 
 use lockstep_proto::domain::{CommittedStep, JoinInfo, Plan, Stamp, StepMetrics};
 
+use super::routes::router;
 use super::*;
 use crate::branches::Rewind;
-use crate::run::Commit;
+use crate::changes::{Ask, Setting};
+use crate::run::{Commit, Effect, Event, Order, Wanted};
+use crate::service::{Caller, Letter, mailbox};
 
 /// A step of a run that learns.
 pub(crate) fn step(number: u64) -> CommittedStep {
@@ -52,6 +55,8 @@ pub(crate) fn rewind(number: u64, to: u64) -> Rewind {
         tokens: to * 128,
         parameter_hash: None,
         reason: "the loss is NaN".to_owned(),
+        by_operator: false,
+        stopped_after: None,
     }
 }
 
@@ -347,4 +352,160 @@ async fn the_webhook_is_told_of_an_alert_and_of_its_end_and_tries_again() {
         "the first try failed and was repeated"
     );
     carried.await.unwrap();
+}
+
+/// Answers of the page's routes, with a run that takes every order and says that it holds from step 12 on.
+struct Desk {
+    router: axum::Router,
+    orders: tokio::sync::mpsc::UnboundedReceiver<Event>,
+}
+
+impl Desk {
+    fn new() -> Desk {
+        let (mailbox, mut letters) = mailbox();
+        let (heard, orders) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(letter) = letters.next().await {
+                if let Letter::Command(event, _, reply) = letter {
+                    heard.send(event).unwrap();
+                    let (step, version) = (12, 2);
+                    reply(Ok(("from step 12 on".to_owned(), Some(Effect { step, version }))));
+                }
+            }
+        });
+        let board = Arc::new(board(3));
+        board.observed(status("training"), Vec::new(), None);
+        Desk {
+            router: router(board, mailbox, false),
+            orders,
+        }
+    }
+
+    /// The status and the JSON that a caller is answered; the headers are those of our page.
+    async fn ask(&mut self, request: http::request::Builder, body: &str, may_order: bool) -> (u16, serde_json::Value) {
+        let request = request.header("content-type", "application/json");
+        let request = request.body(axum::body::Body::from(body.to_owned())).unwrap();
+        let caller = Caller::new("somebody", "here", "a call").with_orders(may_order);
+        let answer = caller
+            .serve(tower_service::Service::call(&mut self.router, request))
+            .await
+            .unwrap();
+        let status = answer.status().as_u16();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    async fn set(&mut self, body: &str) -> (u16, serde_json::Value) {
+        let post = http::Request::post("/api/set").header("x-lockstep", "1");
+        self.ask(post, body, true).await
+    }
+}
+
+#[tokio::test]
+async fn what_is_set_on_the_page_is_the_order_that_the_command_line_gives() {
+    let mut desk = Desk::new();
+    let form = r#"{"learning_rate":"3e-4","batch":" 64 ","momentum":"schedule","weight_decay":"x0.5","key":"page-1","dry_run":true}"#;
+    let (code, answer) = desk.set(form).await;
+    assert_eq!((code, &answer["step"]), (200, &serde_json::json!(12)), "{answer}");
+    assert_eq!(answer["sentence"], "from step 12 on");
+    let ask = Ask {
+        learning_rate: Some(Setting::Value(3e-4)),
+        batch: Some(Setting::Value(64.0)),
+        momentum: Some(Setting::Schedule),
+        weight_decay: Some(Setting::Factor(0.5)),
+        ..Ask::default()
+    };
+    let order = Order {
+        wanted: Wanted::Change(ask),
+        key: "page-1".to_owned(),
+        if_step_before: None,
+        dry_run: true,
+    };
+    assert_eq!(desk.orders.try_recv().unwrap(), Event::Ordered(Box::new(order)));
+    // A field that is left empty stays as it is.
+    desk.set(r#"{"learning_rate":"","batch":"8","momentum":"","weight_decay":""}"#)
+        .await;
+    let Event::Ordered(order) = desk.orders.try_recv().unwrap() else {
+        panic!("no order")
+    };
+    let only_the_batch = Ask {
+        batch: Some(Setting::Value(8.0)),
+        ..Ask::default()
+    };
+    assert_eq!((order.wanted, order.dry_run), (Wanted::Change(only_the_batch), false));
+}
+
+#[tokio::test]
+async fn words_that_are_no_setting_are_refused_by_field_and_no_other_page_can_set_anything() {
+    let mut desk = Desk::new();
+    for (field, words) in [
+        ("learning_rate", "fast"),
+        ("batch", "xx"),
+        ("momentum", "nan"),
+        ("weight_decay", "x"),
+    ] {
+        let (code, answer) = desk.set(&format!("{{\"{field}\":\"{words}\"}}")).await;
+        let said = answer["error"].as_str().unwrap();
+        assert_eq!(code, 400);
+        assert!(
+            said.starts_with(&field.replace('_', " ")) && said.contains(words),
+            "{said}"
+        );
+    }
+    let (code, answer) = desk
+        .set(&format!("{{\"batch\":\"8\",\"key\":\"{}\"}}", "k".repeat(129)))
+        .await;
+    assert!(
+        code == 400 && answer["error"].as_str().unwrap().contains("128"),
+        "{answer}"
+    );
+    let (code, _) = desk.set(r#"{"epochs":"3"}"#).await;
+    assert_eq!(code, 422, "there is no such field");
+    // A form of another site cannot set the header.
+    let (code, answer) = desk
+        .ask(http::Request::post("/api/set"), r#"{"batch":"8"}"#, true)
+        .await;
+    assert!(
+        code == 403 && answer["error"].as_str().unwrap().contains("X-Lockstep"),
+        "{answer}"
+    );
+    let (code, _) = desk
+        .ask(http::Request::get("/api/set").header("x-lockstep", "1"), "", true)
+        .await;
+    assert_eq!(code, 405);
+    assert!(desk.orders.try_recv().is_err(), "nothing has reached the run");
+}
+
+#[tokio::test]
+async fn the_page_is_told_whether_its_reader_may_order_and_whether_anything_can_be_set_now() {
+    let mut desk = Desk::new();
+    for may in [true, false] {
+        let (code, state) = desk.ask(http::Request::get("/api/state"), "", may).await;
+        assert_eq!(
+            (code, &state["may_order"], &state["may_set"]),
+            (200, &may.into(), &true.into())
+        );
+    }
+    let board = board(1);
+    for (phase, may_set) in [
+        ("paused", true),
+        ("regrouping", true),
+        ("stopping", false),
+        ("finishing", false),
+    ] {
+        board.observed(status(phase), Vec::new(), None);
+        assert_eq!(board.state()["may_set"], may_set, "{phase}");
+    }
+}
+
+#[test]
+fn every_field_of_the_form_has_a_label_and_a_name_that_the_route_takes() {
+    let page = super::export::PAGE;
+    for field in ["learning_rate", "batch", "momentum", "weight_decay"] {
+        assert!(page.contains(&format!("<label for=\"set-{field}\">")), "{field}");
+        assert!(
+            page.contains(&format!("<input id=\"set-{field}\" name=\"{field}\"")),
+            "{field}"
+        );
+    }
 }

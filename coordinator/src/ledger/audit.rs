@@ -1,9 +1,10 @@
 //! Proofs from the ledger alone.
 //!
 //! Way of data: every table → [`Tables`], with a violation for each row that cannot be read → one function for each
-//! claim (`steps`: what was trained; `rewinds`: where the run went back; `formations`: who trained it and what was decided;
+//! claim (`steps`: what was trained; `changes`: what operators changed; `rewinds`: where the run went back; `formations`: who trained it and what was decided;
 //! `reports`: what the events prove of it) → a [`Proof`] with its figures and every violation, by row.
 
+mod changes;
 mod formations;
 mod reports;
 mod rewinds;
@@ -234,6 +235,7 @@ pub fn audit(reader: &Reader) -> Result<Audit, LedgerError> {
     });
     let mut proofs = vec![readable, run, planned];
     proofs.extend(steps::proofs(&tables, changes.as_ref()));
+    proofs.push(self::changes::proof(&tables));
     proofs.push(rewinds::proof(&tables, config.as_ref()));
     proofs.extend(formations::proofs(&tables, config.as_ref(), changes.as_ref()));
     proofs.extend(reports::proofs(&tables, events));

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::branches::Rewinds;
 use crate::plan::Planner;
-use crate::run::{Decision, Event, Peer, Run, RunFacts, Worlds};
+use crate::run::{Decision, Event, Keeps, Peer, Run, RunFacts, Worlds};
 
 /// Version of every row of events. Another one is refused by name.
 pub const EVENTS_VERSION: u8 = 1;
@@ -436,6 +436,12 @@ pub struct FactsRow {
     /// How far the run goes back before a step that cannot be used; none: it never does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rewinds: Option<Rewinds>,
+    /// Which checkpoints stay in the store; none where an older build made the row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeps: Option<Keeps>,
+    /// Whether a planned stop that was made is done with; not where an older build made the row.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stops_once: bool,
 }
 
 impl FactsRow {
@@ -455,6 +461,8 @@ impl FactsRow {
             secret: _,
             planner: _,
             rewinds,
+            keeps,
+            stops_once,
         } = facts;
         FactsRow {
             config_hash: config_hash.clone(),
@@ -466,6 +474,8 @@ impl FactsRow {
             return_patience: *return_patience,
             is_resumed: *is_resumed,
             rewinds: *rewinds,
+            keeps: *keeps,
+            stops_once: *stops_once,
         }
     }
 
@@ -484,6 +494,8 @@ impl FactsRow {
             secret: [0; 32],
             planner,
             rewinds: self.rewinds,
+            keeps: self.keeps,
+            stops_once: self.stops_once,
         }
     }
 }

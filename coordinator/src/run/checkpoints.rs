@@ -3,10 +3,38 @@
 //! Way of data: each rank says that its part lies in the store → when every part of a committed step is there, the service is
 //! told to commit the manifest → it says what became of it → from then on a generation can resume from it.
 
+use lockstep_checkpoint::{CheckpointName, to_delete};
 use lockstep_proto::domain::{Checkpoint, Resume, Stamp, Written};
+use serde::{Deserialize, Serialize};
 
 use crate::run::machine::Answer;
 use crate::run::{Commission, Directive, Peer, Phase, Record, Refusal, Run};
+
+/// Which checkpoints stay in the store when another one is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keeps {
+    /// So many of the newest.
+    pub last: u64,
+    /// And every one whose step is a multiple of this; 0: none more.
+    pub every: u64,
+}
+
+impl Keeps {
+    /// Those of all that were ever committed that are deleted by now.
+    pub(super) fn deleted(self, committed: &[Checkpoint]) -> Vec<CheckpointName> {
+        let names: Vec<CheckpointName> = committed.iter().map(name).collect();
+        to_delete(&names, usize::try_from(self.last).unwrap_or(usize::MAX), self.every)
+    }
+}
+
+/// The name that a checkpoint has in the store.
+pub(super) fn name(checkpoint: &Checkpoint) -> CheckpointName {
+    CheckpointName {
+        term: checkpoint.term,
+        generation: checkpoint.generation,
+        step: checkpoint.step,
+    }
+}
 
 impl Run {
     /// A rank's part of the checkpoint of a step is written, or is not.
@@ -103,6 +131,7 @@ impl Run {
         match result {
             Ok(()) => {
                 self.checkpoints.push(checkpoint);
+                self.stored.push(checkpoint);
                 directives.push(Directive::Persist(Record::Checkpoint(checkpoint)));
             }
             Err(failure) => self.give_up(checkpoint.step, &failure, directives),
@@ -130,6 +159,7 @@ impl Run {
             return; // another rank said so already
         }
         self.checkpoints.retain(|known| *known != checkpoint);
+        self.stored.retain(|known| *known != checkpoint);
         // Each one is refused once, so this ends.
         self.fruitless = 0;
         directives.push(Directive::Persist(Record::CheckpointRefused {
@@ -145,10 +175,25 @@ impl Run {
 
     /// What a generation that is formed now begins with: the newest snapshot that members hold, else the newest checkpoint.
     pub(super) fn what_to_resume(&self) -> Option<Resume> {
-        let snapshot = self.newest_whole_snapshot();
+        self.newer_of(self.newest_whole_snapshot(0, self.committed), self.committed)
+    }
+
+    /// What a generation could begin with that goes back to step `to`, as far as is known before the ranks have stopped: of the
+    /// snapshots only those count that nobody was told to free.
+    pub(super) fn resume_at_or_before(&self, to: u64) -> Option<Resume> {
+        let kept_from = self.free_before(self.snapshot);
+        self.newer_of(self.newest_whole_snapshot(kept_from, to), to)
+    }
+
+    /// A snapshot, or the newest checkpoint up to step `through`, whichever is of a later step.
+    fn newer_of(&self, snapshot: Option<Resume>, through: u64) -> Option<Resume> {
         let total = self.planner().total_steps();
         // Newest by step: those of closed branches are not known any more.
-        let newest = self.checkpoints.iter().filter(|checkpoint| checkpoint.step < total);
+        let deleted = self.facts.keeps.map(|keeps| keeps.deleted(&self.stored));
+        let is_there = |checkpoint: &Checkpoint| !deleted.iter().flatten().any(|gone| *gone == name(checkpoint));
+        let is_usable =
+            |checkpoint: &&Checkpoint| checkpoint.step < total && checkpoint.step <= through && is_there(checkpoint);
+        let newest = self.checkpoints.iter().filter(is_usable);
         let Some(checkpoint) = newest.max_by_key(|checkpoint| checkpoint.step) else {
             return snapshot;
         };

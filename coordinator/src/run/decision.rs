@@ -183,6 +183,11 @@ pub enum Wanted {
     Checkpoint,
     /// Change what is planned.
     Change(Ask),
+    /// Go back to a committed step, and make what follows anew.
+    Rewind {
+        /// The step whose parameters the run is to go on from; 0: the initial ones.
+        to: u64,
+    },
     /// Have a member leave.
     Drain {
         /// Its name.

@@ -50,7 +50,8 @@ impl Run {
                 if let (Some(rank), Some(cause), true) = (drifted, &cause, counts) {
                     self.set_apart(rank, cause, &mut directives);
                 }
-                if let (Some(step), Some(cause), true) = (unusable, &cause, counts) {
+                // What was to come on a branch that is closed is no concern of the one that is made anew.
+                if let (Some(step), Some(cause), true) = (unusable, &cause, counts && !self.has_gone_back()) {
                     self.note_unusable(step, cause);
                 }
                 self.stopped(peer, stamp, cause, parts, &mut directives)
@@ -259,6 +260,9 @@ impl Run {
             return Ok(None);
         }
         let step = report.step;
+        if step > self.committed && self.has_gone_back() {
+            return Ok(None); // of the branch that was closed while this rank still trained
+        }
         if report.rank != rank {
             let reason = format!("rank {rank} reported step {step} under the rank {}", report.rank);
             self.fail(reason, directives);

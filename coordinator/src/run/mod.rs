@@ -25,15 +25,18 @@
 //!     a step that is not committed.
 //! 12. A snapshot stands only when every part of it is held twice, or once where there is one rank.
 //! 13. A checkpoint is committed only when every rank of one generation has written its part of a committed step, and loaded
-//!     only when it was committed and not refused since.
+//!     only when it was committed and neither refused nor deleted since.
 //! 14. The events that the ledger keeps lead to the same records again.
 //! 15. A snapshot that stands can be resumed from, for as long as a member that held it is there for each of its parts.
 //! 16. What a coordinator of a lower term says changes nothing at a member that has heard of a higher one.
 //! 17. A rewind goes back to a committed step, makes the next plan another one, and is one of at most so many; nothing that a
-//!     closed branch made is resumed from.
-//! 18. What operators, or the policy of the batch, change holds for every plan that is issued after it and for none before; an order that is said again, also
-//!     to a later coordinator, is carried out once.
-//! 19. The batch that the policy decides on follows from the committed steps of the live branch up to one that is the same
+//!     closed branch made is resumed from. One that operators ask for goes back just there and changes nothing but that; the
+//!     policy's count begins anew then.
+//! 18. What operators, or the policy of the batch, change holds for every plan that is issued after it and for none before; an
+//!     order that is said again, also to a later coordinator, is carried out once.
+//! 19. A run that operators want to stop after a step has no plan behind it, makes it, and ends with it, or one step later where
+//!     a rank is lost in it; once.
+//! 20. The batch that the policy decides on follows from the committed steps of the live branch up to one that is the same
 //!     for every way that a run can take, and no plan is issued before that is known.
 
 mod checkpoints;
@@ -69,6 +72,7 @@ use crate::adaptive::{Observation, Policy};
 use crate::branches::{Branches, Rewinds};
 use crate::changes::Changes;
 use crate::plan::Planner;
+pub use crate::run::checkpoints::Keeps;
 pub use crate::run::decision::{
     Answered, Begun, Commission, Commit, Decision, Directive, Effect, Event, Farewell, Order, Peer, Record, Refusal,
     Wanted, Wish,
@@ -135,6 +139,11 @@ pub struct RunFacts {
     pub planner: Planner,
     /// How far the run goes back before a step that cannot be used; none: it never does.
     pub rewinds: Option<Rewinds>,
+    /// Which checkpoints stay in the store; none: coordinators of older builds did not ask, and tried what was deleted.
+    pub keeps: Option<Keeps>,
+    /// Whether a planned stop that was made is done with, so that a run which goes back before it does not stop there again.
+    /// Coordinators of older builds stopped again, and their ledgers must replay.
+    pub stops_once: bool,
 }
 
 /// What the run waits for.
@@ -330,6 +339,8 @@ pub struct Run {
     committing: BTreeSet<Checkpoint>,
     /// The checkpoints that can be loaded.
     checkpoints: Vec<Checkpoint>,
+    /// Those of every branch that were committed and not refused since, in the order of their commits: of them the store keeps some.
+    stored: Vec<Checkpoint>,
     now: Duration,
     newest_validation: u64,
     samples: u64,
@@ -393,6 +404,7 @@ impl Run {
             writing: BTreeMap::new(),
             committing: BTreeSet::new(),
             checkpoints: Vec::new(),
+            stored: Vec::new(),
             now: Duration::ZERO,
             newest_validation: 0,
             samples: 0,

@@ -71,7 +71,9 @@ impl Run {
     fn first_affected(&self, wanted: &Wanted) -> u64 {
         match wanted {
             Wanted::Change(_) | Wanted::Checkpoint => self.issued_through + 1,
-            Wanted::Pause | Wanted::Resume | Wanted::Stop | Wanted::Drain { .. } => self.committed + 1,
+            Wanted::Pause | Wanted::Resume | Wanted::Stop | Wanted::Rewind { .. } | Wanted::Drain { .. } => {
+                self.committed + 1
+            }
         }
     }
 
@@ -88,6 +90,11 @@ impl Run {
                 Ok(said)
             }
             Wanted::Change(ask) => self.change(ask, effect, directives),
+            Wanted::Rewind { to } => {
+                let said = self.rewind_to(*to, directives)?;
+                *effect = Some(self.effect_at(to + 1));
+                Ok(said)
+            }
             Wanted::Drain { member } => self.drain(member, directives),
         }
     }

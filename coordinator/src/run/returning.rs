@@ -52,6 +52,8 @@ pub struct Recorded {
     pub snapshots: Vec<Vec<Part>>,
     /// The checkpoints of the live branch that can be loaded.
     pub checkpoints: Vec<Checkpoint>,
+    /// Those of every branch that were committed and not refused since, in the order of their commits.
+    pub stored: Vec<Checkpoint>,
     /// The newest step of the live branch that was validated; 0: none.
     pub newest_validation: u64,
     /// Who ended in which generation, by rank.
@@ -80,8 +82,14 @@ impl Recorded {
             Record::Committed(commit) => self.committed.push((**commit).clone()),
             Record::Validation { step, .. } => self.newest_validation = *step,
             Record::Snapshot { parts, .. } => self.snapshots.push(parts.clone()),
-            Record::Checkpoint(checkpoint) => self.checkpoints.push(*checkpoint),
-            Record::CheckpointRefused { checkpoint, .. } => self.checkpoints.retain(|known| known != checkpoint),
+            Record::Checkpoint(checkpoint) => {
+                self.checkpoints.push(*checkpoint);
+                self.stored.push(*checkpoint);
+            }
+            Record::CheckpointRefused { checkpoint, .. } => {
+                self.checkpoints.retain(|known| known != checkpoint);
+                self.stored.retain(|known| known != checkpoint);
+            }
             Record::Rewound(rewind) => {
                 let to = rewind.to;
                 self.plans.retain(|plan| plan.step <= to);
@@ -129,6 +137,7 @@ impl Run {
         run.wish = recorded.wish;
         run.newest_validation = recorded.newest_validation;
         run.checkpoints = recorded.checkpoints;
+        run.stored = recorded.stored;
         run.fixed = recorded
             .begun
             .last()

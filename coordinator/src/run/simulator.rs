@@ -92,6 +92,10 @@ pub(super) struct Report {
     pub(super) lapsed: u64,
     /// Branches that were closed.
     pub(super) rewinds: u64,
+    /// Branches that were closed because operators asked for it.
+    pub(super) operators_rewinds: u64,
+    /// Whether the run made the step after which operators had planned that it stops.
+    pub(super) is_stopped_as_planned: bool,
     /// Steps that could not be made.
     pub(super) unusable: u64,
     /// Coordinators that were killed in the middle of a transaction.
@@ -170,11 +174,13 @@ impl Simulation {
             || self.cuts > 0 && end.reason.contains("generations in a row");
         // By the same samples the same step comes again, until the run has gone back as often as it may.
         let comes_again = self.run.facts.rewinds.is_some_and(|rule| !rule.skips) && self.checker.rewinds > 0;
+        // What operators planned: the checker has seen that it is that very step.
+        let stopped_as_planned = self.checker.stop_made.is_some() && !matches!(end.outcome, Outcome::Failed { .. });
         let calm = matches!(self.trouble, Trouble::Nothing | Trouble::Pauses) && !fell_apart && !comes_again;
         // A drain of a member that the run cannot miss stops it.
         let stopped = matches!(end.outcome, Outcome::Stopped) && end.reason.contains("must leave");
         let drained = self.trainers.drained && (stopped || self.run.wish == super::Wish::Stop);
-        if calm && !drained && (end.outcome != Outcome::Completed || committed != steps) {
+        if calm && !drained && !stopped_as_planned && (end.outcome != Outcome::Completed || committed != steps) {
             return Err(Violation::new(
                 10,
                 format!("a calm schedule of {steps} steps ended with: {}", end.reason),
@@ -195,6 +201,8 @@ impl Simulation {
             muted: self.trainers.muted,
             lapsed: self.lapsed,
             rewinds: self.checker.rewinds,
+            operators_rewinds: self.checker.operators_rewinds,
+            is_stopped_as_planned: self.checker.stop_made.is_some(),
             unusable: self.trainers.unusable,
             tears: self.tears,
             zombies: self.zombies,

@@ -85,7 +85,7 @@ impl Run {
     }
 
     /// What may be freed when the snapshot of a step stands: what is older, but for what a rewind may have to go back to.
-    fn free_before(&self, step: u64) -> u64 {
+    pub(super) fn free_before(&self, step: u64) -> u64 {
         let Some(rewinds) = &self.facts.rewinds else {
             return step;
         };
@@ -124,15 +124,15 @@ impl Run {
         self.branches.is_live(step, generation)
     }
 
-    /// The newest snapshot of a committed step of which the members that are there hold every part. Not one of the last step:
-    /// the ranks that make it write the run's files, so some step must be left.
-    pub(super) fn newest_whole_snapshot(&self) -> Option<Resume> {
+    /// The newest snapshot of a committed step, from step `from` to `through`, of which the members that are there hold every
+    /// part. Not one of the last step: the ranks that make it write the run's files, so some step must be left.
+    pub(super) fn newest_whole_snapshot(&self, from: u64, through: u64) -> Option<Resume> {
         let there = self.members.values().filter(|member| member.finished.is_none());
         let held = held(there.map(|member| (member.info.parts_address.clone(), member.parts.clone())));
         held.into_iter()
             .rev()
             .filter(|((step, generation), _)| self.is_live(*step, *generation))
-            .filter(|((step, _), _)| *step <= self.committed && *step < self.planner().total_steps())
+            .filter(|((step, _), _)| (from..=through).contains(step) && *step < self.planner().total_steps())
             .find_map(|((step, generation), holders)| {
                 let world = *self.worlds_of.get(&generation)?;
                 let parts = self.enough(&holders, world)?.into_iter();

@@ -60,6 +60,8 @@ pub(super) fn facts(ranks: u32, lanes: u32, steps: u64) -> RunFacts {
         secret: [3; 32],
         planner: Planner::new(&config, 0).unwrap(),
         rewinds: None,
+        keeps: None,
+        stops_once: true,
     }
 }
 

@@ -51,7 +51,7 @@ impl Run {
         if ahead >= SHORTEST_WINDOW.max(window.div_ceil(2)) {
             return;
         }
-        let last = self.changes.stops_at(self.issued_through);
+        let last = self.changes.stops_at(self.issued_through, &self.branches);
         let last = last.unwrap_or(u64::MAX).min(self.planner().total_steps());
         let through = (self.committed + window).min(last).min(self.known_through());
         self.issue(through, false, directives);
@@ -60,6 +60,10 @@ impl Run {
     /// Whether the ranks end, or have ended, with a step after which operators wanted the run to stop. Where it is made again
     /// it ends nothing.
     fn ends_as_planned(&self) -> bool {
+        #[cfg(test)]
+        if self.fault == Some(super::simulator::Fault::PlanBehindTheStop) {
+            return false;
+        }
         let replayed = self
             .generation
             .as_ref()
@@ -129,7 +133,7 @@ impl Run {
             if step > self.planner().total_steps() {
                 break;
             }
-            let stops = self.changes.stops_at(step - 1) == Some(step);
+            let stops = self.changes.stops_at(step - 1, &self.branches) == Some(step);
             let begins = self.changes.skip(self.cursor);
             #[cfg(test)]
             let planner = match self.fault {

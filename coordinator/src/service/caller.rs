@@ -21,6 +21,7 @@ pub(crate) struct Caller {
     who: String,
     from: String,
     call: String,
+    may_order: bool,
     is_noted: Arc<AtomicBool>,
 }
 
@@ -30,8 +31,19 @@ impl Caller {
             who: shortened(who),
             from: shortened(from),
             call: shortened(call),
+            may_order: false,
             is_noted: Arc::default(),
         }
+    }
+
+    /// The same caller, who may give orders or not.
+    pub(crate) fn with_orders(self, may_order: bool) -> Caller {
+        Caller { may_order, ..self }
+    }
+
+    /// Whether the guard would let an order of this caller pass.
+    pub(crate) fn may_order(&self) -> bool {
+        self.may_order
     }
 
     /// The process that the coordinator runs in: Ctrl-C at `lockstep run`, a signal at the binary.
@@ -47,7 +59,7 @@ impl Caller {
     }
 
     /// Serves a call of this caller.
-    pub(super) async fn serve<T>(self, serving: impl Future<Output = T>) -> T {
+    pub(crate) async fn serve<T>(self, serving: impl Future<Output = T>) -> T {
         PRESENT.scope(self, serving).await
     }
 

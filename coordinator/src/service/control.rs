@@ -21,7 +21,7 @@ use crate::service::status::{misunderstood, other_run, over, refused};
 const WATCHED: usize = 64;
 
 /// Characters of a command's key.
-const LONGEST_KEY: usize = 128;
+pub(crate) const LONGEST_KEY: usize = 128;
 
 /// Carries operators' calls.
 pub(super) struct ControlService {
@@ -220,6 +220,15 @@ impl Control for ControlService {
             ..Ask::default()
         };
         self.command(header, command, Wanted::Change(ask)).await
+    }
+
+    async fn rewind(&self, request: Request<v1::RewindRequest>) -> Result<Response<v1::CommandReply>, Status> {
+        let v1::RewindRequest {
+            header,
+            command,
+            to_step,
+        } = request.into_inner();
+        self.command(header, command, Wanted::Rewind { to: to_step }).await
     }
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::CommandReply>, Status> {

@@ -19,6 +19,7 @@ mod training;
 
 pub(crate) use caller::Caller;
 pub(crate) use checkpoints::{CheckpointOptions, Committer, tensors};
+pub(crate) use control::LONGEST_KEY;
 pub(crate) use executor::{Executor, ExecutorParts};
 pub(crate) use mailbox::{Letter, Mailbox, mailbox};
 pub(crate) use server::{Admission, serve};

@@ -108,7 +108,8 @@ pub(crate) async fn serve(
     }
     let (closing, closed) = oneshot::channel::<()>();
     let incoming = connections(listener, &section, keeper.clone(), journal.clone());
-    let watching = tokio::spawn(watch_files(keeper, journal));
+    tell_expiry(&keeper, &board);
+    let watching = tokio::spawn(watch_files(keeper, journal, board.clone()));
     let serving = router.serve_with_incoming_shutdown(incoming, async {
         // An error means that the sender is gone, which says the same.
         let _over = closed.await;
@@ -130,16 +131,32 @@ pub(crate) async fn serve(
     }
 }
 
+/// Tells the board until when the certificate is valid that new connections are shown, so that people are warned in time.
+fn tell_expiry(keeper: &Keeper, board: &Board) {
+    let valid_until = match &keeper.keys().valid_until {
+        None => None,
+        Some(Ok(at)) => Some(*at),
+        Some(Err(cause)) => {
+            tracing::warn!("nobody will be warned before security.certificate expires: {cause}");
+            None
+        }
+    };
+    board.certificate_expires(valid_until);
+}
+
 /// Has certificates and tokens read again whenever they change, for as long as the server lives.
-async fn watch_files(keeper: Arc<Keeper>, journal: Arc<Journal>) {
+async fn watch_files(keeper: Arc<Keeper>, journal: Arc<Journal>, board: Arc<Board>) {
     let caller = Caller::own_process("reload of the files of [security]");
     loop {
         tokio::time::sleep(LOOK).await;
         journal.tick();
-        let keeper = keeper.clone();
+        let read = keeper.clone();
         // A file system that hangs must not stop the services.
-        match tokio::task::spawn_blocking(move || keeper.reload()).await {
-            Ok(Reload::Taken) => journal.note(&caller, Ok("what they say now counts for every new call")),
+        match tokio::task::spawn_blocking(move || read.reload()).await {
+            Ok(Reload::Taken) => {
+                tell_expiry(&keeper, &board);
+                journal.note(&caller, Ok("what they say now counts for every new call"));
+            }
             Ok(Reload::Refused(error)) => {
                 journal.note(&caller, Err(&format!("{error}; what they said before stays in use")));
             }

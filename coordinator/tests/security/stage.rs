@@ -18,7 +18,7 @@ use tower_service::Service;
 
 /// A test that waits longer than this has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
-const DAY: Duration = Duration::from_secs(86_400);
+pub(crate) const DAY: Duration = Duration::from_secs(86_400);
 
 const CONFIG: &str = r#"
     [run]
@@ -250,7 +250,13 @@ impl Authority {
     }
 
     pub(crate) fn server(&self) -> Signed {
+        self.server_until(SystemTime::now() + DAY)
+    }
+
+    /// A server's certificate that is valid until then.
+    pub(crate) fn server_until(&self, end: SystemTime) -> Signed {
         let mut server = params(NOW);
+        server.not_after = end.into();
         server.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.sign(server)

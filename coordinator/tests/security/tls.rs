@@ -1,11 +1,14 @@
 //! Certificates: of another authority, expired, not yet valid, signed by nobody, for another use, without a role; and new
 //! ones while a run lives.
 
+use std::time::SystemTime;
+
+use lockstep_proto::v1::control_client::ControlClient;
 use lockstep_security::Role;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::stage::{Authority, Came, NOW, Signed, Stage, self_signed, status_over_tls, until};
+use crate::stage::{Authority, Came, DAY, NOW, Signed, Stage, self_signed, status_over_tls, tls, until};
 
 const OPERATOR: Option<&str> = Some("lockstep:operator/alice");
 
@@ -128,5 +131,43 @@ async fn new_certificates_count_while_the_run_lives() {
     })
     .await;
     assert_eq!(status_over_tls(address, &new.pem, Some(&of_new)).await.code, Some(0));
+    stage.finish();
+}
+
+#[tokio::test]
+async fn a_certificate_that_expires_soon_is_told_until_it_is_renewed() {
+    let authority = Authority::new();
+    let mut stage = Stage::new();
+    put(
+        &stage,
+        &authority,
+        &authority.server_until(SystemTime::now() + DAY / 24),
+    );
+    stage.start(|section, path| {
+        section.certificate = Some(path("server.pem"));
+        section.key = Some(path("server.key"));
+        section.client_ca = Some(path("ca.pem"));
+    });
+    let operator = authority.client(OPERATOR, NOW);
+    let alerts = async || {
+        let channel = tls(stage.address(), &authority.pem, Some(&operator)).await.unwrap();
+        let header = Some((&lockstep_proto::domain::Header::default()).into());
+        let request = lockstep_proto::v1::StatusRequest { header };
+        let status = ControlClient::new(channel).status(request).await.unwrap();
+        let alerts = status.into_inner().alerts.into_iter();
+        let of_it = alerts.filter(|alert| alert.kind == "certificate");
+        of_it.map(|alert| alert.sentence).collect::<Vec<String>>()
+    };
+    until(
+        "an hour is said to be left",
+        async || matches!(&alerts().await[..], [said] if said.contains("expires in 1.0 hours: renew it")),
+    )
+    .await;
+    put(
+        &stage,
+        &authority,
+        &authority.server_until(SystemTime::now() + 100 * DAY),
+    );
+    until("the renewed one is known", async || alerts().await.is_empty()).await;
     stage.finish();
 }

@@ -24,6 +24,8 @@ pub(crate) struct Behaviour {
     pub(crate) dies_after: Option<u64>,
     /// No rank makes a step with this sample in it: the run is to go back.
     pub(crate) bad_sample: Option<u64>,
+    /// Makes no step after this one in the first generation, and waits for another one.
+    pub(crate) waits_after: Option<u64>,
 }
 
 /// Runs `ranks` trainers to their end, in a runtime of this thread.
@@ -233,7 +235,8 @@ impl Trainer {
             CoordinatorBody::CommId(_) => self.ready().await,
             CoordinatorBody::PlanWindow(plans) => {
                 let last = self.plans.back().map_or(self.step, |plan| plan.step);
-                let most = self.behaviour.dies_after.unwrap_or(u64::MAX);
+                let waits = self.behaviour.waits_after.filter(|_| self.stamp.generation == 1);
+                let most = self.behaviour.dies_after.or(waits).unwrap_or(u64::MAX);
                 let new = plans.into_iter().filter(|plan| plan.step > last && plan.step <= most);
                 self.plans.extend(new);
             }

@@ -77,6 +77,7 @@ pub(crate) enum Call {
     Skip(v1::SkipSamplesRequest),
     Stop(v1::StopRequest),
     Drain(v1::DrainRequest),
+    Rewind(v1::RewindRequest),
     Pause,
     Resume,
     Checkpoint,
@@ -151,10 +152,16 @@ pub(crate) fn any_call(random: &mut StdRng) -> Call {
             after_step: Some([1, 900_000, 0][random.random_range(0..3)]),
             ..v1::StopRequest::default()
         }),
-        68..=71 => Call::Drain(v1::DrainRequest {
+        68..=69 => Call::Drain(v1::DrainRequest {
             header,
             member: "nobody".to_owned(),
             ..v1::DrainRequest::default()
+        }),
+        70..=71 => Call::Rewind(v1::RewindRequest {
+            header,
+            // Never committed.
+            to_step: 900_000,
+            ..v1::RewindRequest::default()
         }),
         72 => Call::Pause,
         73..=77 => Call::Resume,
@@ -175,6 +182,7 @@ pub(crate) async fn send(
         Call::Extend(request) => client.extend(v1::ExtendRequest { command, ..request }).await,
         Call::Skip(request) => client.skip_samples(v1::SkipSamplesRequest { command, ..request }).await,
         Call::Stop(request) => client.stop(v1::StopRequest { command, ..request }).await,
+        Call::Rewind(request) => client.rewind(v1::RewindRequest { command, ..request }).await,
         Call::Drain(request) => client.drain(v1::DrainRequest { command, ..request }).await,
         Call::Pause => client.pause(v1::PauseRequest { header, command }).await,
         Call::Resume => client.resume(v1::ResumeRequest { header, command }).await,

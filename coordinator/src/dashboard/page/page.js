@@ -22,6 +22,7 @@ class Page {
       byId("login").hidden = true;
       this.decisions = state.decisions;
       this.generations = state.generations;
+      this.mayOrder = Boolean(state.may_order);
       showDecisions(this.decisions);
       showGenerations(this.generations);
       this.take(view);
@@ -93,11 +94,13 @@ class Page {
     showAlerts(state.alerts);
     showMembers(state.members, Boolean(state.end));
     this.showCommands(state.commands);
+    byId("set").hidden = !this.source.isLive || !this.mayOrder || Boolean(state.end);
+    byId("set-form").querySelector("button").disabled = !state.may_set;
   }
 
   showCommands(commands) {
     const bar = byId("commands");
-    if (!this.source.isLive) commands = [];
+    if (!this.source.isLive || !this.mayOrder) commands = [];
     const names = commands.map((command) => command.name).join();
     if (bar.dataset.names !== names) {
       bar.dataset.names = names;
@@ -115,9 +118,29 @@ class Page {
   async command(command) {
     if (command.confirm && !(await this.ask(command))) return;
     try {
-      this.say(await this.source.post("/api/command", { command: command.name }));
+      this.say((await this.source.post("/api/command", { command: command.name })).sentence);
     } catch (error) {
       this.say(`${command.label}: ${error.message}`);
+    }
+  }
+
+  /** Says what the change would do, and sends it where that is wanted. Where the answer is lost it is sent again under the same
+      key, and is one order. */
+  async set(form) {
+    const fields = Object.fromEntries(new FormData(form));
+    const what = JSON.stringify(fields);
+    if (this.order?.what !== what) this.order = { what, key: `page-${unheardOf()}` };
+    write(byId("set-said"), "");
+    try {
+      const would = await this.source.post("/api/set", { ...fields, dry_run: true });
+      const change = would.sentence.replace(/^dry run, nothing is changed: from step \d+ on: /, "");
+      const confirm = `Takes effect at step ${whole(would.step)}: ${change}.`;
+      if (!(await this.ask({ confirm, label: "Set" }))) return;
+      this.say((await this.source.post("/api/set", { ...fields, key: this.order.key })).sentence);
+      this.order = null;
+      form.reset();
+    } catch (error) {
+      write(byId("set-said"), error.message);
     }
   }
 
@@ -175,6 +198,10 @@ class Page {
       byId("whole").disabled = !range;
       write(byId("whole"), range ? `Steps ${whole(range[0])}–${whole(range[1])} ✕` : "Whole run");
     };
+    byId("set-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.set(event.currentTarget);
+    });
     byId("login").addEventListener("submit", async (event) => {
       event.preventDefault();
       try {
@@ -186,6 +213,11 @@ class Page {
       }
     });
   }
+}
+
+/** A name that nothing else has. */
+function unheardOf() {
+  return Array.from(crypto.getRandomValues(new Uint32Array(3)), (word) => word.toString(36)).join("-");
 }
 
 const embedded = byId("data");

@@ -49,8 +49,8 @@ class Live {
       headers: { "content-type": "application/json", "x-lockstep": "1" },
       body: JSON.stringify(body),
     });
-    const said = await sentenceOf(answer);
-    if (!answer.ok) throw new Error(said || (answer.status === 403 ? "this token may look, and not command" : `the answer was ${answer.status}`));
+    const said = await answer.json().catch(() => ({}));
+    if (!answer.ok) throw new Error(said.error || (answer.status === 403 ? "this token may look, and not command" : `the answer was ${answer.status}`));
     return said;
   }
 }

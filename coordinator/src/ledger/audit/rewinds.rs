@@ -49,6 +49,24 @@ pub(super) fn proof(tables: &Tables, config: Option<&RunConfig>) -> Proof {
             good.is_none_or(|step| rewind.parameter_hash == Some(step.parameter_hash)),
             || of(format!("names other parameters than those of step {}", rewind.to)),
         );
+        if let Some(step) = rewind.stopped_after {
+            let stops = tables
+                .committed
+                .get(&before.key(step))
+                .is_some_and(|made| made.plan.stop);
+            proof.holds(stops && step > rewind.to, || {
+                of(format!(
+                    "says that the run had stopped after step {step} as planned, and it had not"
+                ))
+            });
+        }
+        if rewind.by_operator {
+            let changes_nothing = rewind.skipped.is_empty() && rewind.rate_factor == 1.0;
+            proof.holds(changes_nothing, || {
+                of("was asked for by an operator, and changes what is planned".to_owned())
+            });
+            continue;
+        }
         let unusable = tables.plans.get(&before.key(rewind.unusable));
         let through = unusable.map(|plan| plan.first_sample.saturating_add(plan.samples));
         proof.holds(rewind.skipped.is_empty() || Some(rewind.skipped.end) == through, || {
@@ -73,7 +91,7 @@ pub(super) fn proof(tables: &Tables, config: Option<&RunConfig>) -> Proof {
             rewind.skipped.is_empty() != fault.rewind_skip && rewind.rate_factor == fault.rewind_factor,
             || of("is not what fault.rewind_skip and fault.rewind_factor say".to_owned()),
         );
-        proof.holds(*key <= u64::from(fault.max_rewinds), || {
+        proof.holds(before.made_by_policy() < u64::from(fault.max_rewinds), || {
             of(format!(
                 "is one more than fault.max_rewinds, {}, allows",
                 fault.max_rewinds

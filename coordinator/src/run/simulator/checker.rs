@@ -11,7 +11,7 @@ use super::trainers::{Trainers, who};
 use crate::adaptive::{Observation, Policy};
 use crate::branches::{Branches, Rewind, Rewinds};
 use crate::changes::{Change, Changes};
-use crate::run::{Decision, Directive, Event, LONGEST_WINDOW, Peer, Phase, Record, Run, RunFacts};
+use crate::run::{Decision, Directive, Event, Keeps, LONGEST_WINDOW, Peer, Phase, Record, Run, RunFacts, Wanted};
 
 /// A broken invariant.
 #[derive(Debug)]
@@ -54,6 +54,15 @@ pub(super) struct Checker {
     policy: Policy,
     seen: BTreeMap<u64, Observation>,
     answered: BTreeSet<String>,
+    /// The step after which operators want the run to stop, that of an issued plan, and that of a committed one.
+    stop_after: Option<u64>,
+    stop_issued: Option<u64>,
+    pub(super) stop_made: Option<u64>,
+    /// Where operators wanted to go back to.
+    asked_back: BTreeSet<u64>,
+    pub(super) operators_rewinds: u64,
+    /// Rewinds of the policy since the last of them.
+    rewinds_since: u32,
     /// The plans of the branch that was closed last.
     left_behind: BTreeMap<u64, Plan>,
     /// Steps that some rank of the present generation could not make.
@@ -84,6 +93,9 @@ pub(super) struct Checker {
     wrote: BTreeMap<u64, BTreeSet<Peer>>,
     commissioned: BTreeSet<Checkpoint>,
     loadable: BTreeSet<Checkpoint>,
+    /// Every checkpoint that was committed and not refused since, and which of them the store keeps.
+    stored: Vec<Checkpoint>,
+    keeps: Option<Keeps>,
     pub(super) checkpoints: u64,
     pub(super) loaded: u64,
     pub(super) went_on: u64,
@@ -108,6 +120,12 @@ impl Checker {
             policy: Policy::of(facts.planner.config()),
             seen: BTreeMap::new(),
             answered: BTreeSet::new(),
+            stop_after: None,
+            stop_issued: None,
+            stop_made: None,
+            asked_back: BTreeSet::new(),
+            operators_rewinds: 0,
+            rewinds_since: 0,
             newest: Stamp {
                 term: facts.term,
                 generation: facts.last_generation,
@@ -140,6 +158,8 @@ impl Checker {
             wrote: BTreeMap::new(),
             commissioned: BTreeSet::new(),
             loadable: BTreeSet::new(),
+            stored: Vec::new(),
+            keeps: facts.keeps,
             checkpoints: 0,
             loaded: 0,
             went_on: 0,
@@ -159,6 +179,7 @@ impl Checker {
         let mut made = self.branches.change(self.changes.newest().plan(plan.step, begins));
         made.version += self.changes.count();
         made.checkpoint |= plan.checkpoint;
+        made.stop = self.stop_after == Some(plan.step) && !plan.last;
         ensure(made == *plan, 18, || {
             format!("{plan:?} is issued, and the changes so far make {made:?}")
         })?;
@@ -176,14 +197,14 @@ impl Checker {
             policy.observe(seen);
         }
         let known = policy.known_through();
-        ensure(known >= plan.step, 19, || {
+        ensure(known >= plan.step, 20, || {
             format!("{plan:?} is issued, and batches are known through {known}")
         })?;
         let (made, has) = (
             policy.at(plan.step).and_then(|adapted| adapted.batch),
             self.changes.adapted(),
         );
-        ensure(made == has, 19, || {
+        ensure(made == has, 20, || {
             format!("{plan:?} is issued under the decision {has:?}, and it is {made:?}")
         })
     }
@@ -192,6 +213,12 @@ impl Checker {
         let issued = self.durable_plans.keys().next_back().copied().unwrap_or(0);
         let follows = change.number == self.changes.count() + 1 && change.from_step == issued + 1;
         ensure(follows, 18, || format!("{change:?} after plan {issued}"))?;
+        if let Some(stop) = change.ask.stop_at {
+            ensure(self.stop_issued.is_none() && self.stop_made.is_none(), 19, || {
+                format!("{change:?}, and a plan that stops the run is issued")
+            })?;
+            self.stop_after = (stop > 0).then_some(stop);
+        }
         let made = self.changes.make(change.clone());
         ensure(made.is_ok(), 18, || format!("{change:?} cannot be made: {made:?}"))
     }
@@ -251,6 +278,11 @@ impl Checker {
                 self.hold(*peer, parts);
                 let is_present = Some(*stamp) == self.durable_generation.as_ref().map(|g| g.stamp);
                 self.said_unusable.extend(unusable.filter(|_| is_present));
+            }
+            Event::Ordered(order) if !order.dry_run => {
+                if let Wanted::Rewind { to } = order.wanted {
+                    self.asked_back.insert(to);
+                }
             }
             Event::Holds { peer, part, .. } => self.hold(*peer, std::slice::from_ref(part)),
             Event::Wrote {
@@ -334,10 +366,16 @@ impl Checker {
                 })?;
             }
         }
+        ensure(
+            self.stop_made.is_none() || !matches!(run.phase(), Phase::Training | Phase::Paused),
+            19,
+            || format!("{:?} after a step that stops the run", run.phase()),
+        )?;
         if run.phase() == Phase::Training {
             let issued = self.durable_plans.keys().next_back().copied().unwrap_or(0);
             let ahead = issued - self.committed;
-            let holds = ahead <= LONGEST_WINDOW && (ahead >= 2 || issued == self.total_steps());
+            let ends = issued == self.total_steps() || self.stop_issued.is_some();
+            let holds = ahead <= LONGEST_WINDOW && (ahead >= 2 || ends);
             ensure(holds, 7, || format!("{ahead} plans ahead of step {}", self.committed))?;
         }
         Ok(())
@@ -394,6 +432,13 @@ impl Checker {
         if let Some(checkpoint) = resume.checkpoint {
             self.loaded += 1;
             let is_good = self.loadable.contains(&checkpoint) && checkpoint.step == resume.step;
+            let gone = self.keeps.map(|keeps| keeps.deleted(&self.stored)).unwrap_or_default();
+            let is_gone = gone
+                .iter()
+                .any(|gone| (gone.generation, gone.step) == (checkpoint.generation, checkpoint.step));
+            ensure(!is_gone, 13, || {
+                format!("{checkpoint:?} is to be loaded, and was deleted")
+            })?;
             return ensure(is_good, 13, || {
                 format!("{checkpoint:?} is to be loaded, and good are {:?}", self.loadable)
             });
@@ -436,10 +481,45 @@ impl Checker {
 
     /// A branch is closed.
     fn rewound(&mut self, rewind: &Rewind, run: &Run, trainers: &Trainers) -> Checked {
+        match rewind.by_operator {
+            true => self.asked_for(rewind)?,
+            false => self.by_the_rule(rewind, run, trainers)?,
+        }
+        let stops = self.stop_made.take_if(|stop| *stop > rewind.to);
+        ensure(rewind.stopped_after == stops, 19, || {
+            format!("{rewind:?}, and the run was stopped after {stops:?}")
+        })?;
+        self.stop_after = self.stop_after.filter(|stop| Some(*stop) != stops);
+        self.stop_issued = self.stop_issued.filter(|stop| *stop <= rewind.to);
+        self.left_by(rewind)
+    }
+
+    /// An operator wanted to go back just there.
+    fn asked_for(&mut self, rewind: &Rewind) -> Checked {
+        let is_known = self.asked_back.contains(&rewind.to) && rewind.to <= self.committed;
+        ensure(is_known && rewind.unusable == self.committed + 1, 17, || {
+            format!(
+                "{rewind:?} after step {}, and {:?} were asked for",
+                self.committed, self.asked_back
+            )
+        })?;
+        let is_over = self.stop_issued.is_some() || self.stop_made.is_some();
+        ensure(!is_over, 19, || format!("{rewind:?}, and the run is to stop"))?;
+        let end = self.durable_plans.get(&rewind.to);
+        let end = end.map_or(0, |plan| plan.first_sample + plan.samples);
+        let changes_nothing = rewind.skipped == (end..end) && rewind.rate_factor == 1.0;
+        ensure(changes_nothing, 17, || format!("{rewind:?} changes what is planned"))?;
+        self.operators_rewinds += 1;
+        self.rewinds_since = 0;
+        Ok(())
+    }
+
+    /// The policy's rule has the run go back.
+    fn by_the_rule(&mut self, rewind: &Rewind, run: &Run, trainers: &Trainers) -> Checked {
         let Some(rule) = self.rule else {
             return Err(Violation::new(17, format!("{rewind:?}, and there is no rule")));
         };
-        ensure(self.rewinds < u64::from(rule.most), 17, || {
+        ensure(self.rewinds_since < rule.most, 17, || {
             format!("{rewind:?} is one too many")
         })?;
         let is_the_next = rewind.unusable == self.committed + 1 && self.said_unusable.contains(&rewind.unusable);
@@ -475,6 +555,12 @@ impl Checker {
             format!("{rewind:?}, and {inside:?} are in the collectives")
         })?;
         self.rewinds += 1;
+        self.rewinds_since += 1;
+        Ok(())
+    }
+
+    /// What holds from a rewind on.
+    fn left_by(&mut self, rewind: &Rewind) -> Checked {
         self.trained = (1..=rewind.to)
             .filter_map(|step| self.durable_plans.get(&step))
             .map(|plan| plan.samples)
@@ -525,6 +611,15 @@ impl Checker {
                     let before = self.durable_plans.values().next_back();
                     let end = before.map_or(0, |before| before.first_sample + before.samples);
                     self.as_changed(plan, self.branches.cursor_after(plan.step - 1, end))?;
+                    ensure(self.stop_issued.is_none(), 19, || {
+                        format!("plan {} after one that stops the run", plan.step)
+                    })?;
+                    // A rank that was lost in that very step makes the others make it again, and one more.
+                    let replayed = self.durable_generation.as_ref().map_or(0, |made| made.replay_through);
+                    ensure(self.stop_made.is_none_or(|stop| replayed >= stop), 19, || {
+                        format!("plan {} after the step that stopped the run", plan.step)
+                    })?;
+                    self.stop_issued = plan.stop.then_some(plan.step);
                     self.durable_plans.insert(plan.step, plan.clone());
                 }
             }
@@ -552,6 +647,9 @@ impl Checker {
                     ensure(one, 5, || {
                         format!("step {step} is committed, and peer {rank} said {said:?}")
                     })?;
+                }
+                if commit.plan.stop {
+                    (self.stop_issued, self.stop_made) = (None, Some(step));
                 }
                 self.committed = step;
                 self.seen.insert(step, Observation::of(&commit.plan, &commit.metrics));
@@ -620,8 +718,10 @@ impl Checker {
                 })?;
                 self.checkpoints += 1;
                 self.loadable.insert(*checkpoint);
+                self.stored.push(*checkpoint);
             }
             Record::CheckpointRefused { checkpoint, .. } => {
+                self.stored.retain(|known| known != checkpoint);
                 ensure(self.loadable.remove(checkpoint), 13, || {
                     format!("{checkpoint:?} is refused twice")
                 })?;
@@ -631,6 +731,11 @@ impl Checker {
                 let last = end.last_step;
                 ensure(last == self.committed, 8, || {
                     format!("the end speaks of step {last}, not {}", self.committed)
+                })?;
+                let replayed = self.durable_generation.as_ref().map_or(0, |made| made.replay_through);
+                let as_planned = self.stop_made.is_none_or(|stop| last == stop || replayed >= stop);
+                ensure(as_planned, 19, || {
+                    format!("the run was to stop after {:?}, and ended after {last}", self.stop_made)
                 })?;
             }
         }

@@ -3,7 +3,7 @@
 //! Way of data: every decision → [`Coverage::note`] → the reports of the schedules → one table of all ([`Coverage::table`]),
 //! and the pairs that are still to be seen ([`Coverage::unseen`]).
 
-use crate::run::{Event, Phase};
+use crate::run::{Event, Phase, Wanted};
 
 /// Every phase, in the order of the enum.
 const PHASES: [Phase; 11] = [
@@ -20,8 +20,8 @@ const PHASES: [Phase; 11] = [
     Phase::Ended,
 ];
 
-/// Every kind of event, in the order of the enum.
-const KINDS: [&str; 21] = [
+/// Every kind of event, in the order of the enum; of orders, two that stop or turn the run have kinds of their own.
+const KINDS: [&str; 23] = [
     "join",
     "return",
     "comm-id",
@@ -43,6 +43,8 @@ const KINDS: [&str; 21] = [
     "stop",
     "abandon",
     "ordered",
+    "stop-after",
+    "rewind",
 ];
 
 /// What cannot be: only ranks in the collectives of a generation that is not waited for have leases.
@@ -85,7 +87,11 @@ fn kind_of(event: &Event) -> usize {
         Event::Checkpoint => 17,
         Event::Stop => 18,
         Event::Abandon => 19,
-        Event::Ordered(_) => 20,
+        Event::Ordered(order) => match &order.wanted {
+            Wanted::Change(ask) if ask.stop_at.is_some() => 21,
+            Wanted::Rewind { .. } => 22,
+            _ => 20,
+        },
     }
 }
 

@@ -41,10 +41,16 @@ pub(in crate::run) enum Fault {
     ForgetChanges,
     /// Breaks invariant 18: an order that is said again is carried out again.
     CarryOutTwice,
-    /// Breaks invariant 19: what is decided holds as soon as a plan can be made of it.
+    /// Breaks invariant 20: what is decided holds as soon as a plan can be made of it.
     AdaptAtOnce,
-    /// Breaks invariant 19: plans are issued before their batch is decided on.
+    /// Breaks invariant 20: plans are issued before their batch is decided on.
     PlanBeforeTheDecision,
+    /// Breaks invariant 17: an operator's rewind goes back one step further.
+    GoBackTooFar,
+    /// Breaks invariants 5 and 10: what ranks say of a branch that is closed counts.
+    HearAClosedBranch,
+    /// Breaks invariant 19: plans are issued behind the one that stops the run.
+    PlanBehindTheStop,
     /// In the trainers. Breaks invariant 15.
     FreeSnapshotsTooEarly,
     /// In the trainers: what a coordinator of an earlier term said is obeyed.
@@ -106,6 +112,9 @@ impl Fault {
             | Fault::CarryOutTwice
             | Fault::AdaptAtOnce
             | Fault::PlanBeforeTheDecision
+            | Fault::GoBackTooFar
+            | Fault::HearAClosedBranch
+            | Fault::PlanBehindTheStop
             | Fault::FreeSnapshotsTooEarly
             | Fault::ObeyOlderTerms
             | Fault::SendBeforeTheTransaction

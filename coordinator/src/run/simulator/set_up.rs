@@ -15,7 +15,7 @@ use crate::changes::{Ask, Setting};
 use crate::ledger::Shadow;
 use crate::plan::Planner;
 use crate::run::tests::facts;
-use crate::run::{Event, Leases, Order, Recorded, Run, RunFacts, Wanted, Worlds};
+use crate::run::{Event, Keeps, Leases, Order, Recorded, Run, RunFacts, Wanted, Worlds};
 
 /// One whole schedule. `fault`: what is wrong with the machine.
 pub(in crate::run) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report, Violation> {
@@ -96,8 +96,13 @@ pub(in crate::run) fn simulate(seed: u64, fault: Option<Fault>) -> Result<Report
     if seed % 3 != 1 {
         order_changes(&mut commands, &mut StdRng::seed_from_u64(seed.rotate_left(48)));
     }
+    more_orders(&mut commands, steps, &mut StdRng::seed_from_u64(seed.rotate_left(8)));
     let mut backwards = StdRng::seed_from_u64(seed.rotate_left(16));
     let bad_samples = rewinds(&mut facts, &mut backwards);
+    facts.keeps = backwards.random_ratio(1, 2).then(|| Keeps {
+        last: backwards.random_range(1..=3),
+        every: [0, 8][backwards.random_range(0..2)],
+    });
     turnover.restarts += u32::from(is_elastic && wild.random_ratio(1, 2));
     turnover.failures = u32::from(wild.random_ratio(1, 12));
     if is_elastic || wild.random_ratio(1, 8) {
@@ -209,6 +214,46 @@ fn adapt(facts: &mut RunFacts, rng: &mut StdRng) {
     });
     if let Ok(planner) = Planner::new(&config, 0) {
         facts.planner = planner;
+    }
+}
+
+/// In some schedules operators plan where the run stops, or have it go back.
+fn more_orders(commands: &mut Vec<(u32, Event)>, steps: u64, rng: &mut StdRng) {
+    let mut wanted = Vec::new();
+    if rng.random_ratio(1, 2) {
+        let stop_at = |step| {
+            Wanted::Change(Ask {
+                stop_at: Some(step),
+                ..Ask::default()
+            })
+        };
+        wanted.push(stop_at(rng.random_range(1..=steps)));
+        if rng.random_ratio(1, 4) {
+            wanted.push(stop_at(0));
+        }
+    }
+    if rng.random_ratio(1, 2) {
+        for _ in 0..rng.random_range(1..=3) {
+            // The beginning can always be had; what lies between wants a checkpoint or a snapshot.
+            let to = match rng.random_ratio(1, 3) {
+                true => 0,
+                false => rng.random_range(0..=steps),
+            };
+            wanted.push(Wanted::Rewind { to });
+        }
+    }
+    for (number, wanted) in wanted.into_iter().enumerate() {
+        let order = Order {
+            wanted,
+            key: format!("other order {number}"),
+            if_step_before: rng.random_ratio(1, 8).then(|| rng.random_range(1..60)),
+            dry_run: rng.random_ratio(1, 8),
+        };
+        let event = Event::Ordered(Box::new(order));
+        for _ in 0..rng.random_range(1..=2) {
+            let when = rng.random_range(0..=commands.len());
+            commands.insert(when, (rng.random_range(1..100), event.clone()));
+        }
     }
 }
 

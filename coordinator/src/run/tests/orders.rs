@@ -232,6 +232,40 @@ fn a_run_stops_after_the_step_that_was_named() {
 }
 
 #[test]
+fn invariant_19_a_stop_whose_plan_is_issued_cannot_be_taken_back_or_moved() {
+    let mut run = training(1, 5000);
+    let at = |step| Ask {
+        stop_at: Some(step),
+        ..Ask::default()
+    };
+    let stop = run.issued_through + 3;
+    change(&mut run, at(stop));
+    change(&mut run, at(0));
+    change(&mut run, at(stop));
+    assert_eq!(
+        run.changes().count(),
+        3,
+        "before its plan is issued it can be taken back, and planned again"
+    );
+    while !run.issued.iter().any(|plan| plan.stop) {
+        let next = run.committed() + 1;
+        go_on(&mut run, 1, next..=next);
+    }
+    for other in [0, stop + 1, stop + 100] {
+        let refused = change(&mut run, at(other));
+        assert_eq!(kind(&refused), "TOO_LATE");
+        let said = format!("the plan of step {stop}, after which the run stops, is issued already");
+        assert_eq!(refused.reason, said);
+    }
+    let next = run.committed() + 1;
+    go_on(&mut run, 1, next..=stop);
+    assert_eq!(
+        (run.committed(), run.issued_through, run.phase()),
+        (stop, stop, Phase::Stopping)
+    );
+}
+
+#[test]
 fn skipped_samples_are_in_no_plan() {
     let mut run = training(1, 5000);
     let cursor = run.cursor;

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::ledger::{Ledger, Recorder, RunRow, Shadow};
+use crate::ledger::{FactsRow, Ledger, Recorder, RunRow, Shadow};
 
 #[test]
 fn progress_and_idle_ticks_are_not_kept_and_everything_else_is() {
@@ -48,6 +48,20 @@ fn progress_and_idle_ticks_are_not_kept_and_everything_else_is() {
     let mut off = Recorder::new(None);
     off.decide(&mut run, Event::Stop, NOW);
     assert_eq!(off.waiting(), 0);
+}
+
+#[test]
+fn the_facts_of_an_older_build_are_read_as_what_it_did() {
+    let older = RunFacts {
+        stops_once: false,
+        ..facts(2, 8, 20)
+    };
+    let row = serde_json::to_value(FactsRow::of(&older)).unwrap();
+    let keys: Vec<&str> = row.as_object().unwrap().keys().map(String::as_str).collect();
+    assert!(!keys.contains(&"keeps") && !keys.contains(&"stops_once"), "{keys:?}");
+    let again = serde_json::from_value::<FactsRow>(row).unwrap();
+    let again = again.facts(1, older.planner.clone());
+    assert_eq!((again.keeps, again.stops_once), (None, false));
 }
 
 #[test]

@@ -22,6 +22,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
     let (mut hung, mut muted, mut lapsed) = (0, 0, 0);
     let (mut generations, mut resumed, mut replayed, mut restarts, mut went_on) = (0, 0, 0, 0, 0);
     let (mut rewinds, mut unusable) = (0, 0);
+    let (mut operators_rewinds, mut planned_stops) = (0, 0);
     let (mut tears, mut coverage) = (Tears::default(), Coverage::default());
     let (mut zombies, mut breaks, mut cuts) = (Zombies::default(), 0, 0);
     let schedules = std::env::var("LOCKSTEP_SIMULATOR_SCHEDULES");
@@ -40,6 +41,8 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
                 restarts += report.restarts;
                 rewinds += report.rewinds;
                 unusable += report.unusable;
+                operators_rewinds += report.operators_rewinds;
+                planned_stops += u64::from(report.is_stopped_as_planned);
                 went_on += report.went_on;
                 checkpoints += report.checkpoints;
                 loaded += report.loaded;
@@ -69,7 +72,8 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
         "{completed} completed, {stopped} stopped, {failed} failed, {steps} steps, {replayed} of them again, \
          {generations} generations, {resumed} of them from a snapshot, {restarts} coordinators replaced, {went_on} \
          generations went on in another term, {checkpoints} checkpoints, {loaded} loaded, {drifts} \
-         members whose memory changed, {hung} that hung and {muted} that were not heard, {lapsed} leases that lapsed, {unusable} steps that could not be made and {rewinds} rewinds, {:?}",
+         members whose memory changed, {hung} that hung and {muted} that were not heard, {lapsed} leases that lapsed, {unusable} steps that could not be made and {rewinds} rewinds, {operators_rewinds} that operators asked \
+         for, {planned_stops} stops that they had planned, {:?}",
         began.elapsed()
     );
     let Tears {
@@ -115,9 +119,18 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
             .all(|ended| ended > SCHEDULES / 10)
             && replayed > SCHEDULES / 4
             && [steps, generations].into_iter().all(|count| count > SCHEDULES / 2)
-            && [loaded, hung, muted, lapsed, went_on, rewinds]
-                .into_iter()
-                .all(|count| count > SCHEDULES / 25)
+            && [
+                loaded,
+                hung,
+                muted,
+                lapsed,
+                went_on,
+                rewinds,
+                operators_rewinds,
+                planned_stops
+            ]
+            .into_iter()
+            .all(|count| count > SCHEDULES / 25)
             && [resumed, restarts, checkpoints, drifts]
                 .into_iter()
                 .all(|count| count > SCHEDULES / 10),
@@ -127,7 +140,7 @@ fn ten_thousand_random_schedules_keep_every_invariant() {
 
 #[test]
 fn the_simulator_finds_deliberate_faults() {
-    let faults: [(Fault, &[u32]); 23] = [
+    let faults: [(Fault, &[u32]); 26] = [
         (Fault::CommitBeforeEveryHash, &[5]),
         (Fault::SendBeforeDurable, &[6]),
         (Fault::AlterPlanForOneMember, &[4]),
@@ -145,12 +158,15 @@ fn the_simulator_finds_deliberate_faults() {
         (Fault::ResumeFromAClosedBranch, &[17]),
         (Fault::FreeWhatARewindNeeds, &[15]),
         (Fault::ForgetChanges, &[18]),
-        (Fault::AdaptAtOnce, &[19]),
-        (Fault::PlanBeforeTheDecision, &[19]),
+        (Fault::AdaptAtOnce, &[20]),
+        (Fault::PlanBeforeTheDecision, &[20]),
         (Fault::CarryOutTwice, &[18]),
+        (Fault::GoBackTooFar, &[17]),
+        (Fault::HearAClosedBranch, &[5, 10]),
+        (Fault::PlanBehindTheStop, &[19]),
         (Fault::ObeyOlderTerms, &[1, 10, 16]),
         (Fault::SendBeforeTheTransaction, &[6]),
-        (Fault::WriteWithoutTheLock, &[2, 4, 5, 6]),
+        (Fault::WriteWithoutTheLock, &[2, 4, 5, 6, 17, 18]),
     ];
     for (fault, invariants) in faults {
         let first = first_seed();

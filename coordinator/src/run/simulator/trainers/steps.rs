@@ -61,7 +61,7 @@ impl Trainers {
         self.ends.insert(step, end);
         let made = hash(step, end);
         self.replayed += u64::from(step <= generation.replay_through);
-        let (mut last, mut checkpoint) = (false, false);
+        let (mut last, mut checkpoint, mut stops) = (false, false, false);
         for (rank, index) in ranks.iter().enumerate() {
             let peer = self.peer(*index);
             let trainer = &mut self.all[*index];
@@ -91,6 +91,8 @@ impl Trainers {
             trainer.say(Event::Report { peer, report });
             last |= plan.last;
             checkpoint |= plan.checkpoint;
+            // Where it is made again it ends nothing.
+            stops |= plan.stop && step > generation.replay_through;
         }
         if last {
             for index in ranks {
@@ -103,6 +105,12 @@ impl Trainers {
         }
         if checkpoint {
             self.write_checkpoint(&ranks, &generation, step);
+        }
+        if stops {
+            for index in ranks {
+                self.say_farewell(index, Outcome::Stopped);
+            }
+            return;
         }
         if step >= generation.replay_through {
             self.act_on_directive(&ranks, &generation);
