@@ -1,5 +1,7 @@
 //! What goes into the machine and what comes out of it.
 
+use std::sync::Arc;
+
 use lockstep_proto::domain::{
     Checkpoint, CommittedStep, CoordinatorBody, Directive as Urgent, Generation, JoinInfo, Outcome, Part, Plan,
     Progress, Ready, Return, RunEnd, Stamp, StepMetrics, StepReport, Validation, Written,
@@ -236,8 +238,8 @@ pub enum Directive {
         to: Peer,
         /// Under this term and generation.
         stamp: Stamp,
-        /// The message.
-        body: CoordinatorBody,
+        /// The message: one for all of those to whom the same is said, so that it is made and encoded once.
+        body: Arc<CoordinatorBody>,
     },
     /// Close this member's stream, with this sentence: nothing that it says counts any more.
     Fence {

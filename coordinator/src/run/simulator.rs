@@ -311,7 +311,7 @@ impl Simulation {
     /// What the coordinator's service does with a directive.
     fn carry_out(&mut self, directive: Directive) {
         match directive {
-            Directive::Send { to, stamp, body } => self.trainers.send(to, stamp, body),
+            Directive::Send { to, stamp, body } => self.trainers.send(to, stamp, (*body).clone()),
             Directive::Fence { peer, .. } => self.trainers.fence(peer),
             Directive::Persist(record) => self.ledger.note(&record),
             Directive::Commit(commission) => self.commissions.push_back(commission.checkpoint),
@@ -538,9 +538,8 @@ impl Simulation {
         let waits = matches!(self.run.phase(), Phase::WaitingForMembers);
         let may_join = self.run.begins_anew || self.run.facts.worlds.are_elastic();
         // The coordinator alone knows whom it has set apart; they wait for the others before they go.
-        let is_apart = |peer: &Peer| self.run.members[peer].leaving.is_some();
-        let apart = self.run.members.keys().filter(|peer| is_apart(peer));
-        let apart = apart.filter_map(|peer| self.trainers.index_of(*peer)).collect();
+        let apart = self.run.members.iter().filter(|(_, member)| member.leaving.is_some());
+        let apart = apart.filter_map(|(peer, _)| self.trainers.index_of(*peer)).collect();
         if waits && may_join && self.trainers.of_use(&apart) < needed {
             self.trainers.add();
         }

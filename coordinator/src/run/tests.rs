@@ -171,7 +171,7 @@ fn everybody_reports(run: &mut Run, ranks: u32, step: u64) -> Decision {
 
 fn sent(decision: &Decision, peer: Peer) -> Vec<CoordinatorBody> {
     let to_peer = |directive: &Done| match directive {
-        Done::Send { to, body, .. } if *to == peer => Some(body.clone()),
+        Done::Send { to, body, .. } if *to == peer => Some((**body).clone()),
         _ => None,
     };
     decision.directives.iter().filter_map(to_peer).collect()

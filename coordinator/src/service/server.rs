@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use lockstep_config::SecuritySection;
 use lockstep_proto::FILE_DESCRIPTOR_SET;
+use lockstep_proto::encoded::training_server::TrainingServer;
 use lockstep_proto::v1::control_server::ControlServer;
-use lockstep_proto::v1::training_server::TrainingServer;
 use lockstep_security::{Keeper, Reload};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
