@@ -93,7 +93,10 @@ fn measured(options: &Options, folder: &TempDir) -> anyhow::Result<()> {
     let out = coordinator.0.stdout.take().context("its output is read")?;
     BufReader::new(out).read_line(&mut address)?;
     let address = address.trim().to_owned();
-    ensure!(!address.is_empty(), "the coordinator did not start; its lines above say why");
+    ensure!(
+        !address.is_empty(),
+        "the coordinator did not start; its lines above say why"
+    );
     let (empty, _) = memory_kib(pid)?;
 
     let (release, released) = watch::channel(0);
@@ -122,9 +125,13 @@ fn measured(options: &Options, folder: &TempDir) -> anyhow::Result<()> {
 
     let began = Instant::now();
     let tally = &crew.tally;
-    pace.wait("the members to join", || tally.joined.load(Ordering::Relaxed) == options.members)?;
+    pace.wait("the members to join", || {
+        tally.joined.load(Ordering::Relaxed) == options.members
+    })?;
     let joined = began.elapsed();
-    pace.wait("every rank's plans", || tally.planned.load(Ordering::Relaxed) == options.members)?;
+    pace.wait("every rank's plans", || {
+        tally.planned.load(Ordering::Relaxed) == options.members
+    })?;
     let formed = began.elapsed();
     let (trains, at_formation) = memory_kib(pid)?;
 
@@ -138,14 +145,20 @@ fn measured(options: &Options, folder: &TempDir) -> anyhow::Result<()> {
     let steady = Instant::now();
     for step in 1..=options.steps {
         if step == FIRST_COUNTED {
-            before = Some((Instant::now(), processor_time(pid)?, tally.messages.load(Ordering::Relaxed)));
+            before = Some((
+                Instant::now(),
+                processor_time(pid)?,
+                tally.messages.load(Ordering::Relaxed),
+            ));
         }
         if step == options.steps {
             // The last step ends the run, and the operator's calls with it.
             over.store(true, Ordering::Relaxed);
         }
         let due = steady + Duration::from_millis(options.step_ms) * u32::try_from(step - 1)?;
-        pace.wait("the next step", || Instant::now() >= due && tally.plans.load(Ordering::Relaxed) >= step)?;
+        pace.wait("the next step", || {
+            Instant::now() >= due && tally.plans.load(Ordering::Relaxed) >= step
+        })?;
         if step == options.steps {
             break;
         }
@@ -154,7 +167,12 @@ fn measured(options: &Options, folder: &TempDir) -> anyhow::Result<()> {
         let all = step * u64::from(options.members);
         pace.wait("every rank's report", || tally.reports.load(Ordering::Relaxed) >= all)?;
     }
-    let committed = || tally.committed.lock().map_or(0, |all| all.last().map_or(0, |last| last.0));
+    let committed = || {
+        tally
+            .committed
+            .lock()
+            .map_or(0, |all| all.last().map_or(0, |last| last.0))
+    };
     pace.wait("the last but one commit", || committed() + 1 >= options.steps)?;
     let (since, spent, messages) = before.context("there were steps to count")?;
     let (counted, after) = (since.elapsed(), processor_time(pid)?);
@@ -171,7 +189,10 @@ fn measured(options: &Options, folder: &TempDir) -> anyhow::Result<()> {
     let steps = options.steps - FIRST_COUNTED;
     let members = f64::from(options.members);
     let per_member = |kib: u64| kib.saturating_sub(empty) as f64 / members;
-    println!("{} members, {} steps of {} ms at least\n", options.members, options.steps, options.step_ms);
+    println!(
+        "{} members, {} steps of {} ms at least\n",
+        options.members, options.steps, options.step_ms
+    );
     println!(
         "joined after {} ms, with plans after {} ms\nmemory of the coordinator: {empty} KiB without members, {trains} KiB \
          when they train, {trained} KiB after the steps, {most} KiB at most ({at_formation} until they trained)\nmemory a \
@@ -203,7 +224,12 @@ fn measured(options: &Options, folder: &TempDir) -> anyhow::Result<()> {
 /// From the release of a step to its commit at rank 0, and what calls took.
 fn print_times(releases: &[(u64, Instant)], crew: &Crew, calls: Calls) {
     let committed = crew.tally.committed.lock().map(|all| all.clone()).unwrap_or_default();
-    let heard = |step: u64| committed.iter().find(|(through, _)| *through >= step).map(|(_, at)| *at);
+    let heard = |step: u64| {
+        committed
+            .iter()
+            .find(|(through, _)| *through >= step)
+            .map(|(_, at)| *at)
+    };
     let counted = releases.iter().filter(|(step, _)| *step >= FIRST_COUNTED);
     let mut commits: Vec<Duration> = counted
         .filter_map(|(step, at)| Some(heard(*step)?.saturating_duration_since(*at)))

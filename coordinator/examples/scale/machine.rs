@@ -82,7 +82,10 @@ impl Life {
         let peers = 0..Peer::from(members);
         for peer in peers.clone() {
             let info = info(peer);
-            life.feed(["join, one member", "join, the last: a generation"], Event::Join { peer, info });
+            life.feed(
+                ["join, one member", "join, the last: a generation"],
+                Event::Join { peer, info },
+            );
         }
         life.expect(Phase::WaitingForCommId);
         life.begin(members);
@@ -128,7 +131,10 @@ impl Life {
         let began = Instant::now();
         let decision = self.run.step(event, self.now);
         let reason = self.run.reason();
-        let spoken = decision.directives.iter().filter(|done| matches!(done, Directive::Send { .. }));
+        let spoken = decision
+            .directives
+            .iter()
+            .filter(|done| matches!(done, Directive::Send { .. }));
         let name = if spoken.count() > 1 { many } else { one };
         drop::<(Decision, String)>((decision, reason));
         self.note(name, began.elapsed());
@@ -154,7 +160,10 @@ impl Life {
                 hash: [0; 32],
                 transports: Vec::new(),
             };
-            self.feed(["ready, one rank", "ready, the last: plans"], Event::Ready { peer, stamp, ready });
+            self.feed(
+                ["ready, one rank", "ready, the last: plans"],
+                Event::Ready { peer, stamp, ready },
+            );
         }
         self.expect(Phase::Training);
     }
@@ -189,7 +198,10 @@ impl Life {
             validation: None,
             peak_memory_mib: 100,
         };
-        self.feed(["report, one rank", "report, the last: commit, plans"], Event::Report { peer, report });
+        self.feed(
+            ["report, one rank", "report, the last: commit, plans"],
+            Event::Report { peer, report },
+        );
     }
 
     /// Each rank holds its own part and its neighbour's.
@@ -202,7 +214,10 @@ impl Life {
                 part: of,
                 hash: [7; 32],
             };
-            self.feed(["holds, one part", "holds, the last: a snapshot"], Event::Holds { peer, stamp, part });
+            self.feed(
+                ["holds, one part", "holds, the last: a snapshot"],
+                Event::Holds { peer, stamp, part },
+            );
         }
     }
 

@@ -75,7 +75,9 @@ pub(crate) async fn live(crew: &Crew, index: u32) -> anyhow::Result<()> {
         let channel = Endpoint::from_shared(crew.address.clone())?.connect().await?;
         TrainingClient::new(channel).attach(ReceiverStream::new(receiver)).await
     };
-    let mut stream = attached.with_context(|| format!("member {index} cannot attach"))?.into_inner();
+    let mut stream = attached
+        .with_context(|| format!("member {index} cannot attach"))?
+        .into_inner();
     let mut member = Member {
         crew,
         index,
@@ -191,7 +193,11 @@ impl Member<'_> {
         let others = if self.crew.transports { self.crew.members } else { 0 };
         let transports = (0..others).map(|other| name(other).to_owned()).collect();
         let parameter_hash = vec![0; 32];
-        self.say(Said::Ready(v1::Ready { parameter_hash, transports })).await?;
+        self.say(Said::Ready(v1::Ready {
+            parameter_hash,
+            transports,
+        }))
+        .await?;
         self.crew.tally.ready.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

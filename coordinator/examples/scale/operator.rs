@@ -59,9 +59,15 @@ async fn one(control: &mut ControlClient<Channel>, number: u64) -> (&'static str
     };
     match number % 6 {
         0 | 3 => ("status", control.status(v1::StatusRequest { header }).await.map(drop)),
-        1 => ("overview", control.overview(v1::OverviewRequest { header }).await.map(drop)),
+        1 => (
+            "overview",
+            control.overview(v1::OverviewRequest { header }).await.map(drop),
+        ),
         2 => ("set", control.set(set(false)).await.map(drop)),
-        4 => ("members", control.members(v1::MembersRequest { header }).await.map(drop)),
+        4 => (
+            "members",
+            control.members(v1::MembersRequest { header }).await.map(drop),
+        ),
         _ => ("set, dry run", control.set(set(true)).await.map(drop)),
     }
 }

@@ -17,7 +17,9 @@ impl Run {
             return self.stop(&who, directives);
         }
         let is_rank = member.rank.is_some();
-        let said = self.members.change(&peer, |member| member.leaving.replace(reason.to_owned()));
+        let said = self
+            .members
+            .change(&peer, |member| member.leaving.replace(reason.to_owned()));
         if said.flatten().is_some() {
             return Ok(None); // said twice
         }

@@ -84,7 +84,14 @@ impl Run {
             }
         }
         let finished = true;
-        self.send_all(&heard, CoordinatorBody::Acknowledged { step: committed, finished }, directives);
+        self.send_all(
+            &heard,
+            CoordinatorBody::Acknowledged {
+                step: committed,
+                finished,
+            },
+            directives,
+        );
     }
 
     /// The generation is aborted before the last steps of these members were committed: they have not ended after all.

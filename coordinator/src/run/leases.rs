@@ -113,7 +113,10 @@ impl Leases {
             }
         }
         let since = |at: Duration| now.saturating_sub(at);
-        let silent: Vec<_> = self.of(ranks).filter(|(_, seen)| since(seen.heard) >= self.lease).collect();
+        let silent: Vec<_> = self
+            .of(ranks)
+            .filter(|(_, seen)| since(seen.heard) >= self.lease)
+            .collect();
         if !silent.is_empty() {
             let of = |seen: &Seen| format!("nothing was heard of it for {:.1} s", since(seen.heard).as_secs_f64());
             return silent.into_iter().map(|(peer, seen)| (peer, of(seen))).collect();

@@ -300,7 +300,8 @@ impl Run {
             }
             return;
         }
-        self.members.change(&peer, |member| member.reported = member.reported.max(step));
+        self.members
+            .change(&peer, |member| member.reported = member.reported.max(step));
         if rank == 0
             && let Some(validation) = report.validation
         {
@@ -372,7 +373,8 @@ impl Run {
             reported.metrics = report.metrics.or(reported.metrics.take());
             reported.validation = report.validation.or(reported.validation);
         }
-        self.members.change(&peer, |member| member.reported = member.reported.max(step));
+        self.members
+            .change(&peer, |member| member.reported = member.reported.max(step));
         self.commit(directives);
     }
 

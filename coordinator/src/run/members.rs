@@ -168,7 +168,12 @@ impl Indexes {
         if let Some(rank) = seat.rank {
             self.ranks.remove(&(rank, peer));
         }
-        for of in [&mut self.unready, &mut self.unfinished_ranks, &mut self.in_collectives, &mut self.moving] {
+        for of in [
+            &mut self.unready,
+            &mut self.unfinished_ranks,
+            &mut self.in_collectives,
+            &mut self.moving,
+        ] {
             of.remove(&peer);
         }
         if let Some(step) = seat.unheard {
@@ -286,7 +291,11 @@ impl Members {
     pub(super) fn take_places(&mut self, generation: &Generation) {
         let places = generation.members.iter();
         self.of.places = places.map(|place| (place.member.clone(), place.rank)).collect();
-        let absent = self.of.places.iter().filter(|(name, _)| !self.of.names.contains_key(*name));
+        let absent = self
+            .of
+            .places
+            .iter()
+            .filter(|(name, _)| !self.of.names.contains_key(*name));
         self.of.absent = absent.map(|(_, rank)| *rank).collect();
     }
 
@@ -340,7 +349,10 @@ impl Members {
     /// Whose farewells are not acknowledged, in the order of streams. Of ranks only those whose steps go up to `through`.
     pub(super) fn unheard(&self, through: u64) -> BTreeSet<Peer> {
         let ranks = self.of.unheard_ranks.range(..=(through, Peer::MAX));
-        ranks.map(|(_, peer)| *peer).chain(self.of.unheard_others.iter().copied()).collect()
+        ranks
+            .map(|(_, peer)| *peer)
+            .chain(self.of.unheard_others.iter().copied())
+            .collect()
     }
 
     /// Who may be a rank of the next generation: how many.

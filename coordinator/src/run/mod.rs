@@ -74,8 +74,8 @@ pub use crate::run::decision::{
 };
 pub use crate::run::leases::Leases;
 use crate::run::members::{Member, Members};
-pub use crate::run::returning::Recorded;
 use crate::run::reach::Stands;
+pub use crate::run::returning::Recorded;
 use crate::run::returning::Returning;
 pub use crate::run::window::LONGEST_WINDOW;
 
@@ -409,7 +409,9 @@ impl Run {
             .values()
             .map(|member| MemberStatus {
                 info: member.info.clone(),
-                place: self.place_of(&member.info.member).map(|place| (place.rank, place.lanes.clone())),
+                place: self
+                    .place_of(&member.info.member)
+                    .map(|place| (place.rank, place.lanes.clone())),
                 reported_step: member.reported,
                 phase: member.progress.phase.clone(),
                 transports: member.ready.as_ref().map(Stands::listed).unwrap_or_default(),

@@ -185,7 +185,10 @@ impl Run {
                 .map(|member| member.info.member.as_str())
                 .collect();
             names.sort_unstable();
-            let reason = format!("no member {name:?} is there; there are: {}", listed(&names, names.len(), ", "));
+            let reason = format!(
+                "no member {name:?} is there; there are: {}",
+                listed(&names, names.len(), ", ")
+            );
             return Err(Refusal::new("NO_SUCH_MEMBER", "member", reason));
         };
         let remain = self.members.candidates() - usize::from(member.is_candidate());

@@ -26,10 +26,7 @@ impl From<Ready> for Stands {
             }
         }
         ways.shrink_to_fit();
-        Stands {
-            hash: ready.hash,
-            ways,
-        }
+        Stands { hash: ready.hash, ways }
     }
 }
 
@@ -41,7 +38,8 @@ impl Stands {
             return Vec::new();
         }
         let ways = self.ways.iter();
-        ways.flat_map(|(way, ranks)| std::iter::repeat_n(way.clone(), *ranks as usize)).collect()
+        ways.flat_map(|(way, ranks)| std::iter::repeat_n(way.clone(), *ranks as usize))
+            .collect()
     }
 
     /// Adds how it, rank `rank`, reaches the ranks behind it.
@@ -66,7 +64,11 @@ mod tests {
 
     fn stands(transports: &[&str]) -> Stands {
         let transports = transports.iter().map(|&transport| transport.to_owned()).collect();
-        Ready { hash: [1; 32], transports }.into()
+        Ready {
+            hash: [1; 32],
+            transports,
+        }
+        .into()
     }
 
     #[test]

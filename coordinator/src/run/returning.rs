@@ -247,9 +247,7 @@ impl Run {
             ready,
             parts,
         } = returned;
-        let is_same = |member: &Member| {
-            (member.info.pid, &member.info.host) == (info.pid, &info.host)
-        };
+        let is_same = |member: &Member| (member.info.pid, &member.info.host) == (info.pid, &info.host);
         let before = self.members.named(&info.member).find(|(_, member)| is_same(member));
         match before.map(|(peer, member)| (peer, member.finished.is_some())) {
             // It has opened a newer stream since, and this is a late word on one that is gone. Streams are counted as they come.

@@ -62,10 +62,13 @@ impl Run {
             let lacking = lacking.entry(part.step).or_insert(1);
             *lacking = lacking.saturating_sub(1);
         }
-        let may_stand = |(step, lacking): (&u64, &usize)| {
-            *lacking == 0 && (self.snapshot + 1..=self.committed).contains(step)
-        };
-        if self.lacking.as_ref().is_none_or(|lacking| lacking.iter().any(may_stand)) {
+        let may_stand =
+            |(step, lacking): (&u64, &usize)| *lacking == 0 && (self.snapshot + 1..=self.committed).contains(step);
+        if self
+            .lacking
+            .as_ref()
+            .is_none_or(|lacking| lacking.iter().any(may_stand))
+        {
             self.stand(directives);
         }
         Ok(None)

@@ -31,8 +31,7 @@ impl Run {
             );
             return refuse("NAME_TAKEN", reason);
         }
-        let is_back = self.phase == Phase::WaitingForReturn
-            && self.place_of(name).is_some();
+        let is_back = self.phase == Phase::WaitingForReturn && self.place_of(name).is_some();
         if self.phase != Phase::WaitingForMembers && !is_back && !self.facts.worlds.are_elastic() {
             let ranks = self.ranks();
             let reason = format!("member {name} cannot join: the run has {ranks} ranks and all of them are there");

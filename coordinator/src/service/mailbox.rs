@@ -33,7 +33,10 @@ impl Outgoing {
 
     /// Sends without waiting. False where too many messages wait for the member already; one that is gone misses nothing.
     pub(crate) fn send(&self, message: Encoded) -> bool {
-        !matches!(self.messages.try_send(Ok(message)), Err(mpsc::error::TrySendError::Full(_)))
+        !matches!(
+            self.messages.try_send(Ok(message)),
+            Err(mpsc::error::TrySendError::Full(_))
+        )
     }
 
     /// Closes the stream with a sentence.
@@ -61,7 +64,8 @@ pub(crate) enum Letter {
     Watch(Reply<(RunEvent, broadcast::Receiver<RunEvent>)>),
 }
 
-/// Where letters are put. Members' letters are held back when there are too many; commands and questions are not.
+/// Where letters are put. Members' letters are held back when there are too many. Operators' letters are few by themselves: a
+/// call waits for its answer, and only so many are served at a time.
 #[derive(Clone)]
 pub(crate) struct Mailbox {
     pub(crate) members: mpsc::Sender<Letter>,

@@ -4,12 +4,14 @@
 //! run's own thread (`executor`) hands them to the machine, makes what it decides durable, writes the files, and
 //! only then sends. `status` turns refusals into rich errors. The services run on another thread (`server`), so
 //! that a slow disk never delays a keepalive. Whoever calls has come in by `incoming` and passed the `guard`, which
-//! tells the `caller`.
+//! tells the `caller`; `files` asks the system for a place for everybody. Every queue between them is bounded: a full box
+//! holds back whoever fills it, and a member that does not take what it is told is cut off.
 
 mod caller;
 mod checkpoints;
 mod control;
 mod executor;
+mod files;
 mod guard;
 mod incoming;
 mod mailbox;
@@ -20,6 +22,7 @@ mod training;
 pub(crate) use caller::Caller;
 pub(crate) use checkpoints::{CheckpointOptions, Committer, tensors};
 pub(crate) use executor::{Executor, ExecutorParts};
+pub(crate) use files::allow_for;
 pub(crate) use mailbox::{Letter, Mailbox, mailbox};
 pub(crate) use server::{Admission, serve};
 

@@ -12,7 +12,7 @@ use lockstep_proto::encoded::training_server::TrainingServer;
 use lockstep_proto::v1::control_server::ControlServer;
 use lockstep_security::{Keeper, Reload};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tonic::transport::Server;
 
 use crate::dashboard::webhook::Webhook;
@@ -20,7 +20,7 @@ use crate::dashboard::{self, Board};
 use crate::ledger::RunRow;
 use crate::service::MESSAGE_LIMIT;
 use crate::service::caller::Caller;
-use crate::service::control::ControlService;
+use crate::service::control::{CALLS, ControlService};
 use crate::service::guard::{Guard, Journal};
 use crate::service::incoming::connections;
 use crate::service::mailbox::Mailbox;
@@ -78,6 +78,7 @@ pub(crate) async fn serve(
         run_id: run.run_id,
         term,
         board: board.clone(),
+        turns: Semaphore::new(CALLS),
     })
     .max_decoding_message_size(MESSAGE_LIMIT)
     .max_encoding_message_size(MESSAGE_LIMIT);
