@@ -7,7 +7,6 @@ use std::fs;
 use std::path::PathBuf;
 
 use prost::Message;
-use tonic_build::manual::{Method, Service};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let files = [
@@ -22,27 +21,5 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("lockstep_descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
-    tonic_build::manual::Builder::new()
-        .build_client(false)
-        .compile(&[training()]);
     Ok(())
-}
-
-/// The training service once more, for a server that sends messages which are encoded already. Path and meaning are those of
-/// `training.proto`; that they are the same is a test.
-fn training() -> Service {
-    let attach = Method::builder()
-        .name("attach")
-        .route_name("Attach")
-        .input_type("crate::v1::MemberMessage")
-        .output_type("crate::encoded::Encoded")
-        .codec_path("crate::encoded::SharedCodec")
-        .client_streaming()
-        .server_streaming()
-        .build();
-    Service::builder()
-        .name("Training")
-        .package("lockstep.v1")
-        .method(attach)
-        .build()
 }

@@ -1,68 +1,60 @@
-//! The coordinator's half of the training service, for messages that go to many members: each is encoded once, and every
-//! stream sends the same bytes. On the wire nothing differs from the generated service of [`crate::v1`], whose client
-//! trainers use.
+//! Messages of the coordinator that go to many members, encoded once: every stream sends the same bytes.
 
-#![allow(missing_docs, unreachable_pub, clippy::all)] // The generated part.
-
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
-use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
-use tonic_prost::ProstDecoder;
 
 use crate::domain::FromCoordinator;
 use crate::v1;
 
-include!(concat!(env!("OUT_DIR"), "/lockstep.v1.Training.rs"));
+/// In front of a message stand a byte that says it is not compressed and its length, as gRPC has it.
+const PREFIX: usize = 5;
 
-/// What a stream asks for at a time to write into: most messages are an acknowledgement or a plan window.
-const ROOM: usize = 1 << 10;
-/// Bytes that are gathered before they are handed on.
-const GATHERED: usize = 16 << 10;
-
-/// A message of the coordinator as it goes over the wire. A copy shares its bytes.
+/// A message as it goes over the wire, in the frame of gRPC. A copy shares its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded(Bytes);
 
+impl Encoded {
+    /// The bytes of the frame.
+    pub fn into_bytes(self) -> Bytes {
+        self.0
+    }
+}
+
 impl From<&FromCoordinator> for Encoded {
     fn from(message: &FromCoordinator) -> Encoded {
-        Encoded(v1::CoordinatorMessage::from(message).encode_to_vec().into())
+        let message = v1::CoordinatorMessage::from(message);
+        let length = message.encoded_len();
+        let mut frame = BytesMut::with_capacity(PREFIX + length);
+        frame.put_u8(0);
+        // Nothing that a coordinator says is near 4 GiB; what is larger than a member takes it refuses by its length.
+        frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+        // The buffer grows where it must, so this cannot fail.
+        let _written = message.encode(&mut frame);
+        Encoded(frame.freeze())
     }
 }
 
-/// Sends [`Encoded`] messages, and takes those of members.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SharedCodec;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{CoordinatorBody, Header};
 
-impl Codec for SharedCodec {
-    type Encode = Encoded;
-    type Decode = v1::MemberMessage;
-    type Encoder = Copier;
-    type Decoder = ProstDecoder<v1::MemberMessage>;
-
-    fn encoder(&mut self) -> Copier {
-        Copier
-    }
-
-    fn decoder(&mut self) -> ProstDecoder<v1::MemberMessage> {
-        ProstDecoder::new(BufferSettings::new(ROOM, GATHERED))
-    }
-}
-
-/// Puts the bytes of a message into a stream.
-#[derive(Clone, Copy, Debug)]
-pub struct Copier;
-
-impl Encoder for Copier {
-    type Item = Encoded;
-    type Error = Status;
-
-    fn encode(&mut self, Encoded(bytes): Encoded, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(bytes);
-        Ok(())
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(ROOM, GATHERED)
+    #[test]
+    fn a_frame_is_the_message_behind_its_length_and_a_copy_shares_it() {
+        let message = FromCoordinator {
+            header: Header::default(),
+            body: CoordinatorBody::CommId(vec![7; 300]),
+        };
+        let encoded = Encoded::from(&message);
+        let (copy, frame) = (encoded.clone().into_bytes(), encoded.into_bytes());
+        assert_eq!(frame.as_ptr(), copy.as_ptr());
+        assert_eq!(frame[0], 0);
+        let length = u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]);
+        assert_eq!(length as usize, frame.len() - PREFIX);
+        let decoded = v1::CoordinatorMessage::decode(&frame[PREFIX..]);
+        assert_eq!(
+            FromCoordinator::try_from(decoded.unwrap_or_default()).as_ref(),
+            Ok(&message)
+        );
     }
 }

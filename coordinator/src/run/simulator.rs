@@ -11,7 +11,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::tests::info;
-use super::{Directive, Event, Leases, Peer, Phase, Recorded, Run};
+use super::{Directive, Event, Leases, Phase, Recorded, Run};
 use crate::ledger::Shadow;
 
 mod checker;
@@ -263,7 +263,7 @@ impl Simulation {
         if let Some((peer, progress)) = said.into_iter().next() {
             self.decide(Event::Progress { peer, progress })?;
         }
-        for (peer, how) in self.leases.lapsed(&self.run.watched(), self.now) {
+        for (peer, how) in self.leases.lapsed(self.run.watched(), self.now) {
             self.lapsed += 1;
             self.decide(Event::Lapsed { peer, how })?;
         }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use lockstep_config::SecuritySection;
 use lockstep_proto::FILE_DESCRIPTOR_SET;
-use lockstep_proto::encoded::training_server::TrainingServer;
 use lockstep_proto::v1::control_server::ControlServer;
 use lockstep_security::{Keeper, Reload};
 use tokio::net::TcpListener;
@@ -19,6 +18,7 @@ use crate::dashboard::webhook::Webhook;
 use crate::dashboard::{self, Board};
 use crate::ledger::RunRow;
 use crate::service::MESSAGE_LIMIT;
+use crate::service::attach::AttachServer;
 use crate::service::caller::Caller;
 use crate::service::control::{CALLS, ControlService};
 use crate::service::guard::{Guard, Journal};
@@ -70,9 +70,7 @@ pub(crate) async fn serve(
         config_toml: run.config_toml,
         next_peer: Arc::new(AtomicU64::new(0)),
     };
-    let training = TrainingServer::new(training)
-        .max_decoding_message_size(MESSAGE_LIMIT)
-        .max_encoding_message_size(MESSAGE_LIMIT);
+    let training = AttachServer::new(training);
     let control = ControlServer::new(ControlService {
         mailbox,
         run_id: run.run_id,
@@ -83,7 +81,7 @@ pub(crate) async fn serve(
     .max_decoding_message_size(MESSAGE_LIMIT)
     .max_encoding_message_size(MESSAGE_LIMIT);
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<TrainingServer<TrainingService>>().await;
+    health.set_serving::<AttachServer>().await;
     health.set_serving::<ControlServer<ControlService>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)

@@ -6,15 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{self, AtomicU64};
 
 use lockstep_proto::domain::{CoordinatorBody, FromCoordinator, FromMember, Header, Stamp};
-use lockstep_proto::encoded::Encoded;
-use lockstep_proto::encoded::training_server::Training;
 use lockstep_proto::v1;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use crate::ledger::event_of_member;
 use crate::run::{Event, Peer};
+use crate::service::attach::Outbox;
 use crate::service::mailbox::{Letter, Mailbox, OUTGOING, Outgoing};
 use crate::service::status::{misunderstood, older_term, other_run, over};
 
@@ -27,14 +25,9 @@ pub(super) struct TrainingService {
     pub(super) next_peer: Arc<AtomicU64>,
 }
 
-#[tonic::async_trait]
-impl Training for TrainingService {
-    type AttachStream = ReceiverStream<Result<Encoded, Status>>;
-
-    async fn attach(
-        &self,
-        request: Request<Streaming<v1::MemberMessage>>,
-    ) -> Result<Response<Self::AttachStream>, Status> {
+impl TrainingService {
+    /// A member's stream is open: what it says becomes events, and what is said to it comes out of the outbox.
+    pub(super) async fn attach(&self, mut incoming: Streaming<v1::MemberMessage>) -> Result<Outbox, Status> {
         let peer = self.next_peer.fetch_add(1, atomic::Ordering::Relaxed);
         let (messages, stream) = mpsc::channel(OUTGOING);
         let header = Header {
@@ -58,7 +51,6 @@ impl Training for TrainingService {
             .await
             .map_err(|_| over())?;
         let (mailbox, run_id, term) = (self.mailbox.clone(), self.run_id.clone(), self.term);
-        let mut incoming = request.into_inner();
         tokio::spawn(async move {
             let last_word = loop {
                 let message = tokio::select! {
@@ -83,7 +75,7 @@ impl Training for TrainingService {
                 let _told = messages.send(Err(status)).await;
             }
         });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(Outbox::new(stream))
     }
 }
 
