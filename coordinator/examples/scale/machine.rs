@@ -162,7 +162,11 @@ impl Life {
             };
             self.feed(
                 ["ready, one rank", "ready, the last: plans"],
-                Event::Ready { peer, stamp, ready },
+                Event::Ready {
+                    peer,
+                    stamp,
+                    ready: ready.into(),
+                },
             );
         }
         self.expect(Phase::Training);

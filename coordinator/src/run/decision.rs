@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use lockstep_proto::domain::{
     Checkpoint, CommittedStep, CoordinatorBody, Directive as Urgent, Generation, JoinInfo, Outcome, Part, Plan,
-    Progress, Ready, Return, RunEnd, Stamp, StepMetrics, StepReport, Validation, Written,
+    Progress, Return, RunEnd, Stamp, StepMetrics, StepReport, Validation, Written,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::branches::Rewind;
 use crate::changes::{Ask, Change};
+use crate::run::reach::Stands;
 
 /// A connection of a member: a new stream is a new peer, whoever is behind it.
 pub type Peer = u64;
@@ -49,7 +50,7 @@ pub enum Event {
         /// Its generation.
         stamp: Stamp,
         /// What it said.
-        ready: Ready,
+        ready: Stands,
     },
     /// What a device thread does.
     Progress {

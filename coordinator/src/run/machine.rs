@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_proto::domain::{CoordinatorBody, Ready, Stamp, StepReport, Validation};
+use lockstep_proto::domain::{CoordinatorBody, Stamp, StepReport, Validation};
 
+use crate::run::reach::Stands;
 use crate::run::{Commit, Decision, Directive, Event, Member, Past, Peer, Phase, Record, Refusal, Reported, Run};
 
 /// What a transition answers besides its directives.
@@ -226,12 +227,12 @@ impl Run {
         Ok(None)
     }
 
-    fn ready(&mut self, peer: Peer, stamp: Stamp, ready: Ready, directives: &mut Vec<Directive>) -> Answer {
+    fn ready(&mut self, peer: Peer, stamp: Stamp, ready: Stands, directives: &mut Vec<Directive>) -> Answer {
         if self.phase != Phase::WaitingForReady || self.present(peer, stamp).is_none() {
             return Ok(None);
         }
         self.members.change(&peer, |member| {
-            member.ready.get_or_insert_with(|| ready.into());
+            member.ready.get_or_insert(ready);
         });
         if !self.members.unready().is_empty() {
             return Ok(None);

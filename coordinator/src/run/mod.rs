@@ -74,7 +74,7 @@ pub use crate::run::decision::{
 };
 pub use crate::run::leases::Leases;
 use crate::run::members::{Member, Members};
-use crate::run::reach::Stands;
+pub use crate::run::reach::Stands;
 pub use crate::run::returning::Recorded;
 use crate::run::returning::Returning;
 pub use crate::run::window::LONGEST_WINDOW;

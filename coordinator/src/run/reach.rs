@@ -9,9 +9,9 @@ const MOST_LISTED: u32 = 64;
 
 /// What a rank said when its communicator stood.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stands {
+pub struct Stands {
     /// Hash of its parameters.
-    pub(super) hash: [u8; 32],
+    pub hash: [u8; 32],
     /// How it reaches each rank, by rank: neighbours that it reaches alike are one entry.
     ways: Vec<(String, u32)>,
 }

@@ -113,7 +113,8 @@ fn train(facts: RunFacts) -> Run {
                 ready: lockstep_proto::domain::Ready {
                     hash: [0; 32],
                     transports: Vec::new(),
-                },
+                }
+                .into(),
             },
             NOW,
         );
@@ -339,7 +340,8 @@ fn different_initial_hashes_end_the_run_and_name_the_ranks() {
                 ready: lockstep_proto::domain::Ready {
                     hash: [hash; 32],
                     transports: Vec::new(),
-                },
+                }
+                .into(),
             },
             NOW,
         );
