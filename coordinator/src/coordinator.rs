@@ -2,7 +2,6 @@
 //! binary.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::JoinHandle;
@@ -32,8 +31,6 @@ use crate::service::{
 const EVENTS: usize = 4096;
 /// How long ranks are waited for, in a new term, whose world cannot be formed anew.
 const FIXED_PATIENCE: Duration = Duration::from_secs(60);
-/// Threads that serve connections, at most.
-const MOST_SERVING: usize = 4;
 /// How long a command waits for the decision.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -294,7 +291,7 @@ impl Coordinator {
             board: board.clone(),
         };
         let (done, is_done) = oneshot::channel();
-        let (server_runtime, run_runtime) = (server_runtime()?, runtime()?);
+        let (server_runtime, run_runtime) = (runtime()?, runtime()?);
         let (server_mailbox, shown) = (mailbox.clone(), board.clone());
         let server = spawn("coordinator-service", move || {
             server_runtime.block_on(async move {
@@ -380,18 +377,6 @@ fn rewinds(config: &RunConfig) -> Option<Rewinds> {
 
 fn runtime() -> Result<Runtime, StartError> {
     tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(StartError::Thread)
-}
-
-/// Several threads where there are cores for them: when all ranks report a step at once, an operator's call is not behind all
-/// of them.
-fn server_runtime() -> Result<Runtime, StartError> {
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.min(MOST_SERVING))
-        .thread_name("coordinator-service")
         .enable_all()
         .build()
         .map_err(StartError::Thread)

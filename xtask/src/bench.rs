@@ -3,8 +3,8 @@
 //! [`train`] is a training step beside a peer, [`optimizer`] the same step with several optimisers, [`collectives`] what
 //! communication costs, [`safety`] what it costs to be able to go on after a failure, [`basin`] the final loss against the
 //! peak learning rate, [`families`] the loss under four families of schedules, and [`scale`] how the coordinator takes many
-//! members. [`step`] runs and measures the step that all but the last three share, [`columns`] lays runs side by side, [`variant`] names an optimiser, [`inspected`] reads what
-//! `lockstep inspect` says, and [`markdown`] lays tables out.
+//! members. [`step`] runs and measures the step that all but the last three share, [`columns`] lays runs side by side,
+//! [`variant`] names an optimiser, [`inspected`] reads what `lockstep inspect` says, and [`markdown`] lays tables out.
 
 mod basin;
 mod collectives;

@@ -6,6 +6,7 @@
 //! only where all of them are told something.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_proto::domain::{Generation, JoinInfo, Part, Progress};
@@ -214,11 +215,12 @@ impl Indexes {
     }
 }
 
-/// The members by stream.
+/// The members by stream. A copy is free until it, or what it was copied from, is changed: orders that are only tried are tried
+/// on a copy of the run.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Members {
-    all: BTreeMap<Peer, Member>,
-    of: Indexes,
+    all: Arc<BTreeMap<Peer, Member>>,
+    of: Arc<Indexes>,
 }
 
 impl Members {
@@ -245,27 +247,36 @@ impl Members {
 
     pub(super) fn insert(&mut self, peer: Peer, member: Member) {
         self.remove(&peer);
-        self.of.comes(peer, &member.info.member);
-        self.of.seat(peer, member.seat());
-        self.all.insert(peer, member);
+        let of = Arc::make_mut(&mut self.of);
+        of.comes(peer, &member.info.member);
+        of.seat(peer, member.seat());
+        Arc::make_mut(&mut self.all).insert(peer, member);
     }
 
     pub(super) fn remove(&mut self, peer: &Peer) -> Option<Member> {
-        let member = self.all.remove(peer)?;
-        self.of.unseat(*peer, member.seat());
-        self.of.goes(*peer, &member.info.member);
+        if !self.all.contains_key(peer) {
+            return None;
+        }
+        let member = Arc::make_mut(&mut self.all).remove(peer)?;
+        let of = Arc::make_mut(&mut self.of);
+        of.unseat(*peer, member.seat());
+        of.goes(*peer, &member.info.member);
         Some(member)
     }
 
     /// Changes a member, but not its name. What `change` answers; none where nobody is there.
     pub(super) fn change<T>(&mut self, peer: &Peer, change: impl FnOnce(&mut Member) -> T) -> Option<T> {
-        let member = self.all.get_mut(peer)?;
+        if !self.all.contains_key(peer) {
+            return None;
+        }
+        let member = Arc::make_mut(&mut self.all).get_mut(peer)?;
         let before = member.seat();
         let answer = change(member);
         let after = member.seat();
         if before != after {
-            self.of.unseat(*peer, before);
-            self.of.seat(*peer, after);
+            let of = Arc::make_mut(&mut self.of);
+            of.unseat(*peer, before);
+            of.seat(*peer, after);
         }
         Some(answer)
     }
@@ -289,14 +300,11 @@ impl Members {
 
     /// The ranks of the present generation are those of this one.
     pub(super) fn take_places(&mut self, generation: &Generation) {
+        let of = Arc::make_mut(&mut self.of);
         let places = generation.members.iter();
-        self.of.places = places.map(|place| (place.member.clone(), place.rank)).collect();
-        let absent = self
-            .of
-            .places
-            .iter()
-            .filter(|(name, _)| !self.of.names.contains_key(*name));
-        self.of.absent = absent.map(|(_, rank)| *rank).collect();
+        of.places = places.map(|place| (place.member.clone(), place.rank)).collect();
+        let absent = of.places.iter().filter(|(name, _)| !of.names.contains_key(*name));
+        of.absent = absent.map(|(_, rank)| *rank).collect();
     }
 
     /// The rank that a name has in the present generation.
@@ -374,11 +382,12 @@ impl Members {
     #[cfg(test)]
     pub(super) fn disagreement(&self) -> Option<String> {
         let mut anew = Members::default();
-        anew.of.places = self.of.places.clone();
+        let of = Arc::make_mut(&mut anew.of);
+        of.places = self.of.places.clone();
         let names: BTreeSet<&String> = self.all.values().map(|member| &member.info.member).collect();
-        let absent = anew.of.places.iter().filter(|(name, _)| !names.contains(name));
-        anew.of.absent = absent.map(|(_, rank)| *rank).collect();
-        for (peer, member) in &self.all {
+        let absent = of.places.iter().filter(|(name, _)| !names.contains(name));
+        of.absent = absent.map(|(_, rank)| *rank).collect();
+        for (peer, member) in self.all.iter() {
             anew.insert(*peer, member.clone());
         }
         (anew.of != self.of).then(|| format!("the indexes are {:?} and should be {:?}", self.of, anew.of))

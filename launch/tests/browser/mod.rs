@@ -194,10 +194,7 @@ impl Browser {
             // Said before the patience ends, for whoever has to find out why.
             if !is_true && start.elapsed() + std::time::Duration::from_secs(1) > PATIENCE {
                 let complaints = self.complaints.borrow();
-                println!(
-                    "no sign of it: {what}; complaints {complaints:?}; the page says:\n{}",
-                    self.text("body")
-                );
+                println!("no sign of it: {what}; complaints {complaints:?}; the page says:\n{}", self.text("body"));
             }
             is_true
         });
