@@ -9,12 +9,13 @@
 
 mod peers;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lockstep_config::AlertsSection;
 use lockstep_proto::domain::{Alert, CommittedStep, MemberStatus};
 
 pub(crate) use crate::alerts::peers::Peers;
+use crate::alerts::peers::Slower;
 
 /// Steps over which mean and deviation of the loss are smoothed.
 const SMOOTHING: f64 = 32.0;
@@ -329,12 +330,14 @@ impl Alerts {
     fn judge_stragglers(&mut self, glance: &Glance<'_>, is_training: bool) {
         let now = glance.now;
         let slow = if is_training { self.peers.slower() } else { Vec::new() };
+        let slow: BTreeMap<&str, &Slower> = slow.iter().map(|slow| (slow.member.as_str(), slow)).collect();
+        let mut here = BTreeSet::new();
         for member in glance.members {
             let name = match &member.place {
                 Some((rank, _)) => format!("rank {rank}"),
                 None => continue,
             };
-            let share = slow.iter().find(|slow| slow.member == member.info.member);
+            let share = slow.get(member.info.member.as_str());
             let verdict = match (share, is_training) {
                 (_, false) => Verdict::Unclear,
                 (None, true) => Verdict::Good,
@@ -348,17 +351,12 @@ impl Alerts {
                 }
             };
             self.judge(Kind::Straggler, &name, verdict, now);
+            here.insert(name);
         }
-        let here = |about: &str| {
-            glance.members.iter().any(|member| {
-                let place = member.place.as_ref();
-                place.is_some_and(|(rank, _)| about == format!("rank {rank}"))
-            })
-        };
         let gone: Vec<String> = self
             .raised
             .iter()
-            .filter(|(kind, alert)| *kind == Kind::Straggler && !alert.about.is_empty() && !here(&alert.about))
+            .filter(|(kind, alert)| *kind == Kind::Straggler && !alert.about.is_empty() && !here.contains(&alert.about))
             .map(|(_, alert)| alert.about.clone())
             .collect();
         for about in gone {

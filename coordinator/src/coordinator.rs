@@ -23,7 +23,8 @@ use crate::ledger::{FactsRow, Ledger, LedgerError, Recorder, RunRow};
 use crate::plan::{PlanError, Planner};
 use crate::run::{Effect, Event, Keeps, Leases, Refusal, Run, RunFacts, Worlds};
 use crate::service::{
-    Admission, Caller, CheckpointOptions, Committer, Executor, ExecutorParts, Letter, Mailbox, mailbox, serve, tensors,
+    Admission, Caller, CheckpointOptions, Committer, Executor, ExecutorParts, Letter, Mailbox, allow_for, mailbox,
+    serve, tensors,
 };
 
 /// Events that a slow watcher may fall behind by before it misses some.
@@ -201,6 +202,7 @@ impl Coordinator {
         let listen = |cause| StartError::Listen { address, cause };
         let listener = std::net::TcpListener::bind(address).map_err(listen)?;
         listener.set_nonblocking(true).map_err(listen)?;
+        allow_for(ranks);
         let address = listener.local_addr().map_err(listen)?;
         let is_safe = config.security.has_tls() && config.security.knows_callers();
         if !(address.ip().is_loopback() || is_safe) {

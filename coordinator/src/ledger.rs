@@ -374,9 +374,9 @@ impl Ledger {
                     rows.push(self.row(REWINDS, rewind.number, rewind)?);
                     branches.close(rewind.clone());
                 }
-                Record::Changed(change) => rows.push(self.row(CHANGES, change.number, change)?),
+                Record::Changed(change) => rows.push(self.row(CHANGES, change.number, change.as_ref())?),
                 Record::Answered(answered) => {
-                    rows.push(self.row(ANSWERS, next_answer, answered)?);
+                    rows.push(self.row(ANSWERS, next_answer, answered.as_ref())?);
                     next_answer += 1;
                 }
                 Record::Checkpoint(checkpoint) => {

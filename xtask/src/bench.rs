@@ -2,9 +2,9 @@
 //!
 //! [`train`] is a training step beside a peer, [`optimizer`] the same step with several optimisers, [`collectives`] what
 //! communication costs, [`safety`] what it costs to be able to go on after a failure, [`basin`] the final loss against the
-//! peak learning rate, and [`families`] the loss under four families of schedules. [`step`] runs and measures the step that
-//! all but the last two share, [`columns`] lays runs side by side, [`variant`] names an optimiser, [`inspected`] reads what
-//! `lockstep inspect` says, and [`markdown`] lays tables out.
+//! peak learning rate, [`families`] the loss under four families of schedules, and [`scale`] how the coordinator takes many
+//! members. [`step`] runs and measures the step that all but the last three share, [`columns`] lays runs side by side,
+//! [`variant`] names an optimiser, [`inspected`] reads what `lockstep inspect` says, and [`markdown`] lays tables out.
 
 mod basin;
 mod collectives;
@@ -14,6 +14,7 @@ mod inspected;
 mod markdown;
 mod optimizer;
 mod safety;
+mod scale;
 mod step;
 mod train;
 mod variant;
@@ -38,6 +39,8 @@ pub(crate) enum Kind {
     Families(families::Options),
     /// The final validation loss of a small byte GPT against the peak learning rate, for several optimisers.
     Basin(basin::Options),
+    /// The coordinator with thousands of members: memory, processor time, waits of operators; and the pure machine with 100,000.
+    Scale(scale::Options),
 }
 
 /// Measures.
@@ -49,5 +52,6 @@ pub(crate) fn bench(workspace: &Workspace, kind: &Kind) -> Result<(), Failure> {
         Kind::Safety(options) => safety::safety(workspace, options),
         Kind::Families(options) => families::families(workspace, options),
         Kind::Basin(options) => basin::basin(workspace, options),
+        Kind::Scale(options) => scale::scale(workspace, options),
     }
 }

@@ -12,13 +12,43 @@ const LOOKS: usize = 120;
 /// Fewer looks say nothing.
 const LEAST_LOOKS: usize = 30;
 
-/// What was seen of a member, look by look: its phase, and whether it waited.
-type Looks = VecDeque<(String, bool)>;
+/// Phases that are told apart; what is in yet another one is in the last of them.
+const MOST_PHASES: usize = 256;
+
+/// What was seen of a member, look by look: the number of its phase, and whether it waited.
+type Looks = VecDeque<(u16, bool)>;
 
 /// How the ranks of the present generation spend their time.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Peers {
     seen: BTreeMap<String, Looks>,
+    /// The phases by number.
+    phases: Vec<String>,
+}
+
+/// How often something was seen of a member, as shares of its looks.
+struct Shares {
+    /// By phase, what was waiting in it left out.
+    busy: Vec<f64>,
+    waits: f64,
+}
+
+impl Shares {
+    fn of(looks: &Looks, phases: usize) -> Shares {
+        let mut shares = Shares {
+            busy: vec![0.0; phases],
+            waits: 0.0,
+        };
+        for (phase, waits) in looks {
+            match waits {
+                true => shares.waits += 1.0,
+                false => shares.busy[usize::from(*phase)] += 1.0,
+            }
+        }
+        let all = shares.busy.iter_mut().chain([&mut shares.waits]);
+        all.for_each(|count| *count /= looks.len() as f64);
+        shares
+    }
 }
 
 /// A rank that is slower than its peers.
@@ -42,14 +72,32 @@ impl Peers {
             self.seen.len() == ranks.len() && ranks.iter().all(|rank| self.seen.contains_key(&rank.info.member));
         if !is_same {
             self.seen.clear();
+            self.phases.clear();
         }
         for rank in ranks {
-            let looks = self.seen.entry(rank.info.member.clone()).or_default();
-            looks.push_back((rank.phase.clone(), rank.waits));
+            let phase = self.number_of(&rank.phase);
+            if !self.seen.contains_key(&rank.info.member) {
+                self.seen.insert(rank.info.member.clone(), Looks::new());
+            }
+            let Some(looks) = self.seen.get_mut(&rank.info.member) else {
+                continue;
+            };
+            looks.push_back((phase, rank.waits));
             if looks.len() > LOOKS {
                 looks.pop_front();
             }
         }
+    }
+
+    fn number_of(&mut self, phase: &str) -> u16 {
+        let known = self.phases.iter().position(|known| known == phase);
+        let number = known.unwrap_or_else(|| {
+            if self.phases.len() < MOST_PHASES {
+                self.phases.push(phase.to_owned());
+            }
+            self.phases.len() - 1
+        });
+        number as u16
     }
 
     /// The share of a member's looks in each phase, the largest first, with how much of it was waiting.
@@ -57,9 +105,9 @@ impl Peers {
         let Some(looks) = self.seen.get(member).filter(|looks| !looks.is_empty()) else {
             return Vec::new();
         };
-        let mut shares: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
+        let mut shares: BTreeMap<u16, (u32, u32)> = BTreeMap::new();
         for (phase, waits) in looks {
-            let (all, waiting) = shares.entry(phase).or_default();
+            let (all, waiting) = shares.entry(*phase).or_default();
             *all += 1;
             *waiting += u32::from(*waits);
         }
@@ -67,7 +115,7 @@ impl Peers {
             .into_iter()
             .map(|(phase, (all, waiting))| {
                 let share = |count: u32| f64::from(count) / looks.len() as f64;
-                (phase.to_owned(), share(all), share(waiting))
+                (self.phases[usize::from(phase)].clone(), share(all), share(waiting))
             })
             .collect();
         shares.sort_by(|one, other| other.1.total_cmp(&one.1));
@@ -80,41 +128,32 @@ impl Peers {
         if self.seen.len() < 2 || !is_known {
             return Vec::new();
         }
-        let of = |looks: &Looks, wanted: &dyn Fn(&(String, bool)) -> bool| {
-            looks.iter().filter(|look| wanted(look)).count() as f64 / looks.len() as f64
-        };
-        let slower = |(member, looks): (&String, &Looks)| {
-            let peers: Vec<&Looks> = self
-                .seen
-                .iter()
-                .filter(|(other, _)| *other != member)
-                .map(|(_, looks)| looks)
-                .collect();
-            let mean = |wanted: &dyn Fn(&(String, bool)) -> bool| {
-                peers.iter().map(|looks| of(looks, wanted)).sum::<f64>() / peers.len() as f64
-            };
-            let peers_wait = mean(&|(_, waits)| *waits);
-            let gap = peers_wait - of(looks, &|(_, waits)| *waits);
-            let phases = looks.iter().filter(|(_, waits)| !waits).map(|(phase, _)| phase);
-            let more = |phase: &String| {
-                let is_in = |look: &(String, bool)| look.0 == *phase && !look.1;
-                of(looks, &is_in) - mean(&is_in)
-            };
-            let (phase, more) = phases
-                .map(|phase| (phase, more(phase)))
-                .max_by(|one, other| one.1.total_cmp(&other.1))?;
-            Some(Slower {
-                member: member.clone(),
-                phase: phase.clone(),
+        let phases = self.phases.len();
+        let shares: Vec<(&String, Shares)> = self
+            .seen
+            .iter()
+            .map(|(member, looks)| (member, Shares::of(looks, phases)))
+            .collect();
+        // The mean of a member's peers is that of all, without its own share.
+        let others = (shares.len() - 1) as f64;
+        let sum = |of: &dyn Fn(&Shares) -> f64| shares.iter().map(|(_, shares)| of(shares)).sum::<f64>();
+        let waits = sum(&|shares| shares.waits);
+        let busy: Vec<f64> = (0..phases).map(|phase| sum(&|shares| shares.busy[phase])).collect();
+        let slower = |(member, own): &(&String, Shares)| {
+            let peers_wait = (waits - own.waits) / others;
+            let gap = peers_wait - own.waits;
+            let is_found = |phase: &usize| own.busy[*phase] > 0.0;
+            let more = |phase: usize| (phase, own.busy[phase] - (busy[phase] - own.busy[phase]) / others);
+            let phase = (0..phases).filter(is_found).map(more);
+            let (phase, more) = phase.max_by(|one, other| one.1.total_cmp(&other.1))?;
+            (gap > 0.0).then(|| Slower {
+                member: (*member).clone(),
+                phase: self.phases[phase].clone(),
                 more,
                 peers_wait,
                 gap,
             })
         };
-        self.seen
-            .iter()
-            .filter_map(slower)
-            .filter(|slower| slower.gap > 0.0)
-            .collect()
+        shares.iter().filter_map(slower).collect()
     }
 }

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use lockstep_proto::domain::{Checkpoint, FromMember, Header, MemberBody, Stamp};
+use lockstep_proto::domain::{Checkpoint, FromMember, Header, MemberBody, Ready, Return, Stamp};
 use lockstep_proto::v1;
 use prost::Message;
 use serde::{Deserialize, Serialize};
@@ -205,6 +205,12 @@ impl Heard {
     }
 }
 
+/// How a rank reaches the others decides nothing, and would be a list of ranks from every rank.
+fn without_transports(hash: [u8; 32]) -> Ready {
+    let transports = Vec::new();
+    Ready { hash, transports }
+}
+
 fn parts(event: &Event) -> (Peer, What) {
     let said = |peer: &Peer, stamp: Stamp, body: MemberBody| {
         let header = Header {
@@ -217,7 +223,7 @@ fn parts(event: &Event) -> (Peer, What) {
     match event {
         Event::Join { peer, info } => said(peer, none, MemberBody::Join(info.clone())),
         Event::CommId { peer, stamp, id } => said(peer, *stamp, MemberBody::CommId(id.clone())),
-        Event::Ready { peer, stamp, ready } => said(peer, *stamp, MemberBody::Ready(ready.clone())),
+        Event::Ready { peer, stamp, ready } => said(peer, *stamp, MemberBody::Ready(without_transports(ready.hash))),
         Event::Progress { peer, progress } => said(peer, none, MemberBody::Progress(progress.clone())),
         Event::Report { peer, report } => said(peer, report.stamp, MemberBody::Report(report.clone())),
         Event::Holds { peer, stamp, part } => said(peer, *stamp, MemberBody::Holds(*part)),
@@ -227,7 +233,10 @@ fn parts(event: &Event) -> (Peer, What) {
             returned,
         } => {
             let (term, generation) = (0, *generation);
-            let body = MemberBody::Return((**returned).clone());
+            let body = MemberBody::Return(Return {
+                ready: returned.ready.as_ref().map(|ready| without_transports(ready.hash)),
+                ..(**returned).clone()
+            });
             said(peer, Stamp { term, generation }, body)
         }
         Event::Stopped {
@@ -323,7 +332,11 @@ pub(crate) fn event_of_member(peer: Peer, stamp: Stamp, body: MemberBody) -> Eve
     match body {
         MemberBody::Join(info) => Event::Join { peer, info },
         MemberBody::CommId(id) => Event::CommId { peer, stamp, id },
-        MemberBody::Ready(ready) => Event::Ready { peer, stamp, ready },
+        MemberBody::Ready(ready) => Event::Ready {
+            peer,
+            stamp,
+            ready: ready.into(),
+        },
         MemberBody::Progress(progress) => Event::Progress { peer, progress },
         MemberBody::Report(report) => Event::Report { peer, report },
         MemberBody::Holds(part) => Event::Holds { peer, stamp, part },

@@ -9,18 +9,21 @@ use crate::run::{Directive, Peer, Phase, Record, Refusal, Run, Wish};
 impl Run {
     /// A member must leave. The others go on without it if they are enough, and lose no step; else the run stops.
     pub(super) fn leaving(&mut self, peer: Peer, reason: &str, directives: &mut Vec<Directive>) -> Answer {
-        let Some(member) = self.members.get_mut(&peer) else {
+        let Some(member) = self.members.get(&peer) else {
             return Ok(None);
         };
         let who = format!("member {}, which must leave ({reason})", member.info.member);
         if !self.facts.worlds.are_elastic() || self.phase == Phase::Ended {
             return self.stop(&who, directives);
         }
-        if member.leaving.replace(reason.to_owned()).is_some() {
+        let is_rank = member.rank.is_some();
+        let said = self
+            .members
+            .change(&peer, |member| member.leaving.replace(reason.to_owned()));
+        if said.flatten().is_some() {
             return Ok(None); // said twice
         }
-        let is_rank = member.rank.is_some();
-        let remain = self.candidates().len();
+        let remain = self.members.candidates();
         if is_rank && remain < self.facts.worlds.least.max(1) as usize {
             return self.stop(&who, directives);
         }

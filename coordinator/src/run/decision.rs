@@ -1,13 +1,16 @@
 //! What goes into the machine and what comes out of it.
 
+use std::sync::Arc;
+
 use lockstep_proto::domain::{
     Checkpoint, CommittedStep, CoordinatorBody, Directive as Urgent, Generation, JoinInfo, Outcome, Part, Plan,
-    Progress, Ready, Return, RunEnd, Stamp, StepMetrics, StepReport, Validation, Written,
+    Progress, Return, RunEnd, Stamp, StepMetrics, StepReport, Validation, Written,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::branches::Rewind;
 use crate::changes::{Ask, Change};
+use crate::run::reach::Stands;
 
 /// A connection of a member: a new stream is a new peer, whoever is behind it.
 pub type Peer = u64;
@@ -47,7 +50,7 @@ pub enum Event {
         /// Its generation.
         stamp: Stamp,
         /// What it said.
-        ready: Ready,
+        ready: Stands,
     },
     /// What a device thread does.
     Progress {
@@ -241,8 +244,8 @@ pub enum Directive {
         to: Peer,
         /// Under this term and generation.
         stamp: Stamp,
-        /// The message.
-        body: CoordinatorBody,
+        /// The message: one for all of those to whom the same is said, so that it is made and encoded once.
+        body: Arc<CoordinatorBody>,
     },
     /// Close this member's stream, with this sentence: nothing that it says counts any more.
     Fence {
@@ -307,9 +310,9 @@ pub enum Record {
     /// A branch is closed, and another one begins.
     Rewound(Rewind),
     /// Operators have changed what is planned.
-    Changed(Change),
+    Changed(Box<Change>),
     /// An order was carried out, and has a key.
-    Answered(Answered),
+    Answered(Box<Answered>),
     /// A decision that people may ask about later.
     Decision {
         /// One sentence.

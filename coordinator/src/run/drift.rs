@@ -9,15 +9,13 @@ impl Run {
     /// Notes that the memory of `rank` has changed. Its member is part of no further generation if enough others remain: it is
     /// released when they train, and whoever starts trainers may start another one.
     pub(super) fn set_apart(&mut self, rank: u32, cause: &str, directives: &mut Vec<Directive>) {
-        let of_rank = |(_, member): &(_, &crate::run::Member)| member.rank == Some(rank);
-        let Some((peer, member)) = self.members.iter().find(of_rank) else {
+        let Some((peer, member)) = self.members.of_rank(rank) else {
             return;
         };
         if self.phase == Phase::Ended || !member.is_candidate() {
             return; // said twice
         }
-        let peer = *peer;
-        let others = self.candidates().len().saturating_sub(1);
+        let others = self.members.candidates().saturating_sub(1);
         let least = self.facts.worlds.least.max(1) as usize;
         let name = self.name(peer);
         let is_apart = self.facts.worlds.are_elastic() && others >= least;
@@ -28,8 +26,9 @@ impl Run {
             ),
         };
         directives.push(Directive::Persist(Record::Decision { reason }));
-        if let Some(member) = self.members.get_mut(&peer).filter(|_| is_apart) {
-            member.leaving = Some(format!("its memory has changed: {cause}"));
+        if is_apart {
+            let leaving = Some(format!("its memory has changed: {cause}"));
+            self.members.change(&peer, |member| member.leaving = leaving);
         }
     }
 

@@ -1,5 +1,6 @@
 //! How a run ends, well or badly: lost members, failed ranks, farewells.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lockstep_proto::domain::{CoordinatorBody, Outcome, RunEnd};
@@ -9,6 +10,8 @@ use crate::run::{Directive, Peer, Phase, Record, Run, Wish};
 /// A rank whose peer is killed may report its broken collective before the killed rank's stream is seen to close.
 /// So long is waited, after a rank's report of failure, for the death that caused it.
 const CAUSE_MAY_FOLLOW: Duration = Duration::from_millis(300);
+/// Of more members a sentence names the first ones, and the number of the others.
+pub(super) const MOST_NAMED: usize = 8;
 
 impl Run {
     /// A member's name for sentences: rank, pid, host.
@@ -23,14 +26,26 @@ impl Run {
         }
     }
 
+    /// Members' names for sentences: all of them, or the first few and how many more there are.
+    pub(super) fn names(&self, peers: &BTreeSet<Peer>) -> String {
+        let few: Vec<String> = peers.iter().take(MOST_NAMED).map(|peer| self.name(*peer)).collect();
+        let few: Vec<&str> = few.iter().map(String::as_str).collect();
+        listed(&few, peers.len(), " and ")
+    }
+
     /// A stream closed. Without a farewell before it, that ends the generation, or the run where its world is fixed.
     pub(super) fn lost(&mut self, peer: Peer, directives: &mut Vec<Directive>) {
-        let Some(member) = self.members.get_mut(&peer) else {
+        let is_over = self.phase == Phase::Ended;
+        let has_ended = self.members.change(&peer, |member| {
+            let has_ended = member.finished.is_some() || is_over;
+            member.is_gone |= has_ended;
+            has_ended
+        });
+        let Some(member) = self.members.get(&peer) else {
             return;
         };
-        if member.finished.is_some() || self.phase == Phase::Ended {
-            member.is_gone = true;
-            if member.is_released() && self.phase != Phase::Ended {
+        if has_ended == Some(true) {
+            if member.is_released() && !is_over {
                 self.members.remove(&peer);
             }
             return;
@@ -50,20 +65,21 @@ impl Run {
             self.name(peer)
         );
         if !self.facts.worlds.are_elastic() || self.phase == Phase::Failing {
-            if let Some(member) = self.members.get_mut(&peer) {
+            self.members.change(&peer, |member| {
                 // Nothing more can be sent to it.
                 member.finished = Some((Outcome::Failed { reason: reason.clone() }, member.reported));
                 member.is_missed = true;
-            }
+            });
             self.fail(reason, directives);
             return;
         }
         if self.is_written() {
             // It had done its part, and only its farewell is missing.
-            if let Some(member) = self.members.get_mut(&peer) {
-                member.finished = Some((Outcome::Completed, self.committed));
+            let committed = self.committed;
+            self.members.change(&peer, |member| {
+                member.finished = Some((Outcome::Completed, committed));
                 member.is_missed = true;
-            }
+            });
             directives.push(Directive::Persist(Record::Decision { reason }));
             self.end_if_all_finished(directives);
             return;
@@ -78,9 +94,9 @@ impl Run {
 
     /// Whether every step is committed and rank 0 has written its files.
     pub(super) fn is_written(&self) -> bool {
-        let first = self.members.values().find(|member| member.rank == Some(0));
+        let first = self.members.of_rank(0);
         self.committed == self.planner().total_steps()
-            && first.is_some_and(|member| matches!(member.finished, Some((Outcome::Completed, _))))
+            && first.is_some_and(|(_, member)| matches!(member.finished, Some((Outcome::Completed, _))))
     }
 
     /// A rank said that it failed. Its peer's death may be the cause and is the better sentence, so wait a moment.
@@ -93,7 +109,7 @@ impl Run {
             // The ledger has its reason, and no rank misses it.
             return;
         }
-        if self.members.values().all(|member| member.finished.is_some()) {
+        if self.members.all_have_finished() {
             self.fail(reason, directives);
             return;
         }
@@ -115,14 +131,13 @@ impl Run {
 
     /// Whether no rank is left that does anything.
     pub(super) fn all_said_farewell(&self) -> bool {
-        let mut ranks = self.members.values().filter(|member| member.rank.is_some());
-        ranks.all(|member| member.finished.is_some())
+        self.members.unfinished_ranks().is_empty()
     }
 
     /// Ends the run when everybody has said farewell.
     pub(super) fn end_if_all_finished(&mut self, directives: &mut Vec<Directive>) {
         // Before all are back, the farewells that are there say nothing of the others.
-        if matches!(self.phase, Phase::Ended | Phase::WaitingForReturn) {
+        if matches!(self.phase, Phase::Ended | Phase::WaitingForReturn) || !self.all_said_farewell() {
             return;
         }
         let mut farewells = Vec::new();
@@ -179,12 +194,19 @@ impl Run {
         };
         self.end = Some(end.clone());
         directives.push(Directive::Persist(Record::End(end.clone())));
-        for (peer, member) in &self.members {
-            if member.finished.is_none() {
-                let (outcome, reason) = (end.outcome.clone(), reason.clone());
-                directives.push(self.send(*peer, CoordinatorBody::Release { outcome, reason }));
-            }
-        }
+        let outcome = end.outcome.clone();
+        let there = self.members.iter().filter(|(_, member)| member.finished.is_none());
+        let there = there.map(|(peer, _)| peer);
+        self.send_all(there, CoordinatorBody::Release { outcome, reason }, directives);
         directives.push(Directive::End(end));
+    }
+}
+
+/// Names in a sentence, of which there are `all`: all of them, or the first few and how many more there are.
+pub(super) fn listed(names: &[&str], all: usize, between: &str) -> String {
+    let few = &names[..names.len().min(MOST_NAMED)];
+    match all.saturating_sub(few.len()) {
+        0 => few.join(between),
+        others => format!("{} and {others} others", few.join(", ")),
     }
 }

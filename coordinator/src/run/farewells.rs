@@ -18,7 +18,7 @@ impl Run {
         step: u64,
         directives: &mut Vec<Directive>,
     ) -> Answer {
-        let Some(member) = self.members.get_mut(&peer) else {
+        let Some(member) = self.members.get(&peer) else {
             // It failed before it joined. Its launcher sees it end; the ledger keeps why, and it need not wait for an answer.
             if self.phase != Phase::Ended {
                 let reason = format!("a trainer ended before it joined: {}", in_words(&outcome));
@@ -43,7 +43,8 @@ impl Run {
             return Ok(None);
         }
         if member.finished.is_none() {
-            member.finished = Some((outcome.clone(), step));
+            let farewell = Some((outcome.clone(), step));
+            self.members.change(&peer, |member| member.finished = farewell);
             if self.phase != Phase::Ended {
                 let reason = format!("{} ended after step {step}: {}", self.name(peer), in_words(&outcome));
                 directives.push(Directive::Persist(Record::Decision { reason }));
@@ -67,36 +68,38 @@ impl Run {
     pub(super) fn hear_farewells(&mut self, all: bool, directives: &mut Vec<Directive>) {
         let (committed, is_over) = (self.committed, self.phase == Phase::Ended);
         let number = self.stamp().generation;
-        let mut heard = Vec::new();
-        for (peer, member) in &mut self.members {
-            let Some((outcome, step)) = member.finished.clone().filter(|_| !member.is_heard) else {
-                continue;
-            };
-            // What somebody has made who is no rank any more is made again by others, and not asked for.
-            if !all && step > committed && member.rank.is_some() {
-                continue;
-            }
-            member.is_heard = true;
-            if let (Some(rank), false) = (member.rank, is_over) {
+        // What somebody has made who is no rank any more is made again by others, and not asked for.
+        let heard = self.members.unheard(if all { u64::MAX } else { committed });
+        for peer in &heard {
+            let said = self.members.change(peer, |member| {
+                member.is_heard = true;
+                (member.rank, member.finished.clone())
+            });
+            if let (Some((Some(rank), Some(farewell))), false) = (said, is_over) {
                 directives.push(Directive::Persist(Record::Farewell {
                     generation: number,
                     rank,
-                    farewell: (outcome, step),
+                    farewell,
                 }));
             }
-            heard.push(*peer);
         }
-        for peer in heard {
-            directives.push(self.heard(peer));
-        }
+        let finished = true;
+        self.send_all(
+            &heard,
+            CoordinatorBody::Acknowledged {
+                step: committed,
+                finished,
+            },
+            directives,
+        );
     }
 
     /// The generation is aborted before the last steps of these members were committed: they have not ended after all.
     pub(super) fn take_back_farewells(&mut self) {
         self.members
-            .retain(|_, member| member.is_heard || !(member.is_gone || member.is_missed));
-        for member in self.members.values_mut().filter(|member| !member.is_heard) {
-            member.finished = None;
+            .retain(|member| member.is_heard || !(member.is_gone || member.is_missed));
+        for peer in self.members.unheard(u64::MAX) {
+            self.members.change(&peer, |member| member.finished = None);
         }
     }
 

@@ -101,25 +101,34 @@ impl Leases {
                 (seen.moved, seen.heard) = ((seen.moved + slept).min(now), (seen.heard + slept).min(now));
             }
         }
-        for peer in ranks {
-            // Whoever has said nothing yet has its lease from now on.
-            let nothing = Progress {
-                phase: "begin".to_owned(),
-                waits: true,
-                ..Progress::default()
-            };
-            self.seen.entry(*peer).or_insert_with(|| Seen::now(nothing, now));
+        if self.of(ranks).count() < ranks.len() {
+            for peer in ranks {
+                // Whoever has said nothing yet has its lease from now on.
+                let nothing = || Progress {
+                    phase: "begin".to_owned(),
+                    waits: true,
+                    ..Progress::default()
+                };
+                self.seen.entry(*peer).or_insert_with(|| Seen::now(nothing(), now));
+            }
         }
-        let all = || ranks.iter().filter_map(|peer| Some((*peer, self.seen.get(peer)?)));
         let since = |at: Duration| now.saturating_sub(at);
-        let silent: Vec<_> = all().filter(|(_, seen)| since(seen.heard) >= self.lease).collect();
+        let silent: Vec<_> = self
+            .of(ranks)
+            .filter(|(_, seen)| since(seen.heard) >= self.lease)
+            .collect();
         if !silent.is_empty() {
             let of = |seen: &Seen| format!("nothing was heard of it for {:.1} s", since(seen.heard).as_secs_f64());
             return silent.into_iter().map(|(peer, seen)| (peer, of(seen))).collect();
         }
-        let busy: Vec<_> = all().filter(|(_, seen)| !seen.progress.waits).collect();
+        // In a run that goes on the first one that is asked moves.
+        let mut busy = self.of(ranks).filter(|(_, seen)| !seen.progress.waits);
+        if busy.any(|(_, seen)| since(seen.moved) < self.deadline(seen)) {
+            return Vec::new();
+        }
+        let busy: Vec<_> = self.of(ranks).filter(|(_, seen)| !seen.progress.waits).collect();
         let is_waited_for = busy.len() < ranks.len() || ranks.len() == 1;
-        if !is_waited_for || busy.iter().any(|(_, seen)| since(seen.moved) < self.deadline(seen)) {
+        if !is_waited_for {
             return Vec::new();
         }
         let of = |seen: &Seen| {
@@ -142,29 +151,35 @@ impl Leases {
     /// lease is over.
     pub fn waited_for(&self, ranks: &BTreeSet<Peer>, now: Duration) -> Option<(Peer, String)> {
         let since = |at: Duration| now.saturating_sub(at);
-        let seen: Vec<_> = ranks
-            .iter()
-            .filter_map(|peer| Some((*peer, self.seen.get(peer)?)))
-            .collect();
-        let longest_silent = seen.iter().max_by_key(|(_, seen)| since(seen.heard));
+        let longest_silent = self.of(ranks).max_by_key(|(_, seen)| since(seen.heard));
         if let Some((peer, seen)) = longest_silent.filter(|(_, seen)| since(seen.heard) >= NOTICEABLE) {
             return Some((
-                *peer,
+                peer,
                 format!("nothing was heard of it for {:.1} s", since(seen.heard).as_secs_f64()),
             ));
         }
-        let busy = seen.iter().filter(|(_, seen)| !seen.progress.waits);
+        let busy = self.of(ranks).filter(|(_, seen)| !seen.progress.waits);
         let (peer, seen) = busy.max_by_key(|(_, seen)| since(seen.moved))?;
         let usual = self.longest.get(&seen.progress.phase).copied().unwrap_or_default() * 2;
         (since(seen.moved) >= usual.max(NOTICEABLE)).then(|| {
             let (phase, step) = (&seen.progress.phase, seen.progress.step);
             (
-                *peer,
+                peer,
                 format!(
                     "it has been in {phase} of step {step} for {:.1} s",
                     since(seen.moved).as_secs_f64()
                 ),
             )
+        })
+    }
+
+    /// Those of `ranks` of whom something is known. Both are in the order of streams, so one walk is enough.
+    fn of<'a>(&'a self, ranks: &'a BTreeSet<Peer>) -> impl Iterator<Item = (Peer, &'a Seen)> {
+        let mut seen = self.seen.iter().peekable();
+        ranks.iter().filter_map(move |rank| {
+            while seen.next_if(|(peer, _)| *peer < rank).is_some() {}
+            let (peer, seen) = seen.next_if(|(peer, _)| *peer == rank)?;
+            Some((*peer, seen))
         })
     }
 

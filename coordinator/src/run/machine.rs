@@ -1,10 +1,12 @@
 //! The transitions: one function per event, called by [`Run::step`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_proto::domain::{CoordinatorBody, Ready, Stamp, StepReport, Validation};
+use lockstep_proto::domain::{CoordinatorBody, Stamp, StepReport, Validation};
 
 use crate::adaptive::Observation;
+use crate::run::reach::Stands;
 use crate::run::{Commit, Decision, Directive, Event, Member, Past, Peer, Phase, Record, Refusal, Reported, Run};
 
 /// What a transition answers besides its directives.
@@ -25,11 +27,11 @@ impl Run {
             Event::CommId { peer, stamp, id } => self.pass_comm_id(peer, stamp, id, &mut directives),
             Event::Ready { peer, stamp, ready } => self.ready(peer, stamp, ready, &mut directives),
             Event::Progress { peer, progress } => {
-                if let Some(member) = self.members.get_mut(&peer)
-                    && progress.counter >= member.progress.counter
-                {
-                    member.progress = progress;
-                }
+                self.members.change(&peer, |member| {
+                    if progress.counter >= member.progress.counter {
+                        member.progress = progress;
+                    }
+                });
                 Ok(None)
             }
             Event::Report { peer, report } => self.report(peer, report, &mut directives),
@@ -116,12 +118,12 @@ impl Run {
             Phase::WaitingForReturn => self.absent(),
             Phase::Regrouping => self.regrouping(),
             Phase::WaitingForCommId => {
-                let first = self.members.iter().find(|(_, member)| member.rank == Some(0));
-                let name = first.map_or_else(|| "rank 0".to_owned(), |(peer, _)| self.name(*peer));
+                let first = self.members.of_rank(0);
+                let name = first.map_or_else(|| "rank 0".to_owned(), |(peer, _)| self.name(peer));
                 format!("waiting for {name} to make the communicator id")
             }
             Phase::WaitingForReady => {
-                let ready = self.members.values().filter(|member| member.ready.is_some()).count();
+                let ready = self.members.ready();
                 let load = match self
                     .generation
                     .as_ref()
@@ -130,12 +132,8 @@ impl Run {
                     Some(resume) => format!("load step {}", resume.step),
                     None => "initialise".to_owned(),
                 };
-                let late = |(_, member): &(_, &Member)| member.rank.is_some() && member.ready.is_none();
-                let late = self.members.iter().filter(late).map(|(peer, _)| self.name(*peer));
-                format!(
-                    "waiting for {} to connect and {load}: {ready} of {ranks} are ready",
-                    late.collect::<Vec<_>>().join(" and ")
-                )
+                let late = self.names(self.members.unready());
+                format!("waiting for {late} to connect and {load}: {ready} of {ranks} are ready")
             }
             Phase::Training => format!(
                 "training {total} steps on {ranks} {}",
@@ -166,18 +164,29 @@ impl Run {
 
     /// Sends to every rank that has not finished.
     pub(super) fn broadcast(&self, body: CoordinatorBody, directives: &mut Vec<Directive>) {
-        for (peer, member) in &self.members {
-            if member.finished.is_none() && member.rank.is_some() {
-                directives.push(self.send(*peer, body.clone()));
-            }
-        }
+        self.send_all(self.members.unfinished_ranks(), body, directives);
+    }
+
+    /// Sends the same to all of these.
+    pub(super) fn send_all<'a>(
+        &self,
+        to: impl IntoIterator<Item = &'a Peer>,
+        body: CoordinatorBody,
+        directives: &mut Vec<Directive>,
+    ) {
+        let (stamp, body) = (self.stamp(), Arc::new(body));
+        directives.extend(to.into_iter().map(|to| Directive::Send {
+            to: *to,
+            stamp,
+            body: body.clone(),
+        }));
     }
 
     pub(super) fn send(&self, to: Peer, body: CoordinatorBody) -> Directive {
         Directive::Send {
             to,
             stamp: self.stamp(),
-            body,
+            body: Arc::new(body),
         }
     }
 
@@ -214,20 +223,21 @@ impl Run {
             return Ok(None);
         }
         self.phase = Phase::WaitingForReady;
-        for (other, member) in &self.members {
-            if *other != peer && member.rank.is_some() {
-                directives.push(self.send(*other, CoordinatorBody::CommId(id.clone())));
-            }
-        }
+        let ranks = self.members.iter().filter(|(_, member)| member.rank.is_some());
+        let others = ranks.map(|(other, _)| other).filter(|other| **other != peer);
+        self.send_all(others, CoordinatorBody::CommId(id), directives);
         Ok(None)
     }
 
-    fn ready(&mut self, peer: Peer, stamp: Stamp, ready: Ready, directives: &mut Vec<Directive>) -> Answer {
+    fn ready(&mut self, peer: Peer, stamp: Stamp, ready: Stands, directives: &mut Vec<Directive>) -> Answer {
         if self.phase != Phase::WaitingForReady || self.present(peer, stamp).is_none() {
             return Ok(None);
         }
-        if let Some(member) = self.members.get_mut(&peer) {
+        self.members.change(&peer, |member| {
             member.ready.get_or_insert(ready);
+        });
+        if !self.members.unready().is_empty() {
+            return Ok(None);
         }
         let mut hashes = vec![None; self.ranks() as usize];
         for member in self.members.values() {
@@ -296,9 +306,8 @@ impl Run {
             }
             return;
         }
-        if let Some(member) = self.members.get_mut(&peer) {
-            member.reported = member.reported.max(step);
-        }
+        self.members
+            .change(&peer, |member| member.reported = member.reported.max(step));
         if rank == 0
             && let Some(validation) = report.validation
         {
@@ -351,25 +360,27 @@ impl Run {
         let ranks = self.ranks() as usize;
         let reported = self.reports.entry(step).or_insert_with(|| Reported {
             hashes: vec![None; ranks],
+            missing: ranks,
             metrics: None,
             validation: None,
         });
         let place = &mut reported.hashes[rank as usize];
-        if let Some(before) = place.replace(report.parameter_hash)
-            && before != report.parameter_hash
-        {
-            let (before, now) = (hex(&before), hex(&report.parameter_hash));
-            let reason = format!("rank {rank} reported step {step} twice, with the hash {before} and then {now}");
-            self.fail(reason, directives);
-            return;
+        match place.replace(report.parameter_hash) {
+            None => reported.missing -= 1,
+            Some(before) if before != report.parameter_hash => {
+                let (before, now) = (hex(&before), hex(&report.parameter_hash));
+                let reason = format!("rank {rank} reported step {step} twice, with the hash {before} and then {now}");
+                self.fail(reason, directives);
+                return;
+            }
+            Some(_) => {}
         }
         if rank == 0 {
             reported.metrics = report.metrics.or(reported.metrics.take());
             reported.validation = report.validation.or(reported.validation);
         }
-        if let Some(member) = self.members.get_mut(&peer) {
-            member.reported = member.reported.max(step);
-        }
+        self.members
+            .change(&peer, |member| member.reported = member.reported.max(step));
         self.commit(directives);
     }
 
@@ -459,6 +470,9 @@ impl Run {
             let first = *reported.hashes.iter().flatten().next()?;
             return Some(reported.hashes.iter().map(|hash| hash.unwrap_or(first)).collect());
         }
+        if reported.missing > 0 {
+            return None;
+        }
         reported.hashes.iter().copied().collect()
     }
 
@@ -481,6 +495,9 @@ impl Run {
 
 /// Which ranks have which hash, if they do not all have the same one.
 pub(super) fn disagreement(hashes: &[[u8; 32]]) -> Option<String> {
+    if hashes.iter().all(|hash| *hash == hashes[0]) {
+        return None;
+    }
     let mut groups: Vec<([u8; 32], Vec<String>)> = Vec::new();
     for (rank, hash) in hashes.iter().enumerate() {
         match groups.iter_mut().find(|(known, _)| known == hash) {

@@ -47,7 +47,9 @@ mod failure;
 mod farewells;
 mod leases;
 mod machine;
+mod members;
 mod orders;
+mod reach;
 mod regroup;
 mod returning;
 mod rewind;
@@ -63,8 +65,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use lockstep_proto::domain::{
-    Checkpoint, Directive as Urgent, Generation, JoinInfo, MemberStatus, Part, Plan, Progress, Ready, RunEnd, Stamp,
-    StepMetrics, Validation, Written,
+    Checkpoint, Directive as Urgent, Generation, MemberPlace, MemberStatus, Plan, RunEnd, Stamp, StepMetrics,
+    Validation, Written,
 };
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +80,8 @@ pub use crate::run::decision::{
     Wanted, Wish,
 };
 pub use crate::run::leases::Leases;
+use crate::run::members::{Member, Members};
+pub use crate::run::reach::Stands;
 pub use crate::run::returning::Recorded;
 use crate::run::returning::Returning;
 pub use crate::run::window::LONGEST_WINDOW;
@@ -192,74 +196,6 @@ impl Phase {
     }
 }
 
-/// A member as the machine knows it.
-#[derive(Clone, Debug)]
-struct Member {
-    info: JoinInfo,
-    /// In the present generation, if it is part of it.
-    rank: Option<u32>,
-    ready: Option<Ready>,
-    /// Whether plans of the present generation may not have reached it.
-    has_no_plans: bool,
-    reported: u64,
-    progress: Progress,
-    finished: Option<Farewell>,
-    /// Whether its farewell was acknowledged.
-    is_heard: bool,
-    /// Whether its stream closed after its farewell.
-    is_gone: bool,
-    /// Whether its stream closed without one, and it counts as ended nevertheless.
-    is_missed: bool,
-    /// Whether it has left the collectives, since the present generation was formed.
-    stopped: bool,
-    /// Since when it is known that it does not go on.
-    lapsed: Option<Duration>,
-    /// The number of the generation in whose collectives it still is, though it is no rank of the present one; since when
-    /// that is known.
-    astray: Option<(u64, Duration)>,
-    /// Why it must leave, if it must: it is part of no further generation.
-    leaving: Option<String>,
-    /// The parts of snapshots that it holds.
-    parts: BTreeSet<Part>,
-}
-
-impl Member {
-    fn new(info: JoinInfo) -> Member {
-        Member {
-            info,
-            rank: None,
-            ready: None,
-            has_no_plans: false,
-            reported: 0,
-            progress: Progress::default(),
-            finished: None,
-            is_heard: false,
-            is_gone: false,
-            is_missed: false,
-            stopped: false,
-            lapsed: None,
-            astray: None,
-            leaving: None,
-            parts: BTreeSet::new(),
-        }
-    }
-
-    /// Whether it is a rank whose device may wait in a collective.
-    fn is_in_collectives(&self) -> bool {
-        self.rank.is_some() && !self.stopped && self.finished.is_none()
-    }
-
-    /// Whether it has ended its part of a run that goes on without it.
-    fn is_released(&self) -> bool {
-        self.rank.is_none() && self.finished.is_some() && self.is_heard
-    }
-
-    /// Whether it may be a rank of the next generation.
-    fn is_candidate(&self) -> bool {
-        self.finished.is_none() && self.leaving.is_none() && self.astray.is_none()
-    }
-}
-
 /// A committed step: what is needed to have it made again and to know it when it is.
 #[derive(Clone, Debug)]
 struct Past {
@@ -285,6 +221,8 @@ struct Regroup {
 #[derive(Clone, Debug)]
 struct Reported {
     hashes: Vec<Option<[u8; 32]>>,
+    /// Ranks of which there is none yet.
+    missing: usize,
     metrics: Option<StepMetrics>,
     validation: Option<Validation>,
 }
@@ -296,7 +234,7 @@ pub struct Run {
     phase: Phase,
     /// Whether no world was formed yet since somebody started, or resumed, the run.
     begins_anew: bool,
-    members: BTreeMap<Peer, Member>,
+    members: Members,
     /// Build and fingerprint of the first member: the ones that the others must have.
     fixed: Option<(String, String)>,
     generation: Option<Generation>,
@@ -333,6 +271,9 @@ pub struct Run {
     initial: Option<[u8; 32]>,
     /// The newest snapshot that stands.
     snapshot: u64,
+    /// Of snapshots of the present generation that may come to stand, by step: how many more parts have to be held before it is
+    /// worth a look at all members. None: nobody has looked since members said anew what they hold.
+    lacking: Option<BTreeMap<u64, usize>>,
     /// Parts of checkpoints that are written, by step and rank.
     writing: BTreeMap<u64, BTreeMap<u32, Written>>,
     /// Checkpoints whose manifests are being committed.
@@ -379,7 +320,7 @@ impl Run {
             facts,
             phase: Phase::WaitingForMembers,
             begins_anew: true,
-            members: BTreeMap::new(),
+            members: Members::default(),
             fixed: None,
             generation: None,
             worlds_of: BTreeMap::new(),
@@ -401,6 +342,7 @@ impl Run {
             past: Vec::new(),
             initial: None,
             snapshot: 0,
+            lacking: None,
             writing: BTreeMap::new(),
             committing: BTreeSet::new(),
             checkpoints: Vec::new(),
@@ -464,6 +406,23 @@ impl Run {
         self.end.as_ref()
     }
 
+    /// How many members there are.
+    pub fn members_there(&self) -> u32 {
+        u32::try_from(self.members.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The place that a name has in the present generation.
+    fn place_of(&self, name: &str) -> Option<&MemberPlace> {
+        let rank = self.members.place_of(name)?;
+        self.generation.as_ref()?.members.get(rank as usize)
+    }
+
+    /// Whose ranks the members have, or have had, from now on.
+    fn take_generation(&mut self, generation: Generation) {
+        self.members.take_places(&generation);
+        self.generation = Some(generation);
+    }
+
     /// The members, by rank where they have one.
     pub fn members(&self) -> Vec<MemberStatus> {
         let mut members: Vec<_> = self
@@ -472,17 +431,11 @@ impl Run {
             .map(|member| MemberStatus {
                 info: member.info.clone(),
                 place: self
-                    .generation
-                    .as_ref()
-                    .and_then(|generation| generation.place_of(&member.info.member))
+                    .place_of(&member.info.member)
                     .map(|place| (place.rank, place.lanes.clone())),
                 reported_step: member.reported,
                 phase: member.progress.phase.clone(),
-                transports: member
-                    .ready
-                    .as_ref()
-                    .map(|ready| ready.transports.clone())
-                    .unwrap_or_default(),
+                transports: member.ready.as_ref().map(Stands::listed).unwrap_or_default(),
                 waits: member.progress.waits,
             })
             .collect();
@@ -498,9 +451,7 @@ impl Run {
             let (Some(rank), Some(ready)) = (member.rank, &member.ready) else {
                 continue;
             };
-            for transport in ready.transports.iter().skip(rank as usize + 1) {
-                *pairs.entry(transport).or_default() += 1;
-            }
+            ready.count_behind(rank, &mut pairs);
         }
         pairs
             .into_iter()

@@ -7,6 +7,7 @@
 use lockstep_proto::domain::Plan;
 
 use crate::changes::{Ask, Change};
+use crate::run::failure::listed;
 use crate::run::machine::Answer;
 use crate::run::{Answered, Directive, Effect, Order, Phase, Record, Refusal, Run, Wanted, Wish};
 
@@ -54,7 +55,7 @@ impl Run {
                 sentence: sentence.clone(),
                 effect: *effect,
             };
-            directives.push(Directive::Persist(Record::Answered(answered.clone())));
+            directives.push(Directive::Persist(Record::Answered(Box::new(answered.clone()))));
             self.answers.insert(order.key.clone(), answered);
         }
         Ok(Some(sentence))
@@ -171,7 +172,7 @@ impl Run {
         let total_after = self.planner().total_steps();
         let sentence = sentence(&change, (&before, total), (&after, total_after));
         *effect = Some(self.effect_at(change.from_step));
-        directives.push(Directive::Persist(Record::Changed(change)));
+        directives.push(Directive::Persist(Record::Changed(Box::new(change))));
         directives.push(Directive::Persist(Record::Decision {
             reason: format!("an operator's change {}: {sentence}", self.changes.count()),
         }));
@@ -183,20 +184,21 @@ impl Run {
         if self.phase == Phase::Ended {
             return Err(self.over("drain a member"));
         }
-        let found = self.members.iter().find(|(_, member)| member.info.member == name);
-        let Some((peer, _)) = found.filter(|(_, member)| member.finished.is_none()) else {
+        let found = self.members.named(name).next();
+        let Some((peer, member)) = found.filter(|(_, member)| member.finished.is_none()) else {
             let mut names: Vec<&str> = self
                 .members
                 .values()
                 .map(|member| member.info.member.as_str())
                 .collect();
             names.sort_unstable();
-            let reason = format!("no member {name:?} is there; there are: {}", names.join(", "));
+            let reason = format!(
+                "no member {name:?} is there; there are: {}",
+                listed(&names, names.len(), ", ")
+            );
             return Err(Refusal::new("NO_SUCH_MEMBER", "member", reason));
         };
-        let peer = *peer;
-        let candidates = self.candidates();
-        let remain = candidates.len() - usize::from(candidates.contains(&peer));
+        let remain = self.members.candidates() - usize::from(member.is_candidate());
         let least = self.facts.worlds.least.max(1);
         if !self.facts.worlds.are_elastic() || remain < least as usize {
             let reason = format!(

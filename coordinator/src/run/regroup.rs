@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use lockstep_proto::domain::{CoordinatorBody, DirectiveKind, Outcome, Part, Plan, Stamp};
 
+use crate::run::failure::listed;
 use crate::run::machine::{Answer, disagreement, hex};
 use crate::run::{Begun, Directive, LONGEST_WINDOW, Peer, Phase, Record, Regroup, Run, Wish};
 
@@ -19,6 +20,8 @@ const MOST_FRUITLESS: u32 = 8;
 
 /// A rank that has stopped moving may have been stopped for a while only: it has so long to hear of it and to leave.
 const LAPSED_MAY_LEAVE: Duration = Duration::from_secs(1);
+
+static NOBODY: BTreeSet<Peer> = BTreeSet::new();
 
 impl Run {
     /// Ends the present generation at once: every rank that is still in its collectives is told to abort.
@@ -37,12 +40,8 @@ impl Run {
                 return;
             }
             self.take_back_farewells();
-            for (peer, member) in &self.members {
-                if member.is_in_collectives() {
-                    let reason = reason.clone();
-                    directives.push(self.send(*peer, CoordinatorBody::Abort { reason }));
-                }
-            }
+            let abort = CoordinatorBody::Abort { reason: reason.clone() };
+            self.send_all(self.members.in_collectives(), abort, directives);
             let since = self.now;
             self.regroup = Some(Regroup {
                 reason,
@@ -56,14 +55,14 @@ impl Run {
 
     /// Ends the present generation at the end of a step, if members wait who would make the world larger.
     pub(super) fn grow(&mut self, directives: &mut Vec<Directive>) {
-        let candidates = self.candidates();
-        if self.world_of(candidates.len()) > self.ranks() as usize {
+        if self.world_of(self.members.candidates()) > self.ranks() as usize {
+            let candidates = self.candidates();
             let waiting = candidates
                 .iter()
                 .filter_map(|peer| self.members.get(peer))
                 .filter(|member| member.rank.is_none());
             let names: Vec<&str> = waiting.map(|member| member.info.member.as_str()).collect();
-            let reason = format!("the world grows: {} joined", names.join(", "));
+            let reason = format!("the world grows: {} joined", listed(&names, names.len(), ", "));
             self.end_in_order(reason, directives);
         }
     }
@@ -94,15 +93,14 @@ impl Run {
         if self.phase == Phase::Ended {
             return Ok(None);
         }
-        if let Some(member) = self.members.get_mut(&peer).filter(|member| member.astray.is_some()) {
-            if member
-                .astray
-                .is_some_and(|(generation, _)| generation != stamp.generation)
-            {
+        if let Some((generation, _)) = self.members.get(&peer).and_then(|member| member.astray) {
+            if generation != stamp.generation {
                 return Ok(None);
             }
-            (member.astray, member.stopped) = (None, true);
-            member.parts = parts.into_iter().collect();
+            self.members.change(&peer, |member| {
+                (member.astray, member.stopped) = (None, true);
+                member.parts = parts.into_iter().collect();
+            });
             self.welcome(directives);
             return Ok(None);
         }
@@ -110,11 +108,12 @@ impl Run {
             return Ok(None);
         }
         let name = self.name(peer);
-        let Some(member) = self.members.get_mut(&peer) else {
-            return Ok(None);
-        };
-        member.parts = parts.into_iter().collect();
-        if std::mem::replace(&mut member.stopped, true) {
+        self.lacking = None;
+        let had_stopped = self.members.change(&peer, |member| {
+            member.parts = parts.into_iter().collect();
+            std::mem::replace(&mut member.stopped, true)
+        });
+        if had_stopped != Some(false) {
             return Ok(None); // said twice
         }
         match (self.phase, cause) {
@@ -159,7 +158,7 @@ impl Run {
         if self.fault == Some(super::simulator::Fault::FormBeforeAllHaveStopped) {
             return self.members.values().all(|member| member.is_in_collectives());
         }
-        self.members.values().any(|member| member.is_in_collectives())
+        !self.members.in_collectives().is_empty()
     }
 
     /// All ranks are ready: they train, if their parameters are those of the step that they were to load.
@@ -246,11 +245,11 @@ impl Run {
     }
 
     /// The ranks whose leases count: who is in the collectives, and has not lapsed yet.
-    pub fn watched(&self) -> BTreeSet<Peer> {
-        let is_over = matches!(self.phase, Phase::Ended | Phase::Failing | Phase::WaitingForReturn);
-        let is_watched = |member: &&crate::run::Member| member.is_in_collectives() && member.lapsed.is_none();
-        let ranks = self.members.iter().filter(|(_, member)| !is_over && is_watched(member));
-        ranks.map(|(peer, _)| *peer).collect()
+    pub fn watched(&self) -> &BTreeSet<Peer> {
+        match self.phase {
+            Phase::Ended | Phase::Failing | Phase::WaitingForReturn => &NOBODY,
+            _ => self.members.moving(),
+        }
     }
 
     /// A rank has stopped moving. The others go on without it, unless it leaves the collectives at once.
@@ -258,11 +257,10 @@ impl Run {
         let name = self.name(peer);
         let now = self.now;
         let is_elastic = self.facts.worlds.are_elastic();
-        let is_watched = self.watched().contains(&peer);
-        let Some(member) = self.members.get_mut(&peer).filter(|_| is_watched) else {
+        if !self.watched().contains(&peer) {
             return;
-        };
-        member.lapsed = Some(now);
+        }
+        self.members.change(&peer, |member| member.lapsed = Some(now));
         match is_elastic {
             true => self.abort_generation(format!("{name} does not go on: {how}"), directives),
             // Its peers' own deadlines end the run, if it is not only slow.
@@ -282,9 +280,11 @@ impl Run {
         let is_aborted = |regroup: &Regroup| regroup.is_aborted && is_late(regroup.since);
         let is_regrouping = self.phase == Phase::Regrouping;
         let ranks_are_late = is_regrouping && self.regroup.as_ref().is_some_and(is_aborted);
+        let may_be_late = ranks_are_late || self.members.has_stray_or_lapsed();
         let late: Vec<Peer> = self
             .members
             .iter()
+            .take_while(|_| may_be_late)
             .filter(|(_, member)| {
                 let is_stray = member.astray.is_some_and(|(_, since)| is_late(since));
                 let has_lapsed = member
@@ -313,23 +313,18 @@ impl Run {
 
     /// What a regrouping waits for, as one sentence.
     pub(super) fn regrouping(&self) -> String {
-        let waited_for: Vec<String> = self
-            .members
-            .iter()
-            .filter(|(_, member)| member.is_in_collectives())
-            .map(|(peer, _)| self.name(*peer))
-            .collect();
+        let waited_for = self.names(self.members.in_collectives());
         let (reason, verb) = match &self.regroup {
             Some(regroup) if regroup.is_aborted => (regroup.reason.as_str(), "leave the collectives"),
             Some(regroup) => (regroup.reason.as_str(), "end the running step"),
             None => ("", "stop"),
         };
-        format!("waiting for {} to {verb}, because {reason}", waited_for.join(" and "))
+        format!("waiting for {waited_for} to {verb}, because {reason}")
     }
 
     /// For how many members the run waits, as one sentence.
     pub(super) fn waiting(&self) -> String {
-        let there = self.candidates().len();
+        let there = self.members.candidates();
         let needed = self.needed();
         match (self.begins_anew, self.committed) {
             (true, 0) => format!("waiting for trainers: {there} of {needed} have joined"),

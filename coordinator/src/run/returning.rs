@@ -15,6 +15,7 @@ use lockstep_proto::domain::{
 use crate::adaptive::Observation;
 use crate::branches::{Branches, Rewind};
 use crate::changes::{Change, Changes};
+use crate::run::failure::{MOST_NAMED, listed};
 use crate::run::machine::Answer;
 use crate::run::{
     Answered, Begun, Commit, Directive, Farewell, LONGEST_WINDOW, Member, Past, Peer, Phase, Record, Refusal, Regroup,
@@ -98,8 +99,8 @@ impl Recorded {
                 self.newest_validation = self.newest_validation.min(to);
                 self.rewinds.push(rewind.clone());
             }
-            Record::Changed(change) => self.changes.push(change.clone()),
-            Record::Answered(answered) => self.answers.push(answered.clone()),
+            Record::Changed(change) => self.changes.push((**change).clone()),
+            Record::Answered(answered) => self.answers.push((**answered).clone()),
             Record::Decision { .. } => {}
             Record::End(_) => (self.is_ended, self.wish) = (true, Wish::Train),
         }
@@ -186,7 +187,7 @@ impl Run {
         let resumed = generation.resume.as_ref().map_or(0, |resume| resume.step);
         run.snapshot = stood.fold(resumed, u64::max);
         if recorded.is_ended || run.facts.is_resumed {
-            run.generation = Some(generation);
+            run.take_generation(generation);
             return Ok(run);
         }
         run.begins_anew = false;
@@ -213,7 +214,7 @@ impl Run {
         for (_, rank, farewell) in recorded.farewells.into_iter().filter(|(of, _, _)| *of == number) {
             run.remember(&generation, rank, farewell);
         }
-        run.generation = Some(generation);
+        run.take_generation(generation);
         Ok(run)
     }
 
@@ -259,11 +260,9 @@ impl Run {
             ready,
             parts,
         } = returned;
-        let is_same = |member: &Member| {
-            (&member.info.member, member.info.pid, &member.info.host) == (&info.member, info.pid, &info.host)
-        };
-        let before = self.members.iter().find(|(_, member)| is_same(member));
-        match before.map(|(peer, member)| (*peer, member.finished.is_some())) {
+        let is_same = |member: &Member| (member.info.pid, &member.info.host) == (info.pid, &info.host);
+        let before = self.members.named(&info.member).find(|(_, member)| is_same(member));
+        match before.map(|(peer, member)| (peer, member.finished.is_some())) {
             // It has opened a newer stream since, and this is a late word on one that is gone. Streams are counted as they come.
             Some((before, _)) if before > peer && before <= LAST_PEER - Peer::from(u32::MAX) => return Ok(None),
             // It has not heard that its farewell was taken, and says it again.
@@ -295,16 +294,17 @@ impl Run {
         directives.push(Directive::Persist(Record::Decision { reason }));
         let waits = self.phase == Phase::WaitingForReturn;
         let place = self.generation.as_ref().filter(|_| waits).and_then(|present| {
-            let place = present.place_of(&name)?;
+            let place = self.place_of(&name)?;
             Some((place.rank, present.stamp.generation == generation))
         });
+        self.lacking = None;
         let mut member = Member::new(info);
         member.parts = parts.into_iter().collect();
         // Where the generation had begun, its plans may still have been on their way to a rank that was ready.
         let has_begun = self.returning.as_ref().is_some_and(|returning| returning.has_begun);
         match (place, standing) {
             (Some((rank, true)), Standing::Training | Standing::Meeting) if has_begun && ready.is_some() => {
-                (member.rank, member.ready) = (Some(rank), ready);
+                (member.rank, member.ready) = (Some(rank), ready.map(Into::into));
                 member.has_no_plans = standing == Standing::Meeting;
             }
             (_, Standing::Training | Standing::Meeting) => member.astray = Some((generation, self.now)),
@@ -358,6 +358,7 @@ impl Run {
         let Some(mut member) = self.members.remove(&before) else {
             return false;
         };
+        self.lacking = None;
         member.parts = parts.iter().copied().collect();
         member.stopped |= standing == Standing::Outside;
         let is_aborted = self.regroup.as_ref().is_some_and(|regroup| regroup.is_aborted);
@@ -379,11 +380,7 @@ impl Run {
 
     /// A member of this name has joined as a new one.
     pub(super) fn is_new(&mut self, name: &str, directives: &mut Vec<Directive>) {
-        let was_rank = self
-            .generation
-            .as_ref()
-            .is_some_and(|generation| generation.place_of(name).is_some());
-        match was_rank {
+        match self.place_of(name).is_some() {
             true => self.cannot_go_on_as_it_was(format!("member {name} was started anew"), directives),
             false => self.look_who_is_back(directives),
         }
@@ -398,21 +395,22 @@ impl Run {
         self.look_who_is_back(directives);
     }
 
-    /// The names of ranks of which nobody has spoken yet in this term.
-    fn absentees(&self) -> Vec<&str> {
-        let places = self.generation.iter().flat_map(|generation| &generation.members);
-        places
-            .map(|place| place.member.as_str())
-            .filter(|name| !self.members.values().any(|member| member.info.member == *name))
-            .collect()
+    /// The ranks of which nobody has spoken yet in this term, by name: all of them, or the first few.
+    fn absentees(&self) -> String {
+        let generation = self.generation.as_ref();
+        let place = |rank: &u32| generation?.members.get(*rank as usize);
+        let absent = self.members.absent();
+        let few = absent.iter().take(MOST_NAMED).filter_map(place);
+        let few: Vec<&str> = few.map(|place| place.member.as_str()).collect();
+        listed(&few, absent.len(), " and ")
     }
 
     fn misses_somebody(&self) -> bool {
         #[cfg(test)]
         if self.fault == Some(super::simulator::Fault::GoOnBeforeAllAreBack) {
-            return self.absentees().len() > 1;
+            return self.members.absent().len() > 1;
         }
-        !self.absentees().is_empty()
+        !self.members.absent().is_empty()
     }
 
     fn look_who_is_back(&mut self, directives: &mut Vec<Directive>) {
@@ -436,13 +434,15 @@ impl Run {
         directives.push(Directive::Persist(Record::Decision { reason }));
         let issued: Vec<Plan> = self.issued.iter().cloned().collect();
         let from_the_start = self.plans_of_generation();
-        for (peer, member) in &self.members {
-            if member.rank.is_none() || member.finished.is_some() {
-                continue;
-            }
-            let plans = if member.has_no_plans { &from_the_start } else { &issued };
+        for (plans, has_no_plans) in [(from_the_start, true), (issued, false)] {
+            let ranks = self.members.unfinished_ranks().iter();
+            let is_meant = |member: &Member| member.has_no_plans == has_no_plans;
+            let ranks: Vec<Peer> = ranks
+                .filter(|peer| self.members.get(peer).is_some_and(is_meant))
+                .copied()
+                .collect();
             for window in plans.chunks(LONGEST_WINDOW as usize) {
-                directives.push(self.send(*peer, CoordinatorBody::PlanWindow(window.to_vec())));
+                self.send_all(&ranks, CoordinatorBody::PlanWindow(window.to_vec()), directives);
             }
         }
         let acknowledged = CoordinatorBody::Acknowledged {
@@ -492,7 +492,7 @@ impl Run {
             Some((reason, since)) if self.now.saturating_sub(*since) >= GRACE => reason.clone(),
             _ if self.now >= patience => format!(
                 "{} did not come back within {:.1} s after the coordinator began term {}",
-                self.absentees().join(" and "),
+                self.absentees(),
                 patience.as_secs_f64(),
                 self.facts.term
             ),
@@ -511,7 +511,7 @@ impl Run {
             "this coordinator began term {} after step {}: waiting for {} to come back, {why}",
             self.facts.term,
             self.committed,
-            self.absentees().join(" and ")
+            self.absentees()
         )
     }
 }

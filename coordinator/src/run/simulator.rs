@@ -11,7 +11,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::tests::info;
-use super::{Directive, Event, Leases, Peer, Phase, Recorded, Run};
+use super::{Directive, Event, Leases, Phase, Recorded, Run};
 use crate::ledger::Shadow;
 
 mod checker;
@@ -271,7 +271,7 @@ impl Simulation {
         if let Some((peer, progress)) = said.into_iter().next() {
             self.decide(Event::Progress { peer, progress })?;
         }
-        for (peer, how) in self.leases.lapsed(&self.run.watched(), self.now) {
+        for (peer, how) in self.leases.lapsed(self.run.watched(), self.now) {
             self.lapsed += 1;
             self.decide(Event::Lapsed { peer, how })?;
         }
@@ -319,7 +319,7 @@ impl Simulation {
     /// What the coordinator's service does with a directive.
     fn carry_out(&mut self, directive: Directive) {
         match directive {
-            Directive::Send { to, stamp, body } => self.trainers.send(to, stamp, body),
+            Directive::Send { to, stamp, body } => self.trainers.send(to, stamp, (*body).clone()),
             Directive::Fence { peer, .. } => self.trainers.fence(peer),
             Directive::Persist(record) => self.ledger.note(&record),
             Directive::Commit(commission) => self.commissions.push_back(commission.checkpoint),
@@ -546,9 +546,8 @@ impl Simulation {
         let waits = matches!(self.run.phase(), Phase::WaitingForMembers);
         let may_join = self.run.begins_anew || self.run.facts.worlds.are_elastic();
         // The coordinator alone knows whom it has set apart; they wait for the others before they go.
-        let is_apart = |peer: &Peer| self.run.members[peer].leaving.is_some();
-        let apart = self.run.members.keys().filter(|peer| is_apart(peer));
-        let apart = apart.filter_map(|peer| self.trainers.index_of(*peer)).collect();
+        let apart = self.run.members.iter().filter(|(_, member)| member.leaving.is_some());
+        let apart = apart.filter_map(|(peer, _)| self.trainers.index_of(*peer)).collect();
         if waits && may_join && self.trainers.of_use(&apart) < needed {
             self.trainers.add();
         }

@@ -43,16 +43,34 @@ fn whole(holders: &Holders, world: u32, copies: usize) -> Option<Vec<(Part, Vec<
     (complete && parts.len() == world as usize).then(|| parts.into_values().collect())
 }
 
+/// How many more words of members that they hold another part it takes, at least, before a snapshot can be whole.
+fn lacking(holders: &Holders, world: u32, copies: usize) -> usize {
+    let there: usize = holders.values().map(|addresses| addresses.len().min(copies)).sum();
+    // Where two values go under one name it is looked at every time.
+    (copies * world as usize).saturating_sub(there).max(1)
+}
+
 impl Run {
     /// A member holds another part: its own, or its ward's.
     pub(super) fn holds(&mut self, peer: Peer, stamp: Stamp, part: Part, directives: &mut Vec<Directive>) -> Answer {
         if self.present(peer, stamp).is_none() || self.phase == Phase::Ended {
             return Ok(None);
         }
-        if let Some(member) = self.members.get_mut(&peer) {
-            member.parts.insert(part);
+        let is_new = self.members.change(&peer, |member| member.parts.insert(part));
+        if let (Some(lacking), Some(true)) = (&mut self.lacking, is_new) {
+            // The first part of a step is worth a look, which counts what is lacking.
+            let lacking = lacking.entry(part.step).or_insert(1);
+            *lacking = lacking.saturating_sub(1);
         }
-        self.stand(directives);
+        let may_stand =
+            |(step, lacking): (&u64, &usize)| *lacking == 0 && (self.snapshot + 1..=self.committed).contains(step);
+        if self
+            .lacking
+            .as_ref()
+            .is_none_or(|lacking| lacking.iter().any(may_stand))
+        {
+            self.stand(directives);
+        }
         Ok(None)
     }
 
@@ -68,16 +86,26 @@ impl Run {
     /// Lets the newest snapshot of this generation stand that is held often enough.
     pub(super) fn stand(&mut self, directives: &mut Vec<Directive>) {
         let generation = self.stamp().generation;
+        let (newer, committed) = (self.snapshot + 1, self.committed);
+        let is_meant = |part: &&Part| part.generation == generation && (newer..=committed).contains(&part.step);
         let ranks = self.members.values().filter(|member| member.rank.is_some());
-        let held = held(ranks.map(|member| (member.info.parts_address.clone(), member.parts.clone())));
-        let copies = self.copies();
-        let newest = held
-            .iter()
-            .rev()
-            .filter(|((step, of), _)| *of == generation && *step <= self.committed && *step > self.snapshot)
-            .find_map(|((step, _), holders)| Some((*step, whole(holders, self.ranks(), copies)?)));
+        let held = held(ranks.map(|member| {
+            let parts = member.parts.iter().filter(is_meant).copied();
+            (member.info.parts_address.clone(), parts.collect())
+        }));
+        let (copies, world) = (self.copies(), self.ranks());
+        let mut newest = None;
+        let known = self.lacking.get_or_insert_default();
+        for ((step, _), holders) in held.iter().rev() {
+            newest = whole(holders, world, copies).map(|parts| (*step, parts));
+            if newest.is_some() {
+                break;
+            }
+            known.insert(*step, lacking(holders, world, copies));
+        }
         let Some((step, parts)) = newest else { return };
         self.snapshot = step;
+        known.retain(|of, _| *of > step);
         let parts = parts.into_iter().map(|(part, _)| part).collect();
         directives.push(Directive::Persist(Record::Snapshot { step, parts }));
         let free_before = self.free_before(step);

@@ -115,7 +115,8 @@ fn train(facts: RunFacts) -> Run {
                 ready: lockstep_proto::domain::Ready {
                     hash: [0; 32],
                     transports: Vec::new(),
-                },
+                }
+                .into(),
             },
             NOW,
         );
@@ -175,7 +176,7 @@ fn everybody_reports(run: &mut Run, ranks: u32, step: u64) -> Decision {
 
 fn sent(decision: &Decision, peer: Peer) -> Vec<CoordinatorBody> {
     let to_peer = |directive: &Done| match directive {
-        Done::Send { to, body, .. } if *to == peer => Some(body.clone()),
+        Done::Send { to, body, .. } if *to == peer => Some((**body).clone()),
         _ => None,
     };
     decision.directives.iter().filter_map(to_peer).collect()
@@ -343,7 +344,8 @@ fn different_initial_hashes_end_the_run_and_name_the_ranks() {
                 ready: lockstep_proto::domain::Ready {
                     hash: [hash; 32],
                     transports: Vec::new(),
-                },
+                }
+                .into(),
             },
             NOW,
         );

@@ -113,7 +113,7 @@ impl Run {
         };
         let mut reason = adapted.sentence(step);
         match self.changes.make(change.clone()) {
-            Ok(()) => directives.push(Directive::Persist(Record::Changed(change))),
+            Ok(()) => directives.push(Directive::Persist(Record::Changed(Box::new(change)))),
             // The schedules cannot be laid out with it: the batch stays, and people learn why.
             Err(error) => reason = format!("{reason}; that cannot be: {error}"),
         }

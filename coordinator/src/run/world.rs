@@ -23,19 +23,15 @@ impl Run {
             );
         }
         // One that was released from a run that goes on may still be on its way out when another process takes its place.
-        let is_there = |member: &&Member| member.info.member == *name && !member.is_released();
-        if let Some(present) = self.members.values().find(is_there) {
+        let is_there = |member: &&Member| !member.is_released();
+        if let Some(present) = self.members.named(name).map(|(_, member)| member).find(is_there) {
             let (pid, host) = (present.info.pid, &present.info.host);
             let reason = format!(
                 "a member named {name} is already in the run (pid {pid} on {host}): give every trainer a name of its own"
             );
             return refuse("NAME_TAKEN", reason);
         }
-        let is_back = self.phase == Phase::WaitingForReturn
-            && self
-                .generation
-                .as_ref()
-                .is_some_and(|generation| generation.place_of(name).is_some());
+        let is_back = self.phase == Phase::WaitingForReturn && self.place_of(name).is_some();
         if self.phase != Phase::WaitingForMembers && !is_back && !self.facts.worlds.are_elastic() {
             let ranks = self.ranks();
             let reason = format!("member {name} cannot join: the run has {ranks} ranks and all of them are there");
@@ -110,14 +106,12 @@ impl Run {
 
     /// Who may be a rank of the next generation, in the order of ranks.
     pub(super) fn candidates(&self) -> Vec<Peer> {
-        let mut candidates: Vec<Peer> = self
-            .members
-            .iter()
-            .filter(|(_, member)| member.is_candidate())
-            .map(|(peer, _)| *peer)
+        let candidates = self.members.iter().filter(|(_, member)| member.is_candidate());
+        let mut candidates: Vec<_> = candidates
+            .map(|(peer, member)| (natural_order(&member.info.member), *peer))
             .collect();
-        candidates.sort_by_key(|peer| natural_order(&self.members[peer].info.member));
-        candidates
+        candidates.sort();
+        candidates.into_iter().map(|(_, peer)| peer).collect()
     }
 
     /// Ranks of a world of so many candidates.
@@ -137,8 +131,7 @@ impl Run {
 
     /// Forms a generation of the members that are there, if they are enough.
     pub(super) fn form_if_enough(&mut self, directives: &mut Vec<Directive>) {
-        let mut order = self.candidates();
-        if order.len() < self.needed() as usize {
+        if self.members.candidates() < self.needed() as usize {
             if self.wish == Wish::Stop {
                 // Nobody need come only to stop.
                 let reason = format!(
@@ -149,25 +142,25 @@ impl Run {
             }
             return;
         }
+        let mut order = self.candidates();
         order.truncate(self.world_of(order.len()));
         let (lanes, ranks) = (self.facts.lanes, order.len() as u32);
-        for member in self.members.values_mut() {
+        self.members.change_all(|member| {
             (member.rank, member.ready, member.stopped, member.lapsed) = (None, None, false, None);
-        }
+        });
         let mut places = Vec::with_capacity(order.len());
         for (rank, peer) in (0..ranks).zip(&order) {
-            let Some(member) = self.members.get_mut(peer) else {
-                continue;
-            };
-            member.rank = Some(rank);
-            places.push(MemberPlace {
-                member: member.info.member.clone(),
-                rank,
-                lanes: rank_lanes(rank, ranks, lanes),
-                pid: member.info.pid,
-                host: member.info.host.clone(),
-                parts_address: member.info.parts_address.clone(),
-            });
+            places.extend(self.members.change(peer, |member| {
+                member.rank = Some(rank);
+                MemberPlace {
+                    member: member.info.member.clone(),
+                    rank,
+                    lanes: rank_lanes(rank, ranks, lanes),
+                    pid: member.info.pid,
+                    host: member.info.host.clone(),
+                    parts_address: member.info.parts_address.clone(),
+                }
+            }));
         }
         let before = self.stamp();
         let stamp = Stamp {
@@ -186,11 +179,12 @@ impl Run {
         self.worlds_of.insert(stamp.generation, ranks);
         // Newer ones could not be had any more, and what is made now must be able to stand.
         self.snapshot = generation.resume.as_ref().map_or(0, |resume| resume.step);
-        self.generation = Some(generation.clone());
+        self.take_generation(generation.clone());
         self.regroup = None;
         self.unusable = None;
         self.begins_anew = false;
         self.reports.clear();
+        self.lacking = None;
         self.writing.clear();
         self.phase = Phase::WaitingForCommId;
         directives.push(Directive::Persist(Record::Generation(generation.clone())));

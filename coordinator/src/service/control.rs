@@ -6,7 +6,7 @@ use lockstep_proto::domain::{Header, RunEvent, Stamp};
 use lockstep_proto::v1;
 use lockstep_proto::v1::control_server::Control;
 use lockstep_proto::v1::{extend_request, setting};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -20,6 +20,9 @@ use crate::service::status::{misunderstood, other_run, over, refused};
 /// Events that may wait for one watcher in its stream; what it is later than that waits in the run's own list.
 const WATCHED: usize = 64;
 
+/// Calls that may wait for the run's thread; more of them wait in their connections.
+pub(super) const CALLS: usize = 256;
+
 /// Characters of a command's key.
 pub(crate) const LONGEST_KEY: usize = 128;
 
@@ -29,6 +32,7 @@ pub(super) struct ControlService {
     pub(super) run_id: String,
     pub(super) term: u64,
     pub(super) board: Arc<Board>,
+    pub(super) turns: Semaphore,
 }
 
 impl ControlService {
@@ -55,6 +59,8 @@ impl ControlService {
 
     /// Puts a letter with a way back into the mailbox and waits for the answer.
     async fn ask<T: Send + 'static>(&self, letter: impl FnOnce(Reply<T>) -> Letter) -> Result<T, Status> {
+        // Never closed.
+        let _turn = self.turns.acquire().await.map_err(|_| over())?;
         let (answer, answered) = oneshot::channel();
         let reply: Reply<T> = Box::new(move |value| {
             // The caller may have hung up; then nobody misses the answer.

@@ -4,13 +4,14 @@
 //! [`GATHER`] and made durable in one transaction; everything else goes through at once. In either case nothing is
 //! sent before what precedes it is durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockstep_proto::domain::{
     CommittedStep, CoordinatorBody, FromCoordinator, Header, Outcome, RunEnd, RunEvent, RunStatus, Stamp,
 };
+use lockstep_proto::encoded::Encoded;
 use tokio::sync::broadcast;
 use tonic::Status;
 
@@ -19,7 +20,7 @@ use crate::files::RunFiles;
 use crate::ledger::{CallRow, Ledger, Recorder};
 use crate::run::{Decision, Directive, Effect, Event, Leases, Peer, Phase, Record, Refusal, Run};
 use crate::service::checkpoints::Committer;
-use crate::service::mailbox::{Letter, Letters, Outgoing, Reply};
+use crate::service::mailbox::{Letter, Letters, OUTGOING, Outgoing, Reply};
 use crate::service::status::refused;
 
 /// How long committed steps may wait for a common transaction.
@@ -28,6 +29,8 @@ const GATHER: Duration = Duration::from_millis(50);
 const TICK: Duration = Duration::from_millis(100);
 /// How often the run is shown to whoever watches, at least.
 const LOOK: Duration = Duration::from_millis(500);
+/// One part in so many of the thread's time goes into looks, at most.
+const LOOKS_SHARE: u32 = 20;
 /// How long the farewells of members are answered after the end.
 const LINGER: Duration = Duration::from_secs(2);
 /// Letters that are taken between two transactions.
@@ -65,8 +68,14 @@ pub(crate) struct Executor {
     parts: ExecutorParts,
     began: Instant,
     members: BTreeMap<Peer, Outgoing>,
+    /// The message that was made last, of what body and under which stamp: what is said to many is made once.
+    made: Option<(Arc<CoordinatorBody>, Stamp, Encoded)>,
+    /// Members that took no more.
+    deaf: BTreeSet<Peer>,
     pending: Vec<Directive>,
     pending_since: Option<Instant>,
+    /// Whether something pending must not wait for others.
+    is_urgent: bool,
     /// Refusals of members that wait for the refused event to be durable.
     refusals: Vec<(Peer, Refusal)>,
     /// Answers that wait for the decision to be durable.
@@ -81,6 +90,10 @@ pub(crate) struct Executor {
     tokens_per_second: Option<f64>,
     ended: Option<(RunEnd, Instant)>,
     next_look: Instant,
+    /// Before this not even what people must know at once leads to a look.
+    earliest_look: Instant,
+    /// The rank that the others waited for at the last look, and where it was.
+    waited_for: Option<(String, String)>,
 }
 
 impl Executor {
@@ -90,8 +103,11 @@ impl Executor {
         Executor {
             began: Instant::now(),
             members: BTreeMap::new(),
+            made: None,
+            deaf: BTreeSet::new(),
             pending: Vec::new(),
             pending_since: None,
+            is_urgent: false,
             refusals: Vec::new(),
             replies: Vec::new(),
             calls: Vec::new(),
@@ -102,6 +118,8 @@ impl Executor {
             tokens_per_second: parts.last.as_ref().map(|step| step.tokens_per_second),
             ended: None,
             next_look: Instant::now(),
+            earliest_look: Instant::now(),
+            waited_for: None,
             parts,
         }
     }
@@ -142,7 +160,7 @@ impl Executor {
             }
             let due = self.pending_since.is_some_and(|since| since.elapsed() >= GATHER);
             let is_asked = !self.replies.is_empty() || !self.refusals.is_empty();
-            if due || is_asked || self.parts.recorder.waiting() > MOST_EVENTS || self.pending.iter().any(is_urgent) {
+            if due || is_asked || self.parts.recorder.waiting() > MOST_EVENTS || self.is_urgent {
                 self.flush();
             }
             self.tell_state();
@@ -207,7 +225,7 @@ impl Executor {
     /// Ranks that have stopped moving.
     fn look_at_leases(&mut self) {
         let (ranks, now) = (self.parts.run.watched(), self.began.elapsed());
-        for (peer, how) in self.parts.leases.lapsed(&ranks, now) {
+        for (peer, how) in self.parts.leases.lapsed(ranks, now) {
             self.decide(Event::Lapsed { peer, how });
         }
     }
@@ -221,6 +239,7 @@ impl Executor {
         let mut decision = self.parts.recorder.decide(&mut self.parts.run, event, now);
         if !decision.directives.is_empty() {
             self.pending_since.get_or_insert_with(Instant::now);
+            self.is_urgent |= decision.directives.iter().any(is_urgent);
             self.pending.append(&mut decision.directives);
         }
         decision
@@ -229,7 +248,7 @@ impl Executor {
     /// Makes durable what is pending, writes the files, then sends.
     fn flush(&mut self) {
         let pending = std::mem::take(&mut self.pending);
-        self.pending_since = None;
+        (self.pending_since, self.is_urgent) = (None, false);
         let (mut records, mut rest) = (Vec::new(), Vec::new());
         for directive in pending {
             match directive {
@@ -250,14 +269,10 @@ impl Executor {
         for directive in rest {
             match directive {
                 // Of several acknowledgements to one member the newest says it all.
-                Directive::Send {
-                    to,
-                    stamp,
-                    body: CoordinatorBody::Acknowledged { step, finished: false },
-                } => {
-                    acknowledged.insert(to, (stamp, step));
+                Directive::Send { to, stamp, body } if acknowledges_a_step(&body) => {
+                    acknowledged.insert(to, (stamp, body));
                 }
-                Directive::Send { to, stamp, body } => self.send(to, stamp, body),
+                Directive::Send { to, stamp, body } => self.send(to, stamp, &body),
                 Directive::Fence { peer, reason } => {
                     tracing::warn!("{reason}");
                     self.refuse(peer, &Refusal::new("FENCED", "member", reason));
@@ -267,9 +282,11 @@ impl Executor {
                 Directive::Persist(_) => {}
             }
         }
-        for (to, (stamp, step)) in acknowledged {
-            self.send(to, stamp, CoordinatorBody::Acknowledged { step, finished: false });
+        for (to, (stamp, body)) in acknowledged {
+            self.send(to, stamp, &body);
         }
+        self.made = None;
+        self.cut_the_deaf();
         for (peer, refusal) in std::mem::take(&mut self.refusals) {
             self.refuse(peer, &refusal);
         }
@@ -327,25 +344,48 @@ impl Executor {
         if wrote { self.parts.files.flush() } else { Ok(()) }
     }
 
-    fn send(&mut self, to: Peer, stamp: Stamp, body: CoordinatorBody) {
-        let header = Header {
-            run_id: self.parts.ledger.run().run_id.clone(),
-            stamp,
-        };
-        let message = FromCoordinator { header, body };
+    fn send(&mut self, to: Peer, stamp: Stamp, body: &Arc<CoordinatorBody>) {
         let Some(outgoing) = self.members.get(&to) else { return };
-        if outgoing.try_send(Ok((&message).into())).is_err() {
-            // It takes nothing more. Its stream is closed, and the end of its own half will say that it is lost.
-            tracing::warn!("a member's stream takes no more messages and is closed");
-            self.members.remove(&to);
+        let message = match &self.made {
+            Some((of, known, message)) if *known == stamp && Arc::ptr_eq(of, body) => message.clone(),
+            _ => {
+                let header = Header {
+                    run_id: self.parts.ledger.run().run_id.clone(),
+                    stamp,
+                };
+                let message: Encoded = (&FromCoordinator {
+                    header,
+                    body: CoordinatorBody::clone(body),
+                })
+                    .into();
+                self.made = Some((body.clone(), stamp, message.clone()));
+                message
+            }
+        };
+        if !outgoing.send(message) {
+            self.deaf.insert(to);
+        }
+    }
+
+    /// Cuts off members that do not take what they are told. The others go on without them.
+    fn cut_the_deaf(&mut self) {
+        for peer in std::mem::take(&mut self.deaf) {
+            let Some(outgoing) = self.members.remove(&peer) else {
+                continue;
+            };
+            let name = self.parts.run.name(peer);
+            let how = format!("it does not take what it is told, and {OUTGOING} messages wait for it");
+            tracing::warn!("{name} is cut off: {how}");
+            // The ledger keeps why; the end of its stream then says that it is lost.
+            self.decide(Event::Lapsed { peer, how: how.clone() });
+            outgoing.close(Status::resource_exhausted(format!("{name} was cut off: {how}")));
         }
     }
 
     /// Closes a member's stream with a sentence.
     fn refuse(&mut self, peer: Peer, refusal: &Refusal) {
         if let Some(outgoing) = self.members.remove(&peer) {
-            // Full or closed: the member goes without the sentence.
-            let _told = outgoing.try_send(Err(refused(refusal)));
+            outgoing.close(refused(refusal));
         }
     }
 
@@ -357,12 +397,12 @@ impl Executor {
         let last_step = self.parts.run.committed();
         let stamp = self.parts.run.stamp();
         let members: Vec<Peer> = self.members.keys().copied().collect();
+        let body = Arc::new(CoordinatorBody::Release {
+            outcome: Outcome::Failed { reason: reason.clone() },
+            reason: reason.clone(),
+        });
         for peer in members {
-            let body = CoordinatorBody::Release {
-                outcome: Outcome::Failed { reason: reason.clone() },
-                reason: reason.clone(),
-            };
-            self.send(peer, stamp, body);
+            self.send(peer, stamp, &body);
         }
         for (reply, _decided) in self.replies.drain(..) {
             // What was decided is not durable, so it never happened.
@@ -399,7 +439,7 @@ impl Executor {
             self.phase_since = Instant::now();
         }
         self.told = now.clone();
-        self.next_look = Instant::now();
+        self.next_look = self.earliest_look.max(Instant::now());
         self.publish(RunEvent::State {
             phase: now.0.to_owned(),
             reason: now.1,
@@ -408,17 +448,21 @@ impl Executor {
 
     /// Shows how the run stands to whoever watches.
     fn show(&mut self) {
-        self.next_look = Instant::now() + LOOK;
-        let waited_for = self.waited_for();
+        let began = Instant::now();
+        self.waited_for = self.find_waited_for();
         let board = &self.parts.board;
-        board.observed(self.status(), self.parts.run.members(), waited_for.as_ref());
+        board.observed(self.status(), self.parts.run.members(), self.waited_for.as_ref());
+        // A look goes over all members, so in a large world there are fewer.
+        let took = began.elapsed();
+        self.earliest_look = began + took * LOOKS_SHARE;
+        self.next_look = self.earliest_look.max(began + LOOK);
     }
 
     /// While the run trains, the rank that the others wait for, if they do, and where it is.
-    fn waited_for(&self) -> Option<(String, String)> {
+    fn find_waited_for(&self) -> Option<(String, String)> {
         let run = &self.parts.run;
         let ranks = run.watched();
-        let waited_for = self.parts.leases.waited_for(&ranks, self.began.elapsed());
+        let waited_for = self.parts.leases.waited_for(ranks, self.began.elapsed());
         let (peer, how) = waited_for.filter(|_| run.phase() == Phase::Training)?;
         Some((run.name(peer), how))
     }
@@ -432,7 +476,7 @@ impl Executor {
     fn reason(&self) -> String {
         let run = &self.parts.run;
         let reason = since(run.phase(), run.reason(), self.phase_since.elapsed());
-        match self.waited_for() {
+        match self.waited_for.as_ref().filter(|_| run.phase() == Phase::Training) {
             Some((name, how)) => format!("{reason}; waiting for {name}: {how}"),
             None => reason,
         }
@@ -453,7 +497,7 @@ impl Executor {
             step: run.committed(),
             total_steps: run.planner().total_steps(),
             ranks: run.ranks(),
-            members: run.members().len() as u32,
+            members: run.members_there(),
             backend: (self.parts.backend)(run.ranks()).to_owned(),
             loss: self.loss,
             validation_loss: self.validation_loss,
@@ -471,22 +515,23 @@ impl Executor {
 impl Drop for Executor {
     fn drop(&mut self) {
         // Members that are still there learn that nobody will answer any more.
-        for outgoing in self.members.values() {
-            let _told = outgoing.try_send(Err(Status::unavailable("the run is over")));
+        for outgoing in std::mem::take(&mut self.members).into_values() {
+            outgoing.close(Status::unavailable("the run is over"));
         }
     }
 }
 
 /// Whether a directive must not wait for others.
 fn is_urgent(directive: &Directive) -> bool {
-    !matches!(
-        directive,
-        Directive::Persist(Record::Committed(_) | Record::Validation { .. })
-            | Directive::Send {
-                body: CoordinatorBody::Acknowledged { finished: false, .. },
-                ..
-            }
-    )
+    match directive {
+        Directive::Persist(Record::Committed(_) | Record::Validation { .. }) => false,
+        Directive::Send { body, .. } => !acknowledges_a_step(body),
+        _ => true,
+    }
+}
+
+fn acknowledges_a_step(body: &CoordinatorBody) -> bool {
+    matches!(body, CoordinatorBody::Acknowledged { finished: false, .. })
 }
 
 /// The reason of a phase in which the run waits, with how long it has.

@@ -133,9 +133,15 @@ impl Door {
     }
 }
 
+#[derive(Default)]
+struct Taken {
+    by_address: HashMap<IpAddr, usize>,
+    all: usize,
+}
+
 /// How many connections there are, by address.
 struct Places {
-    taken: Mutex<HashMap<IpAddr, usize>>,
+    taken: Mutex<Taken>,
     of_one: usize,
     of_all: usize,
 }
@@ -143,12 +149,12 @@ struct Places {
 impl Places {
     fn take(self: &Arc<Places>, address: IpAddr) -> Option<Place> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = taken.values().sum();
-        let own = taken.get(&address).copied().unwrap_or(0);
-        if all >= self.of_all || own >= self.of_one {
+        let own = taken.by_address.get(&address).copied().unwrap_or(0);
+        if taken.all >= self.of_all || own >= self.of_one {
             return None;
         }
-        taken.insert(address, own + 1);
+        taken.by_address.insert(address, own + 1);
+        taken.all += 1;
         let places = self.clone();
         Some(Place { places, address })
     }
@@ -163,10 +169,11 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = taken.get_mut(&self.address) {
+        taken.all -= 1;
+        if let Some(own) = taken.by_address.get_mut(&self.address) {
             *own -= 1;
             if *own == 0 {
-                taken.remove(&self.address);
+                taken.by_address.remove(&self.address);
             }
         }
     }

@@ -1,8 +1,8 @@
 //! What the services, and the process that runs the coordinator, say to the run's own thread.
 
 use lockstep_proto::domain::{MemberStatus, RunEvent, RunStatus};
-use lockstep_proto::v1;
-use tokio::sync::{broadcast, mpsc};
+use lockstep_proto::encoded::Encoded;
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tonic::Status;
 
 use crate::ledger::CallRow;
@@ -15,8 +15,36 @@ const MEMBER_BOX: usize = 1024;
 /// Takes an answer to whoever waits for it.
 pub(crate) type Reply<T> = Box<dyn FnOnce(T) + Send>;
 
-/// What goes to one member.
-pub(crate) type Outgoing = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
+/// Messages that may wait for one member. One that does not take them is cut off, so that nobody's memory grows with it.
+pub(crate) const OUTGOING: usize = 256;
+
+/// The way to one member. When it is dropped the stream is over, after what was said before.
+pub(crate) struct Outgoing {
+    messages: mpsc::Sender<Result<Encoded, Status>>,
+    last_word: oneshot::Sender<Status>,
+}
+
+impl Outgoing {
+    /// With it what the member's stream sends, and the last word for whoever reads from the member: both are over with it.
+    pub(crate) fn new(messages: mpsc::Sender<Result<Encoded, Status>>) -> (Outgoing, oneshot::Receiver<Status>) {
+        let (last_word, over) = oneshot::channel();
+        (Outgoing { messages, last_word }, over)
+    }
+
+    /// Sends without waiting. False where too many messages wait for the member already; one that is gone misses nothing.
+    pub(crate) fn send(&self, message: Encoded) -> bool {
+        !matches!(
+            self.messages.try_send(Ok(message)),
+            Err(mpsc::error::TrySendError::Full(_))
+        )
+    }
+
+    /// Closes the stream with a sentence.
+    pub(crate) fn close(self, sentence: Status) {
+        // The member may be gone already; then nobody misses it.
+        let _told = self.last_word.send(sentence);
+    }
+}
 
 /// One thing for the run's thread.
 pub(crate) enum Letter {
@@ -36,7 +64,8 @@ pub(crate) enum Letter {
     Watch(Reply<(RunEvent, broadcast::Receiver<RunEvent>)>),
 }
 
-/// Where letters are put. Members' letters are held back when there are too many; commands and questions are not.
+/// Where letters are put. Members' letters are held back when there are too many. Operators' letters are few by themselves: a
+/// call waits for its answer, and only so many are served at a time.
 #[derive(Clone)]
 pub(crate) struct Mailbox {
     pub(crate) members: mpsc::Sender<Letter>,

@@ -9,18 +9,18 @@ use std::time::Duration;
 use lockstep_config::SecuritySection;
 use lockstep_proto::FILE_DESCRIPTOR_SET;
 use lockstep_proto::v1::control_server::ControlServer;
-use lockstep_proto::v1::training_server::TrainingServer;
 use lockstep_security::{Keeper, Reload};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tonic::transport::Server;
 
 use crate::dashboard::webhook::Webhook;
 use crate::dashboard::{self, Board};
 use crate::ledger::RunRow;
 use crate::service::MESSAGE_LIMIT;
+use crate::service::attach::AttachServer;
 use crate::service::caller::Caller;
-use crate::service::control::ControlService;
+use crate::service::control::{CALLS, ControlService};
 use crate::service::guard::{Guard, Journal};
 use crate::service::incoming::connections;
 use crate::service::mailbox::Mailbox;
@@ -70,19 +70,18 @@ pub(crate) async fn serve(
         config_toml: run.config_toml,
         next_peer: Arc::new(AtomicU64::new(0)),
     };
-    let training = TrainingServer::new(training)
-        .max_decoding_message_size(MESSAGE_LIMIT)
-        .max_encoding_message_size(MESSAGE_LIMIT);
+    let training = AttachServer::new(training);
     let control = ControlServer::new(ControlService {
         mailbox,
         run_id: run.run_id,
         term,
         board: board.clone(),
+        turns: Semaphore::new(CALLS),
     })
     .max_decoding_message_size(MESSAGE_LIMIT)
     .max_encoding_message_size(MESSAGE_LIMIT);
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<TrainingServer<TrainingService>>().await;
+    health.set_serving::<AttachServer>().await;
     health.set_serving::<ControlServer<ControlService>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)

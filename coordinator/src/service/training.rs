@@ -7,18 +7,14 @@ use std::sync::atomic::{self, AtomicU64};
 
 use lockstep_proto::domain::{CoordinatorBody, FromCoordinator, FromMember, Header, Stamp};
 use lockstep_proto::v1;
-use lockstep_proto::v1::training_server::Training;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use crate::ledger::event_of_member;
 use crate::run::{Event, Peer};
-use crate::service::mailbox::{Letter, Mailbox};
+use crate::service::attach::Outbox;
+use crate::service::mailbox::{Letter, Mailbox, OUTGOING, Outgoing};
 use crate::service::status::{misunderstood, older_term, other_run, over};
-
-/// Messages that may wait for one member. One that does not take them is cut off.
-const OUTGOING: usize = 256;
 
 /// Carries members' streams.
 pub(super) struct TrainingService {
@@ -29,16 +25,11 @@ pub(super) struct TrainingService {
     pub(super) next_peer: Arc<AtomicU64>,
 }
 
-#[tonic::async_trait]
-impl Training for TrainingService {
-    type AttachStream = ReceiverStream<Result<v1::CoordinatorMessage, Status>>;
-
-    async fn attach(
-        &self,
-        request: Request<Streaming<v1::MemberMessage>>,
-    ) -> Result<Response<Self::AttachStream>, Status> {
+impl TrainingService {
+    /// A member's stream is open: what it says becomes events, and what is said to it comes out of the outbox.
+    pub(super) async fn attach(&self, mut incoming: Streaming<v1::MemberMessage>) -> Result<Outbox, Status> {
         let peer = self.next_peer.fetch_add(1, atomic::Ordering::Relaxed);
-        let (outgoing, stream) = mpsc::channel(OUTGOING);
+        let (messages, stream) = mpsc::channel(OUTGOING);
         let header = Header {
             run_id: self.run_id.clone(),
             stamp: Stamp {
@@ -52,33 +43,39 @@ impl Training for TrainingService {
                 config_toml: self.config_toml.clone(),
             },
         };
-        outgoing.send(Ok((&welcome).into())).await.map_err(|_| over())?;
+        messages.send(Ok((&welcome).into())).await.map_err(|_| over())?;
+        let (outgoing, mut ended) = Outgoing::new(messages.clone());
         self.mailbox
             .members
-            .send(Letter::Attach(peer, outgoing.clone()))
+            .send(Letter::Attach(peer, outgoing))
             .await
             .map_err(|_| over())?;
         let (mailbox, run_id, term) = (self.mailbox.clone(), self.run_id.clone(), self.term);
-        let mut incoming = request.into_inner();
         tokio::spawn(async move {
-            while let Ok(Some(message)) = incoming.message().await {
+            let last_word = loop {
+                let message = tokio::select! {
+                    biased;
+                    word = &mut ended => break word.ok(),
+                    message = incoming.message() => message,
+                };
+                let Ok(Some(message)) = message else { break None };
                 let event = match understand(message, peer, &run_id, term) {
                     Ok(Some(event)) => event,
                     Ok(None) => continue,
-                    Err(status) => {
-                        // The member may be gone already; then nobody misses the answer.
-                        let _told = outgoing.send(Err(status)).await;
-                        break;
-                    }
+                    Err(status) => break Some(status),
                 };
                 if mailbox.members.send(Letter::Event(event)).await.is_err() {
-                    return;
+                    break ended.await.ok();
                 }
-            }
+            };
             // Refused only where the run's thread has ended, and with it the run.
             let _told = mailbox.members.send(Letter::Event(Event::MemberLost { peer })).await;
+            if let Some(status) = last_word {
+                // Behind all that still waits for the member. It may be gone already; then nobody misses the answer.
+                let _told = messages.send(Err(status)).await;
+            }
         });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(Outbox::new(stream))
     }
 }
 

@@ -315,6 +315,10 @@ impl Checker {
     }
 
     pub(super) fn after(&mut self, decision: &Decision, run: &Run, trainers: &Trainers) -> Checked {
+        // Every decision rests on them.
+        if let Some(disagreement) = run.members.disagreement() {
+            ensure(false, 1, || disagreement)?;
+        }
         for directive in &decision.directives {
             match directive {
                 Directive::Persist(record) => self.persisted(record, run, trainers)?,

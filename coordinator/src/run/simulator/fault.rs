@@ -1,5 +1,7 @@
 //! Deliberate faults of the machine, the service and the trainers: the simulator must find each of them.
 
+use std::sync::Arc;
+
 use lockstep_proto::domain::CoordinatorBody;
 
 use crate::run::Directive;
@@ -69,23 +71,18 @@ impl Fault {
                 directives.sort_by_key(|directive| !matches!(directive, Directive::Send { .. }))
             }
             Fault::AlterPlanForOneMember => {
-                if let Some(Directive::Send {
-                    body: CoordinatorBody::PlanWindow(plans),
-                    ..
-                }) = directives.last_mut()
+                if let Some(Directive::Send { body, .. }) = directives.last_mut()
+                    && let CoordinatorBody::PlanWindow(plans) = Arc::make_mut(body)
                 {
                     plans[0].learning_rate += 1.0;
                 }
             }
             Fault::ForgetOneAbort => {
                 let tells_the_end = |directive: &Directive| {
-                    matches!(
-                        directive,
-                        Directive::Send {
-                            body: CoordinatorBody::Abort { .. } | CoordinatorBody::Release { .. },
-                            ..
-                        }
-                    )
+                    let Directive::Send { body, .. } = directive else {
+                        return false;
+                    };
+                    matches!(**body, CoordinatorBody::Abort { .. } | CoordinatorBody::Release { .. })
                 };
                 if let Some(index) = directives.iter().position(tells_the_end) {
                     directives.remove(index);

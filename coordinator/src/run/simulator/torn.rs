@@ -113,13 +113,10 @@ impl Simulation {
 /// Of several acknowledgements to one member the newest says it all, and goes last.
 fn in_order_of_sending(directives: Vec<Directive>) -> Vec<Directive> {
     let is_of_a_step = |directive: &Directive| {
-        matches!(
-            directive,
-            Directive::Send {
-                body: CoordinatorBody::Acknowledged { finished: false, .. },
-                ..
-            }
-        )
+        let Directive::Send { body, .. } = directive else {
+            return false;
+        };
+        matches!(**body, CoordinatorBody::Acknowledged { finished: false, .. })
     };
     let (acknowledgements, mut rest): (Vec<_>, Vec<_>) = directives.into_iter().partition(is_of_a_step);
     for (index, directive) in acknowledgements.iter().enumerate() {

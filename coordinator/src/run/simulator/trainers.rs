@@ -514,7 +514,11 @@ impl Trainers {
                         transports: Vec::new(),
                     };
                     trainer.ready = Some(ready.clone());
-                    trainer.say(Event::Ready { peer, stamp, ready });
+                    trainer.say(Event::Ready {
+                        peer,
+                        stamp,
+                        ready: ready.into(),
+                    });
                 }
             }
             State::Training | State::Paused(_) if rng.random_ratio(1, 4) => {

@@ -292,7 +292,8 @@ fn a_pause_before_training_is_remembered() {
             ready: lockstep_proto::domain::Ready {
                 hash: [0; 32],
                 transports: Vec::new(),
-            },
+            }
+            .into(),
         },
         NOW,
     );

@@ -71,7 +71,8 @@ pub(super) fn meet(run: &mut Run, peers: &[Peer], hash: u8) -> Decision {
         ready: Ready {
             hash: [hash; 32],
             transports: Vec::new(),
-        },
+        }
+        .into(),
     };
     peers.iter().map(|peer| run.step(ready(*peer), NOW)).last().unwrap()
 }

@@ -229,7 +229,11 @@ fn a_coordinator_that_is_killed_after_a_rewind_goes_on_with_the_new_branch() {
         hash: [0; 32],
         transports: Vec::new(),
     };
-    kept.feed(Event::Ready { peer, stamp, ready });
+    kept.feed(Event::Ready {
+        peer,
+        stamp,
+        ready: ready.into(),
+    });
     for step in 1..=6 {
         kept.feed(report(&kept.run, 0, step, step as u8));
     }
@@ -487,7 +491,11 @@ fn stopped_after_5(facts: &RunFacts) -> Recorded {
         wanted,
         ..Order::default()
     })));
-    kept.feed(Event::Ready { peer, stamp, ready });
+    kept.feed(Event::Ready {
+        peer,
+        stamp,
+        ready: ready.into(),
+    });
     for step in 1..=5 {
         kept.feed(report(&kept.run, 0, step, step as u8));
     }
