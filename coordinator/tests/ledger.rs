@@ -108,7 +108,8 @@ fn with_operators() -> Recorded {
     let config_hash = options.config.hash();
     let running = Coordinator::start(options).unwrap();
     let behaviour = Behaviour {
-        snapshot_every: 3,
+        // One at step 6, which stands until another one does.
+        snapshot_every: 6,
         waits_after: Some(9),
         ..Behaviour::default()
     };
