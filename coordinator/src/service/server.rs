@@ -11,7 +11,7 @@ use lockstep_proto::FILE_DESCRIPTOR_SET;
 use lockstep_proto::v1::control_server::ControlServer;
 use lockstep_security::{Keeper, Reload};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tonic::transport::Server;
 
 use crate::dashboard::webhook::Webhook;
@@ -61,7 +61,9 @@ pub(crate) async fn serve(
         address,
     } = admission;
     let journal = Arc::new(Journal::new(mailbox.clone(), term));
-    let guard = Guard::new(&section, keeper.clone(), journal.clone(), address);
+    let reloads = watch::Sender::new(0);
+    let known = (keeper.clone(), reloads.subscribe());
+    let guard = Guard::new(&section, known, journal.clone(), address);
     let page = dashboard::router(board.clone(), mailbox.clone(), address.ip().is_loopback());
     let training = TrainingService {
         mailbox: mailbox.clone(),
@@ -108,7 +110,7 @@ pub(crate) async fn serve(
     let (closing, closed) = oneshot::channel::<()>();
     let incoming = connections(listener, &section, keeper.clone(), journal.clone());
     tell_expiry(&keeper, &board);
-    let watching = tokio::spawn(watch_files(keeper, journal, board.clone()));
+    let watching = tokio::spawn(watch_files((keeper, reloads), journal, board.clone()));
     let serving = router.serve_with_incoming_shutdown(incoming, async {
         // An error means that the sender is gone, which says the same.
         let _over = closed.await;
@@ -144,7 +146,7 @@ fn tell_expiry(keeper: &Keeper, board: &Board) {
 }
 
 /// Has certificates and tokens read again whenever they change, for as long as the server lives.
-async fn watch_files(keeper: Arc<Keeper>, journal: Arc<Journal>, board: Arc<Board>) {
+async fn watch_files((keeper, reloads): (Arc<Keeper>, watch::Sender<u64>), journal: Arc<Journal>, board: Arc<Board>) {
     let caller = Caller::own_process("reload of the files of [security]");
     loop {
         tokio::time::sleep(LOOK).await;
@@ -154,7 +156,8 @@ async fn watch_files(keeper: Arc<Keeper>, journal: Arc<Journal>, board: Arc<Boar
         match tokio::task::spawn_blocking(move || read.reload()).await {
             Ok(Reload::Taken) => {
                 tell_expiry(&keeper, &board);
-                journal.note(&caller, Ok("what they say now counts for every new call"));
+                reloads.send_modify(|count| *count += 1);
+                journal.note(&caller, Ok("what they say now counts"));
             }
             Ok(Reload::Refused(error)) => {
                 journal.note(&caller, Err(&format!("{error}; what they said before stays in use")));

@@ -3,12 +3,14 @@
 use std::io::Write;
 use std::sync::Mutex;
 
+use lockstep_proto::v1;
+use lockstep_proto::v1::control_client::ControlClient;
 use lockstep_security::{Role, Token};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::stage::{Came, Stage, all_bytes, call, plain_request, status, until};
+use crate::stage::{Came, PATIENCE, Stage, all_bytes, call, plain_request, status, until};
 
 /// Everything that is logged in this process.
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
@@ -32,6 +34,54 @@ impl<'a> MakeWriter<'a> for Log {
     fn make_writer(&'a self) -> Log {
         Log
     }
+}
+
+#[tokio::test]
+async fn streams_that_are_open_end_when_their_token_is_taken_away_and_others_go_on() {
+    let (stage, [viewer, ..]) = Stage::with_tokens();
+    let kept = stage.add_token(Role::Viewer, "another");
+    until("the new token is taken", async || {
+        status(&mut stage.plain().await, &kept).await.code == Some(0)
+    })
+    .await;
+    let watch = async |token: &Token| {
+        let bearer = format!("Bearer {}", token.reveal()).parse().unwrap();
+        let header = Some((&lockstep_proto::domain::Header::default()).into());
+        let mut request = tonic::Request::new(v1::WatchRequest { header });
+        request.metadata_mut().insert("authorization", bearer);
+        let mut client = ControlClient::new(stage.plain().await);
+        client.watch(request).await.unwrap().into_inner()
+    };
+    let (mut lost, mut stays) = (watch(&viewer).await, watch(&kept).await);
+    let page = format!(
+        "GET /api/events HTTP/1.1\nhost: localhost\nauthorization: Bearer {}\n\n",
+        viewer.reveal()
+    );
+    let lines = std::fs::read_to_string(stage.path("tokens")).unwrap();
+    let rest: Vec<&str> = lines.lines().filter(|line| !line.contains("a-viewer")).collect();
+    let page = http(&stage, &page);
+    let taken = async {
+        stage.write("tokens", &rest.join("\n"));
+        loop {
+            match lost.message().await {
+                Ok(Some(_)) => {}
+                end => return end,
+            }
+        }
+    };
+    // The page's stream ends by itself, or its text would never be whole.
+    let (text, end) = tokio::time::timeout(PATIENCE, async { tokio::join!(page, taken) })
+        .await
+        .expect("both streams end");
+    assert!(text.contains("text/event-stream"), "{text}");
+    let refusal = end.unwrap_err();
+    assert_eq!(refusal.code(), tonic::Code::Unauthenticated, "{refusal:?}");
+    assert!(refusal.message().contains("taken away"), "{refusal:?}");
+    assert_eq!(status(&mut stage.plain().await, &kept).await.code, Some(0));
+    let still = tokio::time::timeout(std::time::Duration::from_millis(300), async {
+        while let Ok(Some(_)) = stays.message().await {}
+    });
+    assert!(still.await.is_err(), "the other one's stream goes on");
 }
 
 /// Says a request over HTTP/1.1, and gives the whole answer as text.

@@ -3,11 +3,12 @@
 //! Way of a request: the browser's rules (`browser`) → who calls: a token in the header or the cookie, else the client
 //! certificate of its connection → which role the call needs, and whether the caller has it → whether it comes too often →
 //! the service, with the [`Caller`] beside it; else an `answer`, and a row in the `journal`. `login` turns a token into
-//! a cookie.
+//! a cookie; the answer is `lasting` only while the token counts.
 
 mod answer;
 mod browser;
 mod journal;
+mod lasting;
 mod login;
 
 use std::convert::Infallible;
@@ -20,6 +21,7 @@ use std::time::Instant;
 use http::{HeaderMap, Request, Response, header};
 use lockstep_config::SecuritySection;
 use lockstep_security::{Access, Buckets, Identity, Keeper, Keys, Role, Token, required};
+use tokio::sync::watch;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -27,6 +29,7 @@ use tower_service::Service;
 use crate::service::caller::Caller;
 use crate::service::guard::answer::{Kind, Refusal};
 pub(crate) use crate::service::guard::journal::Journal;
+use crate::service::guard::lasting::{Lasting, Shown};
 
 /// Callers, and addresses that failed, that are remembered at a time.
 const REMEMBERED: usize = 4096;
@@ -59,6 +62,8 @@ pub(crate) struct Guard(Arc<Rules>);
 
 struct Rules {
     keeper: Arc<Keeper>,
+    /// Rises when its files were read again.
+    reloads: watch::Receiver<u64>,
     journal: Arc<Journal>,
     mode: Mode,
     calls: Mutex<Buckets<(Option<Identity>, IpAddr)>>,
@@ -68,6 +73,8 @@ struct Rules {
 /// A call that is served.
 struct Admitted {
     caller: Caller,
+    /// The token that lets it in, if that is what does.
+    shown: Option<Shown>,
     /// Whether it is an order, which leaves a row in the ledger whatever comes of it.
     is_order: bool,
 }
@@ -75,7 +82,7 @@ struct Admitted {
 impl Guard {
     pub(crate) fn new(
         section: &SecuritySection,
-        keeper: Arc<Keeper>,
+        (keeper, reloads): (Arc<Keeper>, watch::Receiver<u64>),
         journal: Arc<Journal>,
         bound: SocketAddr,
     ) -> Guard {
@@ -87,6 +94,7 @@ impl Guard {
         let (calls, failures) = (section.calls_per_second as f64, section.failures_per_minute as f64);
         Guard(Arc::new(Rules {
             keeper,
+            reloads,
             journal,
             mode,
             calls: Mutex::new(Buckets::new(calls, 2.0 * calls, REMEMBERED)),
@@ -107,12 +115,12 @@ impl Rules {
             return Err(refused("nobody known", Refusal::new(Kind::Denied, reason)));
         }
         let access = required(method.as_str(), path);
-        let (who, identity) = match self.mode {
-            Mode::ThisMachine => ("this machine".to_owned(), None),
-            Mode::Anybody => ("anybody".to_owned(), None),
-            Mode::Known if access == Access::Open => ("anybody".to_owned(), None),
+        let (who, identity, token) = match self.mode {
+            Mode::ThisMachine => ("this machine".to_owned(), None, None),
+            Mode::Anybody => ("anybody".to_owned(), None, None),
+            Mode::Known if access == Access::Open => ("anybody".to_owned(), None, None),
             Mode::Known => match identify(request.headers(), peer, keys) {
-                Ok(identity) => (identity.to_string(), Some(identity)),
+                Ok((identity, token)) => (identity.to_string(), Some(identity), token),
                 Err(reason) => return Err(refused("nobody known", self.failed(peer, reason))),
             },
         };
@@ -141,6 +149,7 @@ impl Rules {
         Ok(Admitted {
             caller: Caller::new(&who, &from, path).with_orders(may_order),
             is_order: access == Access::Needs(Role::Operator),
+            shown: token.zip(identity),
         })
     }
 
@@ -180,7 +189,11 @@ impl Rules {
                 return Ok(answer);
             }
         };
-        let Admitted { caller, is_order } = admitted;
+        let Admitted {
+            caller,
+            is_order,
+            shown,
+        } = admitted;
         match (request.method().as_str(), request.uri().path()) {
             ("POST", "/api/login") => return Ok(self.log_in(request, &peer, &keys, caller).await),
             ("POST", "/api/logout") => return Ok(login::log_out(peer.is_tls)),
@@ -195,7 +208,11 @@ impl Rules {
                     .map_or_else(|why| Err(why.as_str()), |()| Ok("done")),
             );
         }
-        Ok(answer)
+        let Some(shown) = shown else {
+            return Ok(answer);
+        };
+        let (keeper, reloads) = (self.keeper.clone(), self.reloads.clone());
+        Ok(answer.map(|body| Body::new(Lasting::new(body, shown, keeper, reloads, is_grpc))))
     }
 
     async fn log_in(&self, request: Request<Body>, peer: &Peer, keys: &Keys, caller: Caller) -> Response<Body> {
@@ -224,8 +241,8 @@ fn outcome(answer: &Response<Body>) -> Result<(), String> {
     }
 }
 
-/// Who calls. A token in the header decides, if there is one; then a cookie that is known; then the certificate.
-fn identify(headers: &HeaderMap, peer: &Peer, keys: &Keys) -> Result<Identity, String> {
+/// Who calls, and by which token. One in the header decides, if there is one; then a cookie that is known; then the certificate.
+fn identify(headers: &HeaderMap, peer: &Peer, keys: &Keys) -> Result<(Identity, Option<Token>), String> {
     if let Some(shown) = headers.get(header::AUTHORIZATION) {
         let shown = shown.to_str().unwrap_or_default();
         let (scheme, token) = shown.split_once(' ').unwrap_or_default();
@@ -233,17 +250,18 @@ fn identify(headers: &HeaderMap, peer: &Peer, keys: &Keys) -> Result<Identity, S
             return Err("the authorization header is not `Bearer TOKEN`".to_owned());
         }
         let token = Token::parse(token).map_err(|error| format!("the token cannot be read: {error}"))?;
-        return keys.of_token(&token).ok_or_else(|| "the token is not known".to_owned());
+        let identity = keys.of_token(&token).ok_or_else(|| "the token is not known".to_owned());
+        return identity.map(|identity| (identity, Some(token)));
     }
     let mut tried = false;
     for token in login::tokens(headers) {
         if let Some(identity) = keys.of_token(&token) {
-            return Ok(identity);
+            return Ok((identity, Some(token)));
         }
         tried = true;
     }
     match &peer.certificate {
-        Some(identity) => identity.clone(),
+        Some(identity) => identity.clone().map(|identity| (identity, None)),
         None if tried => Err("the token in the cookie is not known; log in again".to_owned()),
         None => {
             Err("show a token (LOCKSTEP_TOKEN_FILE) or a client certificate (LOCKSTEP_CERT, LOCKSTEP_KEY)".to_owned())
