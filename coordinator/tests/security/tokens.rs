@@ -54,7 +54,7 @@ async fn streams_that_are_open_end_when_their_token_is_taken_away_and_others_go_
     };
     let (mut lost, mut stays) = (watch(&viewer).await, watch(&kept).await);
     let page = format!(
-        "GET /api/events HTTP/1.1\nhost: localhost\nauthorization: Bearer {}\n\n",
+        "GET /api/events HTTP/1.1\nhost: localhost\nconnection: close\nauthorization: Bearer {}\n\n",
         viewer.reveal()
     );
     let lines = std::fs::read_to_string(stage.path("tokens")).unwrap();
