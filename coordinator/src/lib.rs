@@ -1,7 +1,7 @@
 //! The coordinator of a run.
 //!
-//! Way of data: [`plan`] says what every step does, [`changes`] what operators and [`branches`] what a rewind make of it;
-//! [`run`] decides, purely, what happens to the run; the service carries messages to it and from it; [`ledger`] makes
+//! Way of data: [`plan`] says what every step does, [`changes`] what operators, [`adaptive`] what the noise of the gradient, and
+//! [`branches`] what a rewind make of it; [`run`] decides, purely, what happens to the run; the service carries messages to it and from it; [`ledger`] makes
 //! decisions durable before they are sent; [`files`] writes what people read; `dashboard` is the page of the run, `alerts` what
 //! people are told without asking. [`Coordinator::start`] puts these together, in the process of `lockstep run` or in a binary of
 //! its own.
