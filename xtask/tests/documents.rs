@@ -51,6 +51,7 @@ fn every_key_and_no_other_is_documented() {
         "model.context=256",
         "data.validation=elsewhere",
         "fault.max_ranks=2",
+        "batch.adaptive={ most = 4096 }",
         "learning_rate.couple=sqrt",
         "learning_rate.base_batch=8",
         "momentum.schedule={ kind = \"linear\", start = 0.8, end = 0.9, over = 10, unit = \"epochs\" }",
@@ -144,6 +145,19 @@ fn first_cells(text: &str) -> Vec<String> {
         .collect()
 }
 
+/// Whether a page has a heading with this anchor: its words in small letters, with hyphens between them.
+fn has_heading(text: &str, anchor: &str) -> bool {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let anchors = headings.map(|line| {
+        let words = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = words
+            .chars()
+            .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect::<String>()
+    });
+    anchors.into_iter().any(|one| one == anchor)
+}
+
 #[test]
 fn every_link_and_every_named_file_exists() {
     let pages = [
@@ -158,6 +172,13 @@ fn every_link_and_every_named_file_exists() {
         "docs/schedules.md",
         "docs/steering.md",
         "docs/security.md",
+        "docs/scale.md",
+        "docs/watching.md",
+        "docs/reliability.md",
+        "docs/elastic.md",
+        "docs/ledger.md",
+        "docs/mpi.md",
+        "docs/collectives.md",
         "docs/basin/README.md",
         "docs/families/README.md",
     ];
@@ -166,11 +187,17 @@ fn every_link_and_every_named_file_exists() {
         let text = read(page.to_str().unwrap());
         let here = repository().join(page.parent().unwrap());
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            assert!(
-                here.join(link).exists(),
-                "{} links to {link}, which is not there",
-                page.display()
-            );
+            let (file, heading) = link.split_once('#').map_or((link, None), |(file, at)| (file, Some(at)));
+            let target = if file.is_empty() {
+                repository().join(page)
+            } else {
+                here.join(file)
+            };
+            let is_there = match heading {
+                None => target.exists(),
+                Some(heading) => std::fs::read_to_string(&target).is_ok_and(|text| has_heading(&text, heading)),
+            };
+            assert!(is_there, "{} links to {link}, which is not there", page.display());
             seen += 1;
         }
         // Files and folders of the repository are named from its root, in backquotes.
@@ -192,6 +219,10 @@ fn every_link_and_every_named_file_exists() {
             .filter(|name| roots.iter().any(|root| name.starts_with(root)))
         {
             let name = name.split_whitespace().next().unwrap();
+            // Of a pattern the folder.
+            let name = name
+                .split_once('*')
+                .map_or(name, |(before, _)| before.rsplit_once('/').unwrap().0);
             assert!(
                 repository().join(name).exists(),
                 "{} names {name}, which is not there",

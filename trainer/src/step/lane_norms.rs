@@ -255,7 +255,8 @@ mod tests {
         for sums in &measured {
             assert_eq!(sums[0], 0.0, "it was cleared");
             assert_eq!(sums[1].to_bits(), sums[2].to_bits(), "whenever a bucket is measured");
-            assert!((sums[1] / expected - 1.0).abs() < 1e-12, "{sums:?} and {expected}");
+            // As near as a plain loop over two million terms is itself.
+            assert!((sums[1] / expected - 1.0).abs() < 1e-10, "{sums:?} and {expected}");
         }
     }
 }
