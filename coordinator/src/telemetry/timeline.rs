@@ -163,13 +163,7 @@ impl Timeline {
         span.attributes = vec![
             text("rpc.method", &call.call),
             text("lockstep.who", &call.who),
-            KeyValue {
-                key: "lockstep.refused".to_owned(),
-                value: Some(AnyValue {
-                    value: Some(Value::BoolValue(call.is_refused)),
-                }),
-                ..KeyValue::default()
-            },
+            attribute("lockstep.refused", Value::BoolValue(call.is_refused)),
             text("lockstep.answer", &call.answer),
             whole("lockstep.calls", call.calls),
         ];
