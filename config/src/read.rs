@@ -7,6 +7,7 @@ mod fault;
 mod optimizer;
 mod schedule;
 mod security;
+mod telemetry;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,7 @@ impl RunConfig {
         let security = security::read(root.section("security")?)?;
         let coordinator = coordinator(root.section("coordinator")?, &security)?;
         let alerts = alerts::read(root.section("alerts")?)?;
+        let telemetry = telemetry::read(root.section("telemetry")?)?;
         root.done()?;
         Ok(RunConfig {
             run,
@@ -77,6 +79,7 @@ impl RunConfig {
             coordinator,
             security,
             alerts,
+            telemetry,
         })
     }
 }

@@ -1,5 +1,5 @@
-//! The types of a config, section by section; those of `[batch.adaptive]`, `[alerts]`, `[fault]`, `[optimizer]` and `[security]`, and schedules,
-//! are in files of their own. A value of these types has passed
+//! The types of a config, section by section; those of `[batch.adaptive]`, `[alerts]`, `[fault]`, `[optimizer]`, `[security]` and
+//! `[telemetry]`, and schedules, are in files of their own. A value of these types has passed
 //! every check of [`crate::read`].
 
 /// Gives an enum its words in TOML.
@@ -25,6 +25,7 @@ mod fault;
 mod optimizer;
 mod schedule;
 mod security;
+mod telemetry;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ pub use fault::*;
 pub use optimizer::*;
 pub use schedule::*;
 pub use security::*;
+pub use telemetry::*;
 
 /// A whole run config, checked and resolved.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +71,8 @@ pub struct RunConfig {
     pub security: SecuritySection,
     /// `[alerts]`: what people are told about without having asked.
     pub alerts: AlertsSection,
+    /// `[telemetry]`: where the run's trace goes.
+    pub telemetry: TelemetrySection,
 }
 
 /// `[run]`.

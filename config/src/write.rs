@@ -70,13 +70,16 @@ impl RunConfig {
         text.key("certificate_days", whole(alerts.certificate_days));
         text.optional("webhook", alerts.webhook.as_deref());
         text.optional("webhook_file", alerts.webhook_file.as_deref().map(path));
+        if let Some(otlp) = &self.telemetry.otlp {
+            text.section("telemetry");
+            text.key("otlp", otlp.as_str());
+        }
         text.0
     }
 
     /// BLAKE3, in hex, of everything that decides the trained bits: the resolved TOML without `run.name`,
-    /// `[checkpoint]`, `[coordinator]`, `[security]` and `[alerts]`, of `[collective]` the wire alone, and of `[fault]` which
-    /// steps are skipped
-    /// and where a rewind leads, if there may be one.
+    /// `[checkpoint]`, `[coordinator]`, `[security]`, `[alerts]` and `[telemetry]`, of `[collective]` the wire alone, and of
+    /// `[fault]` which steps are skipped and where a rewind leads, if there may be one.
     pub fn hash(&self) -> String {
         let mut text = Text(String::new());
         text.section("run");

@@ -630,6 +630,29 @@ fn a_secret_in_the_address_of_a_webhook_is_refused_without_being_repeated() {
 }
 
 #[test]
+fn a_collector_is_named_by_its_base_address_and_no_secret_is_repeated() {
+    for (url, advice) in [
+        ("hush", "\"http://127.0.0.1:4318\""),
+        ("grpc://hush:4317", "\"http://127.0.0.1:4318\""),
+        ("http:///hush", "\"http://127.0.0.1:4318\""),
+        ("https://user:hush@collector.example", "without a user"),
+        ("https://collector.example/?key=hush", "a query"),
+        ("http://hush:4318/v1/traces", "leave /v1/traces out"),
+    ] {
+        let sentence = with(&format!("telemetry.otlp={url}")).expect_err(url).to_string();
+        for part in ["`telemetry.otlp`", advice] {
+            assert!(sentence.contains(part), "{url}: {part} is missing in: {sentence}");
+        }
+        assert!(!sentence.contains("hush"), "{sentence}");
+    }
+    refused("telemetry.otpl=http://127.0.0.1:4318", &["`telemetry.otlp`"]);
+    assert_eq!(with("run.seed=1").unwrap().telemetry.otlp, None);
+    let url = "http://127.0.0.1:4318";
+    let some = with(&format!("telemetry.otlp={url}")).unwrap();
+    assert_eq!(some.telemetry.otlp.as_deref(), Some(url));
+}
+
+#[test]
 fn a_batch_that_follows_the_noise_needs_lanes_that_are_measured_and_a_size_to_begin_with() {
     let adaptive = "batch.adaptive={ most = 64 }";
     assert_eq!(

@@ -517,6 +517,10 @@ fn alerts() -> impl Strategy<Value = AlertsSection> {
     )
 }
 
+fn telemetry() -> impl Strategy<Value = TelemetrySection> {
+    option::of("https?://[a-z]{3,9}(:[1-9][0-9]{3})?(/[a-z]{1,9})?/?").prop_map(|otlp| TelemetrySection { otlp })
+}
+
 fn config() -> impl Strategy<Value = RunConfig> {
     let coordinator =
         (any::<u16>(), 1e-3..=3600.0f64, any::<bool>()).prop_map(|(port, plan_window_seconds, record_events)| {
@@ -541,7 +545,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
         optimizer(),
         (0..=MAX, checkpoint()),
         collective(),
-        (coordinator, security(), alerts()),
+        (coordinator, security(), alerts(), telemetry()),
     )
         .prop_map(
             |(
@@ -552,7 +556,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
                 mut optimizer,
                 (every, checkpoint),
                 collective,
-                (coordinator, security, alerts),
+                (coordinator, security, alerts, telemetry),
             )| {
                 if collective.backend == CollectiveBackend::Mpi && fault.may_rewind() {
                     // A world of MPI cannot be formed anew.
@@ -581,6 +585,7 @@ fn config() -> impl Strategy<Value = RunConfig> {
                     coordinator,
                     security,
                     alerts,
+                    telemetry,
                 }
             },
         )
@@ -602,6 +607,7 @@ proptest! {
         other.coordinator = CoordinatorSection { bind: ([127, 0, 0, 1], 1).into(), plan_window_seconds: 1.0, record_events: false };
         other.security = SecuritySection { tokens: Some("others".into()), connections: 9, ..SecuritySection::default() };
         other.alerts = AlertsSection { webhook: Some("http://elsewhere/".into()), ..AlertsSection::default() };
+        other.telemetry = TelemetrySection { otlp: config.telemetry.otlp.is_none().then(|| "http://elsewhere".into()) };
         let FaultSection { on_not_finite, on_spike, spike_sigmas, .. } = config.fault;
         let FaultSection { rewind_steps, rewind_skip, rewind_factor, .. } = config.fault;
         other.fault = FaultSection { on_not_finite, on_spike, spike_sigmas, ..FaultSection::default() };

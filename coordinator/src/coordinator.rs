@@ -26,6 +26,7 @@ use crate::service::{
     Admission, Caller, CheckpointOptions, Committer, Executor, ExecutorParts, Letter, Mailbox, allow_for, mailbox,
     serve, tensors,
 };
+use crate::telemetry::{Exporter, TelemetryError};
 
 /// Events that a slow watcher may fall behind by before it misses some.
 const EVENTS: usize = 4096;
@@ -110,6 +111,9 @@ pub enum StartError {
     /// Alerts cannot be posted.
     #[error(transparent)]
     Webhook(#[from] WebhookError),
+    /// Spans cannot be sent.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
     /// The system gives no thread or no runtime.
     #[error("cannot start the coordinator's threads: {0}")]
     Thread(std::io::Error),
@@ -216,6 +220,7 @@ impl Coordinator {
         let scheme = if config.security.has_tls() { "https" } else { "http" };
 
         let webhook = Webhook::of(&config.alerts)?;
+        let mut exporter = Exporter::of(&config.telemetry)?;
         let row = RunRow {
             run_id: format!("{}-{:08x}", config.run.name, rand::random::<u32>()),
             name: config.run.name.clone(),
@@ -264,6 +269,7 @@ impl Coordinator {
         let (mailbox, letters) = mailbox();
         let (events, _) = broadcast::channel(EVENTS);
         let (row, term) = (ledger.run().clone(), ledger.term());
+        let telemetry = exporter.as_mut().map(|exporter| exporter.begin(&row, term));
         let store = config.checkpoint.store.clone();
         let committer = Committer::start(
             CheckpointOptions {
@@ -294,6 +300,7 @@ impl Coordinator {
             last,
             newest_validation,
             board,
+            telemetry,
         };
         let (done, is_done) = oneshot::channel();
         let (server_runtime, run_runtime) = (runtime()?, runtime()?);
@@ -302,12 +309,14 @@ impl Coordinator {
             server_runtime.block_on(async move {
                 match TcpListener::from_std(listener) {
                     Ok(listener) => {
-                        let parts = (shown, webhook);
+                        let parts = (shown, webhook, exporter);
                         serve(listener, server_mailbox, row, term, admission, parts, is_done).await
                     }
                     Err(error) => tracing::error!("cannot listen: {error}"),
                 }
             });
+            // The name of a collector that nobody resolves, or a disk that does not answer, holds up no end of a run.
+            server_runtime.shutdown_background();
         })?;
         let executor = spawn("coordinator-run", move || {
             let end = run_runtime.block_on(Executor::new(parts).carry());

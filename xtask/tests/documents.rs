@@ -60,6 +60,7 @@ fn every_key_and_no_other_is_documented() {
         "security.key=k.pem",
         "security.client_ca=ca.pem",
         "security.tokens=tokens",
+        "telemetry.otlp=http://127.0.0.1:4318",
     ]
     .map(str::to_owned)
     .into();

@@ -52,13 +52,9 @@ pub(super) fn read(mut fields: Fields<'_>) -> Result<AlertsSection, ConfigError>
 
 fn webhook(fields: &mut Fields<'_>) -> Result<Option<String>, ConfigError> {
     let url = fields.optional_text("webhook", URL)?;
-    let is_good = |url: &String| {
-        let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-        rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !rest.contains(char::is_whitespace))
-    };
     match url {
         // What was written there may be a secret in the wrong place: it is not repeated.
-        Some(url) if !is_good(&url) => Err(fields.refuse("webhook", &Value::String("…".to_owned()), URL)),
+        Some(url) if !is_address(&url) => Err(fields.refuse("webhook", &Value::String("…".to_owned()), URL)),
         Some(url) if url.contains('@') || url.contains('?') => Err(fields.refuse_with(
             "webhook",
             &Value::String("…".to_owned()),
@@ -67,4 +63,10 @@ fn webhook(fields: &mut Fields<'_>) -> Result<Option<String>, ConfigError> {
         )),
         url => Ok(url),
     }
+}
+
+/// Whether it is an address that something can be posted to.
+pub(super) fn is_address(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !rest.contains(char::is_whitespace))
 }

@@ -12,9 +12,8 @@ use reqwest::{Client, Url};
 use serde_json::json;
 
 use crate::dashboard::Board;
+use crate::outbound;
 
-/// How long a receiver may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// How long is waited before each further try.
 const TRIES: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(5)];
 
@@ -59,14 +58,7 @@ impl Webhook {
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
             .ok_or(WebhookError::NoAddress { key })?;
-        // Fails where the process has a provider already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder()
-            .timeout(PATIENCE)
-            // Whoever is redirected to was not chosen by the operator.
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|error| WebhookError::Client(error.without_url().to_string()))?;
+        let client = outbound::client().map_err(WebhookError::Client)?;
         Ok(Some(Webhook { client, url }))
     }
 

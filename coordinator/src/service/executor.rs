@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use lockstep_proto::domain::{
     CommittedStep, CoordinatorBody, FromCoordinator, Header, Outcome, RunEnd, RunEvent, RunStatus, Stamp,
@@ -22,6 +22,7 @@ use crate::run::{Decision, Directive, Effect, Event, Leases, Peer, Phase, Record
 use crate::service::checkpoints::Committer;
 use crate::service::mailbox::{Letter, Letters, OUTGOING, Outgoing, Reply};
 use crate::service::status::refused;
+use crate::telemetry::{Fact, Telemetry};
 
 /// How long committed steps may wait for a common transaction.
 const GATHER: Duration = Duration::from_millis(50);
@@ -58,6 +59,8 @@ pub(crate) struct ExecutorParts {
     pub(crate) newest_validation: Option<f64>,
     /// What people see.
     pub(crate) board: Arc<Board>,
+    /// Makes a trace of the run, where a collector wants one.
+    pub(crate) telemetry: Option<Telemetry>,
 }
 
 /// The answer to a command: a sentence, and from which step on it shows, where that is one.
@@ -73,6 +76,8 @@ pub(crate) struct Executor {
     /// Members that took no more.
     deaf: BTreeSet<Peer>,
     pending: Vec<Directive>,
+    /// What a trace shows of what is pending, and when it was decided.
+    facts: Vec<(SystemTime, Fact)>,
     pending_since: Option<Instant>,
     /// Whether something pending must not wait for others.
     is_urgent: bool,
@@ -106,6 +111,7 @@ impl Executor {
             made: None,
             deaf: BTreeSet::new(),
             pending: Vec::new(),
+            facts: Vec::new(),
             pending_since: None,
             is_urgent: false,
             refusals: Vec::new(),
@@ -177,6 +183,12 @@ impl Executor {
             }
             Letter::Event(event) => {
                 self.parts.board.heard(&event);
+                if let (Some(telemetry), Event::Commissioned { checkpoint, result }) =
+                    (&mut self.parts.telemetry, &event)
+                    && let Err(reason) = result
+                {
+                    telemetry.not_committed(checkpoint, reason);
+                }
                 let from = sender_of(&event);
                 let left = matches!(event, Event::MemberLost { .. });
                 if let Event::Progress { peer, progress } = &event {
@@ -240,6 +252,11 @@ impl Executor {
         if !decision.directives.is_empty() {
             self.pending_since.get_or_insert_with(Instant::now);
             self.is_urgent |= decision.directives.iter().any(is_urgent);
+            if self.parts.telemetry.is_some() {
+                let at = SystemTime::now();
+                let facts = decision.directives.iter().filter_map(Fact::of);
+                self.facts.extend(facts.map(|fact| (at, fact)));
+            }
             self.pending.append(&mut decision.directives);
         }
         decision
@@ -258,11 +275,15 @@ impl Executor {
         }
         let events = self.parts.recorder.take();
         let calls = std::mem::take(&mut self.calls);
+        let facts = std::mem::take(&mut self.facts);
         if !(records.is_empty() && events.is_empty() && calls.is_empty())
             && let Err(error) = self.parts.ledger.append_with_calls(&records, events, &calls)
         {
             self.cannot_go_on(error.to_string());
             return;
+        }
+        if let Some(telemetry) = &mut self.parts.telemetry {
+            telemetry.show(facts, &calls);
         }
         let mut acknowledged = BTreeMap::new();
         let mut end = None;
@@ -425,6 +446,9 @@ impl Executor {
         self.ended = Some((end.clone(), Instant::now()));
         self.tell_state();
         self.parts.board.ended(&end);
+        if let Some(telemetry) = &mut self.parts.telemetry {
+            telemetry.ended(&end);
+        }
         self.publish(RunEvent::Ended(end));
     }
 

@@ -25,6 +25,7 @@ use crate::service::guard::{Guard, Journal};
 use crate::service::incoming::connections;
 use crate::service::mailbox::Mailbox;
 use crate::service::training::TrainingService;
+use crate::telemetry::Exporter;
 
 /// A call must be answered (a stream: opened) within this time.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -52,7 +53,7 @@ pub(crate) async fn serve(
     run: RunRow,
     term: u64,
     admission: Admission,
-    (board, webhook): (Arc<Board>, Option<Webhook>),
+    (board, webhook, exporter): (Arc<Board>, Option<Webhook>, Option<Exporter>),
     done: oneshot::Receiver<()>,
 ) {
     let Admission {
@@ -117,6 +118,7 @@ pub(crate) async fn serve(
     });
     let serving = tokio::spawn(serving);
     let posting = webhook.map(|webhook| tokio::spawn(webhook.carry(board.clone())));
+    let exporting = exporter.map(|exporter| tokio::spawn(exporter.carry()));
     tokio::select! {
         // An error means that the sender is gone, which says the same.
         _over = done => {}
@@ -129,6 +131,10 @@ pub(crate) async fn serve(
     if let Some(posting) = posting {
         // What happened last may be what people most want to hear of.
         let _told = tokio::time::timeout(FAREWELL, posting).await;
+    }
+    if let Some(exporting) = exporting {
+        // It bounds its own time, since the run's thread has nothing more to tell. A panic there has been printed.
+        let _sent = exporting.await;
     }
 }
 
