@@ -1,4 +1,7 @@
 //! Plan windows: how far ahead plans are issued, and issuing them.
+//!
+//! Way of data: committed steps and their time → how many plans a window holds, never beyond the last step whose batch the policy
+//! has decided on → what it decided becomes a change → plans, durable and sent.
 
 use lockstep_proto::domain::{CoordinatorBody, Plan};
 
