@@ -76,6 +76,8 @@ pub enum Command {
     },
     /// Preview learning rate, batch size and length of a run
     Schedule(ScheduleArguments),
+    /// Predict memory, communication and time of a run, here or on a kind of GPU, and say what fits
+    Plan(PlanArguments),
     /// Write text with trained weights: CHECKPOINT --prompt TEXT … (see `lockstep generate --help`)
     #[command(disable_help_flag = true)]
     Generate {
@@ -419,4 +421,29 @@ pub struct ScheduleArguments {
     /// Show another config's schedule beside it
     #[arg(long, value_name = "CONFIG")]
     pub compare: Option<PathBuf>,
+}
+
+/// `lockstep plan`.
+#[derive(Debug, Args)]
+pub struct PlanArguments {
+    /// The config of the run, a TOML file
+    pub config: PathBuf,
+    /// Numbers of ranks, such as 1,2,8
+    #[arg(short = 'n', long, default_value = "1", value_name = "RANKS")]
+    pub ranks: String,
+    /// What the ranks compute on: here (measured in a minute), or a100, h100, h200, b200, l40s, rtx4090 (by data sheet)
+    #[arg(long)]
+    pub device: Option<String>,
+    /// What a rank gets from the others, GB/s, instead of what is measured or known
+    #[arg(long, value_name = "GB/S")]
+    pub link: Option<f64>,
+    /// The step whose batch is looked at
+    #[arg(long, default_value_t = 1)]
+    pub step: u64,
+    /// Set a value of the config: section.key=value (may be repeated)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }

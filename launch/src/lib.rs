@@ -2,7 +2,7 @@
 //!
 //! Way of data: [`cli`] says what can be typed; [`execute`] hands each command to its module: `run` starts and watches
 //! a whole run, `control` talks to a live one, `orders` changes it, `top` draws it, `page` writes it into a file, `ledger` reads
-//! what one has recorded, `schedule` previews one, `data` prepares text, `certs` makes certificates and tokens, `sibling` becomes the
+//! what one has recorded, `schedule` previews one, `plan` predicts what it takes, `data` prepares text, `certs` makes certificates and tokens, `sibling` becomes the
 //! trainer binary for what needs libtorch. Each ends in an [`Ending`], whose code is the process's exit code and
 //! whose sentence, if any, goes to stderr.
 
@@ -14,6 +14,7 @@ mod ending;
 mod ledger;
 mod orders;
 mod page;
+mod plan;
 mod run;
 mod schedule;
 mod sibling;
@@ -49,6 +50,7 @@ pub fn execute(command: cli::Command) -> Result<(), Ending> {
         } => data::prepare(arguments),
         cli::Command::Ledger { command } => ledger::ledger(&command),
         cli::Command::Certs { command } => certs::certs(&command),
+        cli::Command::Plan(arguments) => Err(plan::plan(&arguments)),
         cli::Command::Schedule(arguments) => schedule::schedule(&arguments),
         cli::Command::Generate { arguments } => Err(sibling::become_trainer("generate", &arguments)),
         cli::Command::Inspect { arguments } => Err(sibling::become_trainer("inspect", &arguments)),
