@@ -59,7 +59,7 @@ fn a_calibration_here_accounts_for_memory_and_time_part_by_part_and_leaves_nothi
 fn the_memory_that_is_predicted_is_the_memory_that_a_run_takes() {
     let stage = Stage::new();
     let sets = "--set model.layers=6 --set model.width=256 --set data.sequence_length=128 --set batch.micro_batch=8 \
-                --set batch.schedule=32 --set validation.every=0";
+                --set batch.schedule=32 --set validation.every=0 --set fault.snapshot_every=0";
     let plan = planned(&stage, &format!("-n 2 {sets}"));
     let predicted = plan["worlds"][0]["memory_bytes"].as_f64().unwrap() / f64::from(1 << 20);
     let output = stage.lockstep(&format!("run run.toml -n 2 {sets}"));

@@ -43,7 +43,7 @@ async fn operate(address: String, number: u64, seed: u64, calls: u64, made: Arc<
     let mut random = StdRng::seed_from_u64(seed ^ number);
     let mut operator = Operator::default();
     // Of two operators one keeps its connection, and the other makes one for each call.
-    let mut way = Way::new(address, number % 2 == 0);
+    let mut way = Way::new(address, number.is_multiple_of(2));
     for index in 0..calls {
         let call = any_call(&mut random);
         let command = v1::Command {

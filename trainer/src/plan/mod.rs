@@ -120,15 +120,12 @@ fn here(
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u32;
     let at_once = (cores / config.run.intra_op_threads.max(1)).max(1);
     let available = available_memory();
-    let mut known: BTreeMap<(u32, Vec<(u32, u32, u32)>), Rates> = BTreeMap::new();
+    let mut known: BTreeMap<(u32, Vec<Shortened>), Rates> = BTreeMap::new();
     let mut planned = Vec::new();
     for ranks in &options.ranks {
         let on = (*ranks).min(at_once);
         let probes = Shortened::all(config, (*ranks, on, micro_batches));
-        let key = (
-            on,
-            probes.iter().map(|p| (p.layers, p.lanes, p.micro_batches)).collect(),
-        );
+        let key = (on, probes.clone());
         let mut rates = match known.get(&key) {
             Some(rates) => rates.clone(),
             None => {

@@ -21,7 +21,10 @@ pub(super) struct Shown<'a> {
 /// Columns are so wide.
 const WIDTH: usize = 11;
 
-const MEMORY: [(&str, fn(&Memory) -> u64); 6] = [
+/// A row: what it is called, and where its value is.
+type Row<T, V> = (&'static str, fn(&T) -> V);
+
+const MEMORY: [Row<Memory, u64>; 6] = [
     ("working copies", |memory| memory.working_copies),
     ("gradient buffers", |memory| memory.gradients),
     ("masters and state", |memory| memory.state),
@@ -30,7 +33,7 @@ const MEMORY: [(&str, fn(&Memory) -> u64); 6] = [
     ("the process", |memory| memory.process),
 ];
 
-const TIMES: [(&str, fn(&Times) -> f64); 9] = [
+const TIMES: [Row<Times, f64>; 9] = [
     ("forward", |times| times.forward),
     ("backward", |times| times.backward),
     ("noise of lanes", |times| times.norms),
