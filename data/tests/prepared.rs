@@ -30,7 +30,7 @@ fn all(split: &Split) -> Vec<u32> {
 fn verse(bytes: usize) -> String {
     (0..)
         .map(|line| format!("line {line} of a long poem, and {} more\n", line * 7 % 13))
-        .take(bytes / 20)
+        .take(bytes / 20 + 1)
         .collect::<String>()[..bytes]
         .to_owned()
 }
