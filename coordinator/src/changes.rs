@@ -5,6 +5,8 @@
 //! issued before it. After a rewind it holds for every step that is made anew, also for those before its own: what
 //! operators want stands. What the policy decided after the step that the run goes back to is taken back by another change.
 
+use std::sync::Arc;
+
 use lockstep_config::Length;
 use serde::{Deserialize, Serialize};
 
@@ -204,21 +206,28 @@ pub enum ChangeError {
     Plan(#[from] PlanError),
 }
 
-/// Every change of a run so far, in order, each with the planner from it on.
+/// Every change of a run so far, in order, each with the planner from it on. A copy costs next to nothing, and neither the plan
+/// of a step nor a dry run costs more where there are many.
 #[derive(Clone, Debug)]
 pub struct Changes {
-    first: Planner,
+    first: Arc<Planner>,
     settings: Settings,
-    changes: Vec<(Change, Planner)>,
+    changes: Vec<Arc<(Change, Planner)>>,
+    /// The samples that operators want to be skipped: where that begins, and what comes next.
+    skips: Vec<(u64, u64)>,
+    /// The step that was named last to stop after, and the branch of then.
+    stop: Option<(u64, u64)>,
 }
 
 impl Changes {
     /// None yet.
     pub fn none(first: Planner) -> Changes {
         Changes {
-            first,
+            first: Arc::new(first),
             settings: Settings::default(),
             changes: Vec::new(),
+            skips: Vec::new(),
+            stop: None,
         }
     }
 
@@ -241,7 +250,7 @@ impl Changes {
 
     /// The changes, in order.
     pub fn all(&self) -> impl DoubleEndedIterator<Item = &Change> {
-        self.changes.iter().map(|(change, _)| change)
+        self.changes.iter().map(|made| &made.0)
     }
 
     /// How many there are.
@@ -251,15 +260,15 @@ impl Changes {
 
     /// The planner of the steps that come.
     pub fn newest(&self) -> &Planner {
-        self.changes.last().map_or(&self.first, |(_, planner)| planner)
+        self.changes.last().map_or(&*self.first, |made| &made.1)
     }
 
     /// The planner that made, or makes, the plan of a row, and how many changes it knows of.
     pub fn at(&self, key: u64) -> (&Planner, u64) {
         // Changes are decided in the order of keys: both rise.
-        let before = self.changes.partition_point(|(change, _)| change.key() <= key);
+        let before = self.changes.partition_point(|made| made.0.key() <= key);
         let planner = before.checked_sub(1).map(|last| &self.changes[last].1);
-        (planner.unwrap_or(&self.first), before as u64)
+        (planner.unwrap_or(&*self.first), before as u64)
     }
 
     /// Adds a change.
@@ -273,29 +282,28 @@ impl Changes {
         let done = change.from_step.saturating_sub(1);
         let planner = self.first.changed(&settings, done, change.begins())?;
         self.settings = settings;
-        self.changes.push((change, planner));
+        if change.ask.skip_samples.is_some() {
+            self.skips.push((change.cursor, change.begins()));
+        }
+        if let Some(step) = change.ask.stop_at {
+            self.stop = Some((step, change.branch));
+        }
+        self.changes.push(Arc::new((change, planner)));
         Ok(())
     }
 
     /// Where the next plan begins, if the one before ended at `cursor`: behind what operators want to be skipped.
     pub fn skip(&self, cursor: u64) -> u64 {
-        let skipping = self.all().filter(|change| change.ask.skip_samples.is_some());
-        let mut cursor = cursor;
-        for change in skipping {
-            if change.cursor == cursor {
-                cursor = change.begins();
-            }
-        }
-        cursor
+        self.skips.iter().fold(
+            cursor,
+            |cursor, (from, begins)| if *from == cursor { *begins } else { cursor },
+        )
     }
 
     /// The step after which operators want the run to stop, if that is not issued yet. A run that has stopped there once, and
     /// went back before it later, does not stop there again.
     pub fn stops_at(&self, issued_through: u64, branches: &Branches) -> Option<u64> {
-        let (newest, since) = self
-            .all()
-            .rev()
-            .find_map(|change| Some((change.ask.stop_at?, change.branch)))?;
+        let (newest, since) = self.stop?;
         (newest > issued_through && !branches.has_stopped_after(newest, since)).then_some(newest)
     }
 }

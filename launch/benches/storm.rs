@@ -1,9 +1,12 @@
 //! What operators cost a run: steps of four ranks while many of them call at the pace of people, beside steps in calm, turn
 //! about. `cargo bench -p lockstep --bench storm`.
 //!
-//! `LOCKSTEP_STORM_CLIENTS` (50) operators make `LOCKSTEP_STORM_PACE` (25) calls a second together, each on a connection of its
-//! own, for `LOCKSTEP_STORM_CALLS` (10000) in all, in turns of `LOCKSTEP_STORM_SECONDS` (10). Calls that are there to change the
-//! work itself are left out: the batch, pauses, checkpoints. What a step costs is wall time ÷ committed steps.
+//! `LOCKSTEP_STORM_CLIENTS` (50) operators make `LOCKSTEP_STORM_PACE` (25) calls a second together, each on a connection that
+//! stays open (`LOCKSTEP_STORM_KEEP=0`: a new one for each call, as each command of `lockstep` makes it), for
+//! `LOCKSTEP_STORM_CALLS` (10000) in all, in turns of `LOCKSTEP_STORM_SECONDS` (10). Calls that are there to change the work
+//! itself are left out: the batch, pauses, checkpoints. `LOCKSTEP_STORM_RANK_CORES` and `LOCKSTEP_STORM_OTHER_CORES` name the
+//! cores of the ranks and of the coordinator (as `taskset -c` takes them; start the program itself on the latter): without them
+//! all of it shares all cores. What a step costs is wall time ÷ committed steps.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[path = "../tests/storm/calls.rs"]
@@ -14,7 +17,7 @@ mod stage;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use calls::{Call, Process, RANKS, any_call, coordinator, insist, number, steps, trainer};
+use calls::{Call, Process, RANKS, Way, any_call, coordinator, number, steps, trainer};
 use lockstep_proto::v1;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -37,7 +40,8 @@ fn call(random: &mut StdRng) -> Call {
 /// Calls of one operator until `end`; how many, how many again, and how long each took.
 async fn operate(address: String, seed: u64, pause: Duration, end: Instant) -> (u64, u64, Vec<Duration>) {
     let mut random = StdRng::seed_from_u64(seed);
-    let (mut again, mut times) = (0, Vec::new());
+    let mut way = Way::new(address, number("LOCKSTEP_STORM_KEEP", 1) == 1);
+    let mut times = Vec::new();
     let mut next = Instant::now() + pause.mul_f64(random.random());
     while next < end {
         tokio::time::sleep_until(next.into()).await;
@@ -47,12 +51,11 @@ async fn operate(address: String, seed: u64, pause: Duration, end: Instant) -> (
             if_step_before: None,
             dry_run: random.random_ratio(1, 10),
         };
-        let mut slowest = Duration::ZERO;
         // Refusals are answers too.
-        let _answer = insist(&address, &call(&mut random), &command, (&mut again, &mut slowest)).await;
-        times.push(slowest);
+        let (_answer, took) = way.insist(&call(&mut random), &command).await;
+        times.push(took);
     }
-    (times.len() as u64, again, times)
+    (times.len() as u64, way.again, times)
 }
 
 /// Steps so far: each is a line, and there are no validations.

@@ -1,5 +1,7 @@
 //! What can be typed.
 
+mod k8s;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -7,6 +9,8 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lockstep_data::TokenizerChoice;
 use lockstep_security::{CredentialArguments, Role};
+
+pub use k8s::{K8sArguments, K8sCommand, Overlay};
 
 /// A distributed data-parallel trainer: the same bits on any number of ranks.
 #[derive(Debug, Parser)]
@@ -68,6 +72,15 @@ pub enum Command {
         #[command(subcommand)]
         command: LedgerCommand,
     },
+    /// Run on Kubernetes: make, show and delete the objects of a run
+    #[command(name = "k8s")]
+    K8s {
+        /// What to do.
+        #[command(subcommand)]
+        command: K8sCommand,
+    },
+    /// Ask whether a coordinator serves, for probes and for whoever waits for it
+    Health(HealthArguments),
     /// Make certificates and tokens, for coordinators that others reach
     Certs {
         /// What to make.
@@ -76,6 +89,8 @@ pub enum Command {
     },
     /// Preview learning rate, batch size and length of a run
     Schedule(ScheduleArguments),
+    /// Predict memory, communication and time of a run, here or on a kind of GPU, and say what fits
+    Plan(PlanArguments),
     /// Write text with trained weights: CHECKPOINT --prompt TEXT … (see `lockstep generate --help`)
     #[command(disable_help_flag = true)]
     Generate {
@@ -165,6 +180,20 @@ pub struct Target {
     /// Address of the run's coordinator, such as http://127.0.0.1:40001 or https://HOST:PORT
     #[arg(long, value_name = "URL")]
     pub coordinator: Option<String>,
+    /// What is shown to it.
+    #[command(flatten)]
+    pub credentials: CredentialArguments,
+}
+
+/// `lockstep health`.
+#[derive(Debug, Args)]
+pub struct HealthArguments {
+    /// Address of the coordinator, or of its health service
+    #[arg(long, env = "LOCKSTEP_COORDINATOR", value_name = "URL")]
+    pub coordinator: String,
+    /// Ask again for so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub wait: u64,
     /// What is shown to it.
     #[command(flatten)]
     pub credentials: CredentialArguments,
@@ -419,4 +448,29 @@ pub struct ScheduleArguments {
     /// Show another config's schedule beside it
     #[arg(long, value_name = "CONFIG")]
     pub compare: Option<PathBuf>,
+}
+
+/// `lockstep plan`.
+#[derive(Debug, Args)]
+pub struct PlanArguments {
+    /// The config of the run, a TOML file
+    pub config: PathBuf,
+    /// Numbers of ranks, such as 1,2,8
+    #[arg(short = 'n', long, default_value = "1", value_name = "RANKS")]
+    pub ranks: String,
+    /// What the ranks compute on: here (measured in a minute), or a100, h100, h200, b200, l40s, rtx4090 (by data sheet)
+    #[arg(long)]
+    pub device: Option<String>,
+    /// What a rank gets from the others, GB/s, instead of what is measured or known
+    #[arg(long, value_name = "GB/S")]
+    pub link: Option<f64>,
+    /// The step whose batch is looked at
+    #[arg(long, default_value_t = 1)]
+    pub step: u64,
+    /// Set a value of the config: section.key=value (may be repeated)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }

@@ -15,15 +15,12 @@ use crate::device::FlatTensors;
 use crate::device::compute::Compute;
 use crate::device::memory::Flat;
 use crate::error::TrainerError;
+use crate::ranks::{self, PATIENCE};
 use crate::train::Mpi;
 
 mod duplex;
-mod ranks;
 
 use duplex::Duplex;
-
-/// How long ranks may take to meet, and a call may wait.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What carries the data that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -67,10 +64,11 @@ pub fn collectives(options: &BenchOptions, mpi: Option<&'static dyn Mpi>) -> Res
         return measure(collective, Compute::Host, options);
     }
     if let Some(place) = ranks::place() {
-        let (collective, compute) = ranks::meet(&place, options)?;
+        let (collective, compute) = ranks::meet(&place, options.backend, options.ranks)?;
         return measure(collective, compute, options);
     }
-    ranks::start_ranks(options)
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    ranks::start_ranks(options.backend, (options.ranks, &arguments), |_| {})
 }
 
 /// Median times of one size, in microseconds.

@@ -12,6 +12,7 @@ use crate::bench::{BenchOptions, Carrier, collectives};
 use crate::error::TrainerError;
 use crate::generate::{GenerateOptions, generate};
 use crate::inspect::inspect;
+use crate::plan::{PlanOptions, plan};
 use crate::started::{end_with_starter, keep_log, member};
 use crate::train::{Mpi, TrainOptions, train};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -70,6 +71,32 @@ enum Command {
     Bench {
         #[command(subcommand)]
         what: Bench,
+    },
+    /// Predict memory, communication and time of a run's steps, by a short calibration here or a device's data sheet.
+    Plan {
+        /// A config file.
+        config: PathBuf,
+        /// Numbers of ranks, such as 1,2,8.
+        #[arg(short = 'n', long, value_delimiter = ',', default_value = "1")]
+        ranks: Vec<u32>,
+        /// What the ranks compute on: here, or a device that is known by its data sheet, such as h100.
+        #[arg(long)]
+        device: Option<String>,
+        /// What a rank gets from the others, GB/s, instead of what is measured or known.
+        #[arg(long, value_name = "GB/S", value_parser = positive)]
+        link: Option<f64>,
+        /// Micro-batches of a step [default: one a lane; `lockstep plan` reads it from the schedule].
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        micro_batches: Option<u32>,
+        /// Steps of the run.
+        #[arg(long)]
+        steps: Option<u64>,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+        /// Overrides keys of the config: KEY=VALUE.
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        sets: Vec<String>,
     },
     /// Show tensors, owners and memory of a config, or the tensors of final weights.
     Inspect {
@@ -226,7 +253,37 @@ fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerErr
             mpi.map_or(Ok(()), Mpi::finish)?;
             Ok(0)
         }
+        Command::Plan {
+            config,
+            ranks,
+            device,
+            link,
+            micro_batches,
+            steps,
+            json,
+            sets,
+        } => {
+            let planned = plan(&PlanOptions {
+                config,
+                sets,
+                ranks,
+                device,
+                link,
+                micro_batches,
+                steps,
+                json,
+            })?;
+            planned.map_or(Ok(0), |text| print_out(&text))
+        }
         Command::Inspect { path, ranks, sets } => print_out(&inspect(&path, ranks, &sets)?),
+    }
+}
+
+/// A number above 0.
+fn positive(word: &str) -> Result<f64, String> {
+    match word.parse() {
+        Ok(number) if number > 0.0 && f64::is_finite(number) => Ok(number),
+        _ => Err("write a number above 0".to_owned()),
     }
 }
 

@@ -10,7 +10,7 @@
 //! - [`memory_account`]: what a rank's memory is for
 //! - [`train`]: the life of a trainer: session, generation, plans, reports, final files
 //! - [`weights_file`]: final weights with tokenizer and config beside them
-//! - [`generate`], [`inspect`], [`bench`]: the other commands
+//! - [`generate`], [`inspect`], [`bench`], [`plan`]: the other commands; `ranks`: the processes that the last two start
 //! - [`cli`]: the command line over all of them
 //!
 //! Data flows: coordinator → session → plans → [`step::Engine`] → reports → coordinator; at the end masters → files.
@@ -27,6 +27,8 @@ pub mod generate;
 pub mod inspect;
 pub mod memory_account;
 pub mod model;
+pub mod plan;
+mod ranks;
 pub mod sharding;
 pub mod snapshot;
 pub mod started;

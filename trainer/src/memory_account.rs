@@ -31,6 +31,11 @@ pub struct MemoryAccount {
 }
 
 impl MemoryAccount {
+    /// All of it.
+    pub fn bytes(&self) -> usize {
+        self.working_copies + self.gradients * self.gradient_buffers + self.state + self.nccl_scratch
+    }
+
     /// The account of rank `rank` of `ranks`.
     ///
     /// # Errors

@@ -2,8 +2,8 @@
 //!
 //! [`train`] is a training step beside a peer, [`optimizer`] the same step with several optimisers, [`collectives`] what
 //! communication costs, [`safety`] what it costs to be able to go on after a failure, [`basin`] the final loss against the
-//! peak learning rate, [`families`] the loss under four families of schedules, and [`scale`] how the coordinator takes many
-//! members. [`step`] runs and measures the step that all but the last three share, [`columns`] lays runs side by side,
+//! peak learning rate, [`families`] the loss under four families of schedules, [`plan`] what is predicted
+//! beside what is measured, and [`scale`] how the coordinator takes many members. [`step`] runs and measures the step that most share, [`columns`] lays runs side by side,
 //! [`variant`] names an optimiser, [`inspected`] reads what `lockstep inspect` says, and [`markdown`] lays tables out.
 
 mod basin;
@@ -13,6 +13,7 @@ mod families;
 mod inspected;
 mod markdown;
 mod optimizer;
+mod plan;
 mod safety;
 mod scale;
 mod step;
@@ -39,6 +40,8 @@ pub(crate) enum Kind {
     Families(families::Options),
     /// The final validation loss of a small byte GPT against the peak learning rate, for several optimisers.
     Basin(basin::Options),
+    /// What `lockstep plan` predicts beside what a dozen configs take: memory and time of a step.
+    Plan(plan::Options),
     /// The coordinator with thousands of members: memory, processor time, waits of operators; and the pure machine with 100,000.
     Scale(scale::Options),
 }
@@ -52,6 +55,7 @@ pub(crate) fn bench(workspace: &Workspace, kind: &Kind) -> Result<(), Failure> {
         Kind::Safety(options) => safety::safety(workspace, options),
         Kind::Families(options) => families::families(workspace, options),
         Kind::Basin(options) => basin::basin(workspace, options),
+        Kind::Plan(options) => plan::plan(workspace, options),
         Kind::Scale(options) => scale::scale(workspace, options),
     }
 }

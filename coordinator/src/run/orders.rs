@@ -38,10 +38,10 @@ impl Run {
             return Err(Refusal::new("TOO_LATE", "command.if_step_before", reason));
         }
         if order.dry_run {
-            // Nothing that is ordered looks at steps that are committed, and they are many.
-            let past = std::mem::take(&mut self.past);
+            // Nothing that is ordered looks at steps that are committed or at orders that were given, and they are many.
+            let many = (std::mem::take(&mut self.past), std::mem::take(&mut self.answers));
             let mut copy = self.clone();
-            self.past = past;
+            (self.past, self.answers) = many;
             let said = copy.carry_out(&order.wanted, effect, &mut Vec::new())?;
             let sentence = said.unwrap_or_else(|| copy.reason());
             return Ok(Some(format!("dry run, nothing is changed: {sentence}")));

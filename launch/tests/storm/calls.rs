@@ -1,6 +1,7 @@
 //! The calls of a storm of operators, how they are sent, and the processes of the run that they are sent to.
 #![allow(dead_code)] // The test and the measurement use their parts.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -37,8 +38,19 @@ impl Drop for Process {
     }
 }
 
+/// A program, on the processor cores that an environment variable names, if it does.
+fn on_cores(variable: &str, program: &Path) -> Command {
+    let Ok(cores) = std::env::var(variable) else {
+        return Command::new(program);
+    };
+    let mut command = Command::new("taskset");
+    command.args(["-c", &cores]).arg(program);
+    command
+}
+
 pub(crate) fn coordinator(stage: &Stage, address: &str, more: &str) -> Process {
-    let mut command = Command::new(real_trainer().with_file_name("lockstep-coordinator"));
+    let program = real_trainer().with_file_name("lockstep-coordinator");
+    let mut command = on_cores("LOCKSTEP_STORM_OTHER_CORES", &program);
     command
         .args(["--config", "run.toml", "--listen", address, "--run-dir", "runs/storm"])
         .args(["--ranks", &RANKS.to_string()])
@@ -51,7 +63,7 @@ pub(crate) fn coordinator(stage: &Stage, address: &str, more: &str) -> Process {
 }
 
 pub(crate) fn trainer(stage: &Stage, address: &str, rank: usize) -> Process {
-    let mut command = Command::new(real_trainer());
+    let mut command = on_cores("LOCKSTEP_STORM_RANK_CORES", &real_trainer());
     command
         .args(["train", "--coordinator", &format!("http://{address}")])
         .args(["--member", &format!("trainer-{rank}")])
@@ -193,27 +205,57 @@ pub(crate) async fn send(
     reply.map(|reply| Some(reply.into_inner()))
 }
 
-/// Sends a call until it is answered, as every command of `lockstep` does.
-pub(crate) async fn insist(
-    address: &str,
-    call: &Call,
-    command: &v1::Command,
-    (again, slowest): (&mut u64, &mut Duration),
-) -> Result<Option<v1::CommandReply>, tonic::Status> {
-    let began = Instant::now();
-    loop {
-        if let Ok(mut client) = Client::connect(format!("http://{address}")).await {
-            let asked = Instant::now();
-            match send(&mut client, call, command).await {
-                Err(status) if matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled) => {}
-                answer => {
-                    *slowest = (*slowest).max(asked.elapsed());
-                    return answer;
+/// An operator's way to the coordinator.
+pub(crate) struct Way {
+    address: String,
+    /// Whether the connection stays open for the next call, as a client's does; else each call has one of its own, as each
+    /// command of `lockstep` has.
+    is_kept: bool,
+    client: Option<Client>,
+    /// Calls that were sent again.
+    pub(crate) again: u64,
+    /// How long the call took that took longest.
+    pub(crate) slowest: Duration,
+}
+
+impl Way {
+    pub(crate) fn new(address: String, is_kept: bool) -> Way {
+        Way {
+            address,
+            is_kept,
+            client: None,
+            again: 0,
+            slowest: Duration::ZERO,
+        }
+    }
+
+    /// Sends a call until it is answered, as every command of `lockstep` does; the answer, and how long it took.
+    pub(crate) async fn insist(
+        &mut self,
+        call: &Call,
+        command: &v1::Command,
+    ) -> (Result<Option<v1::CommandReply>, tonic::Status>, Duration) {
+        let began = Instant::now();
+        loop {
+            let client = match self.client.take() {
+                Some(client) => Some(client),
+                None => Client::connect(format!("http://{}", self.address)).await.ok(),
+            };
+            if let Some(mut client) = client {
+                let asked = Instant::now();
+                match send(&mut client, call, command).await {
+                    Err(status) if matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled) => {}
+                    answer => {
+                        let took = asked.elapsed();
+                        self.slowest = self.slowest.max(took);
+                        self.client = Some(client).filter(|_| self.is_kept);
+                        return (answer, took);
+                    }
                 }
             }
+            self.again += 1;
+            assert!(began.elapsed() < PATIENCE, "{call:?} was never answered");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        *again += 1;
-        assert!(began.elapsed() < PATIENCE, "{call:?} was never answered");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use calls::{Call, Process, RANKS, any_call, coordinator, insist, number, steps, trainer};
+use calls::{Call, Process, RANKS, Way, any_call, coordinator, number, steps, trainer};
 use lockstep_proto::v1;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -42,6 +42,8 @@ struct Operator {
 async fn operate(address: String, number: u64, seed: u64, calls: u64, made: Arc<AtomicUsize>) -> Operator {
     let mut random = StdRng::seed_from_u64(seed ^ number);
     let mut operator = Operator::default();
+    // Of two operators one keeps its connection, and the other makes one for each call.
+    let mut way = Way::new(address, number % 2 == 0);
     for index in 0..calls {
         let call = any_call(&mut random);
         let command = v1::Command {
@@ -52,7 +54,7 @@ async fn operate(address: String, number: u64, seed: u64, calls: u64, made: Arc<
         let times = if random.random_ratio(1, 5) { 2 } else { 1 };
         let mut answers = Vec::new();
         for _ in 0..times {
-            answers.push(insist(&address, &call, &command, (&mut operator.again, &mut operator.slowest)).await);
+            answers.push(way.insist(&call, &command).await.0);
         }
         made.fetch_add(1, Ordering::Relaxed);
         let is_change =
@@ -78,6 +80,7 @@ async fn operate(address: String, number: u64, seed: u64, calls: u64, made: Arc<
             }
         }
     }
+    (operator.again, operator.slowest) = (way.again, way.slowest);
     operator
 }
 

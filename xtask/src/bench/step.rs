@@ -83,6 +83,17 @@ impl<'a> Bench<'a> {
         process::text_of("inspecting the benchmark's config", &mut command)
     }
 
+    /// What `lockstep plan --json` says of the config with `sets` on `ranks` ranks.
+    pub(super) fn plan(&self, ranks: u32, sets: &[String]) -> Result<String, Failure> {
+        let mut command = self.lockstep("plan", ranks);
+        command.arg("--json");
+        let own = [format!("data.path={}", self.data.display())];
+        for set in own.iter().chain(sets) {
+            command.args(["--set", set]);
+        }
+        process::text_of("predicting the benchmark's run", &mut command)
+    }
+
     fn lockstep(&self, what: &str, ranks: u32) -> Command {
         let mut command = Command::new(self.workspace.program("lockstep"));
         command

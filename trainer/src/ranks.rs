@@ -1,8 +1,9 @@
-//! Ranks of a measurement: processes that this command starts, and how they meet.
+//! Ranks of a measurement: processes that a command starts as copies of itself, and how they meet.
 //!
 //! The ranks find each other through a listener of the command's: rank 0 sends the communicator's id there, the others get
 //! it. On GPUs rank r opens GPU r.
 
+use std::ffi::OsString;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command};
@@ -13,10 +14,13 @@ use lockstep_collective::{Accelerator, Backend, Collective, CollectiveError, Mee
 use lockstep_config::{Precision, prepare_for_gpu};
 use nccl_rs::Nccl;
 
-use super::{BenchOptions, Carrier, PATIENCE};
+use crate::bench::Carrier;
 use crate::device::compute::Compute;
 use crate::device::opening::{open_gpu, require_gpus};
 use crate::error::TrainerError;
+
+/// How long ranks may take to meet, and a call may wait.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where a rank started by this command finds its place.
 const ENVIRONMENT: &str = "LOCKSTEP_BENCH_PLACE";
@@ -24,14 +28,18 @@ const ENVIRONMENT: &str = "LOCKSTEP_BENCH_PLACE";
 const ASKED: &str = "--backend nccl measures between GPUs";
 
 /// The place of this process, if it is a rank that was started.
-pub(super) fn place() -> Option<String> {
+pub(crate) fn place() -> Option<String> {
     std::env::var(ENVIRONMENT).ok()
 }
 
-/// Starts one process a rank and waits for all.
-pub(super) fn start_ranks(options: &BenchOptions) -> Result<(), TrainerError> {
-    if options.backend == Carrier::Nccl {
-        require_gpus(ASKED, options.ranks)?;
+/// Starts one process a rank, with these arguments and what `prepare` adds, and waits for all.
+pub(crate) fn start_ranks(
+    backend: Carrier,
+    (ranks, arguments): (u32, &[OsString]),
+    prepare: impl Fn(&mut Command),
+) -> Result<(), TrainerError> {
+    if backend == Carrier::Nccl {
+        require_gpus(ASKED, ranks)?;
     }
     let broken = |what: &str, error: std::io::Error| TrainerError::Broken(format!("cannot {what}: {error}"));
     let binary = std::env::current_exe().map_err(|error| broken("find this program", error))?;
@@ -39,14 +47,13 @@ pub(super) fn start_ranks(options: &BenchOptions) -> Result<(), TrainerError> {
     let rendezvous = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| broken("listen", error))?;
     let address = rendezvous.local_addr().map_err(|error| broken("listen", error))?;
     let mut children = Vec::new();
-    for rank in 0..options.ranks {
+    for rank in 0..ranks {
         let mut command = Command::new(&binary);
-        command
-            .args(std::env::args_os().skip(1))
-            .env(ENVIRONMENT, format!("{rank} {address}"));
-        if options.backend == Carrier::Nccl {
+        command.args(arguments).env(ENVIRONMENT, format!("{rank} {address}"));
+        if backend == Carrier::Nccl {
             prepare_for_gpu(&mut command);
         }
+        prepare(&mut command);
         let child = command.spawn().map_err(|error| broken("start a rank", error))?;
         children.push(child);
     }
@@ -110,7 +117,7 @@ fn next_of(rendezvous: &TcpListener, ranks: &mut [Child]) -> std::io::Result<Tcp
 }
 
 /// One started rank's way into the communicator, and where its memory lies.
-pub(super) fn meet(place: &str, options: &BenchOptions) -> Result<(Box<dyn Collective>, Compute), TrainerError> {
+pub(crate) fn meet(place: &str, backend: Carrier, ranks: u32) -> Result<(Box<dyn Collective>, Compute), TrainerError> {
     let (rank, address) = place
         .split_once(' ')
         .and_then(|(rank, address)| Some((rank.parse::<u32>().ok()?, address)))
@@ -118,12 +125,12 @@ pub(super) fn meet(place: &str, options: &BenchOptions) -> Result<(Box<dyn Colle
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let mut meeting = Meeting {
         rank,
-        size: options.ranks,
+        size: ranks,
         deadline: PATIENCE,
         stall: Some(PATIENCE),
         ..Meeting::default()
     };
-    if options.backend == Carrier::Nccl {
+    if backend == Carrier::Nccl {
         let gpu = open_gpu(ASKED, Precision::Fp32, rank as usize)?;
         meeting.accelerator = Some(Arc::clone(&gpu) as Arc<dyn Accelerator>);
         let id = exchange_id(rank, address, || {
@@ -149,8 +156,9 @@ pub(super) fn meet(place: &str, options: &BenchOptions) -> Result<(Box<dyn Colle
     })?;
     meeting.root = root;
     meeting.advertise = Some(loopback);
-    meeting.only_tcp = options.backend == Carrier::Tcp;
-    Ok((join(Backend::Host, &id, meeting)?, Compute::Host))
+    meeting.only_tcp = backend == Carrier::Tcp;
+    let backend = if ranks == 1 { Backend::Solo } else { Backend::Host };
+    Ok((join(backend, &id, meeting)?, Compute::Host))
 }
 
 fn no_id(error: std::io::Error) -> TrainerError {
