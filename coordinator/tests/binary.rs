@@ -11,6 +11,9 @@ use lockstep_proto::domain::{Header, RunStatus};
 use lockstep_proto::v1;
 use lockstep_proto::v1::control_client::ControlClient;
 use tempfile::tempdir;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 /// Ends the process by its id when a test fails half-way.
 struct Ended(Child);
@@ -126,4 +129,95 @@ fn a_signal_right_after_the_address_stops_it_in_order() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(process.0.wait().unwrap().code(), Some(3), "stopped by an operator");
     assert!(folder.path().join("run/summary.json").exists());
+}
+
+/// Ends a process with SIGTERM and gives its exit code.
+fn terminated(process: &mut Ended) -> Option<i32> {
+    let pid = rustix::process::Pid::from_raw(process.0.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    process.0.wait().unwrap().code()
+}
+
+/// The coordinator of `folder` with these words more, its address, and where its health is.
+fn in_pod(folder: &Path, words: &[&str]) -> (Ended, String, String) {
+    // A port that a closed listener had is not given out at once.
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
+    let mut command = command(&folder.join("config.toml"), &folder.join("run"));
+    command.args(["--health", &free]).args(words);
+    let mut process = Ended(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let mut address = String::new();
+    BufReader::new(process.0.stdout.take().unwrap())
+        .read_line(&mut address)
+        .unwrap();
+    (process, address.trim().to_owned(), format!("http://{free}"))
+}
+
+async fn health(address: &str, service: &str) -> ServingStatus {
+    let mut client = HealthClient::connect(address.to_owned()).await.unwrap();
+    let question = HealthCheckRequest {
+        service: service.to_owned(),
+    };
+    client.check(question).await.unwrap().into_inner().status()
+}
+
+#[tokio::test]
+async fn a_coordinator_that_leaves_on_sigterm_leaves_the_run_to_the_next_one() {
+    let folder = tempdir().unwrap();
+    let (mut first, _) = started(folder.path());
+    assert_eq!(terminated(&mut first), Some(3), "a run is there");
+    for term in [2, 3] {
+        let (mut process, address, health_at) = in_pod(folder.path(), &["--on-sigterm", "leave"]);
+        let mut control = ControlClient::connect(address).await.unwrap();
+        let header = Some((&Header::default()).into());
+        let status = control.status(v1::StatusRequest { header }).await.unwrap().into_inner();
+        let status = RunStatus::try_from(status).unwrap();
+        assert_eq!(status.header.stamp.term, term, "the next term of the same run");
+        assert_eq!(health(&health_at, "").await, ServingStatus::Serving);
+        assert_eq!(health(&health_at, "lockstep.v1.Training").await, ServingStatus::Serving);
+        assert_eq!(
+            terminated(&mut process),
+            Some(1),
+            "whoever keeps it alive starts it again"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_coordinator_that_stays_is_alive_and_serves_nobody_when_the_run_is_over() {
+    let folder = tempdir().unwrap();
+    drop(started(folder.path()));
+    let (mut process, address, health_at) = in_pod(folder.path(), &["--stay", "--on-sigterm", "leave"]);
+    let mut control = ControlClient::connect(address).await.unwrap();
+    let header = Some((&Header::default()).into());
+    let stop = v1::StopRequest {
+        header,
+        ..v1::StopRequest::default()
+    };
+    control.stop(stop).await.unwrap();
+    let begun = std::time::Instant::now();
+    while health(&health_at, "lockstep.v1.Training").await == ServingStatus::Serving {
+        assert!(begun.elapsed().as_secs() < 60, "the run does not end");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(health(&health_at, "").await, ServingStatus::Serving);
+    assert!(process.0.try_wait().unwrap().is_none(), "it stays");
+    assert_eq!(terminated(&mut process), Some(3), "how the run ended");
+}
+
+#[test]
+fn health_at_an_address_that_is_taken_is_refused_before_anything_starts() {
+    let folder = tempdir().unwrap();
+    drop(started(folder.path()));
+    std::fs::remove_dir_all(folder.path().join("run")).unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = command(&folder.path().join("config.toml"), &folder.path().join("run"));
+    command.args(["--health", &taken.local_addr().unwrap().to_string()]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--health"));
+    assert!(!folder.path().join("run").exists());
 }

@@ -1,5 +1,7 @@
 //! What can be typed.
 
+mod k8s;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -7,6 +9,8 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lockstep_data::TokenizerChoice;
 use lockstep_security::{CredentialArguments, Role};
+
+pub use k8s::{K8sArguments, K8sCommand, Overlay};
 
 /// A distributed data-parallel trainer: the same bits on any number of ranks.
 #[derive(Debug, Parser)]
@@ -68,6 +72,15 @@ pub enum Command {
         #[command(subcommand)]
         command: LedgerCommand,
     },
+    /// Run on Kubernetes: make, show and delete the objects of a run
+    #[command(name = "k8s")]
+    K8s {
+        /// What to do.
+        #[command(subcommand)]
+        command: K8sCommand,
+    },
+    /// Ask whether a coordinator serves, for probes and for whoever waits for it
+    Health(HealthArguments),
     /// Make certificates and tokens, for coordinators that others reach
     Certs {
         /// What to make.
@@ -167,6 +180,20 @@ pub struct Target {
     /// Address of the run's coordinator, such as http://127.0.0.1:40001 or https://HOST:PORT
     #[arg(long, value_name = "URL")]
     pub coordinator: Option<String>,
+    /// What is shown to it.
+    #[command(flatten)]
+    pub credentials: CredentialArguments,
+}
+
+/// `lockstep health`.
+#[derive(Debug, Args)]
+pub struct HealthArguments {
+    /// Address of the coordinator, or of its health service
+    #[arg(long, env = "LOCKSTEP_COORDINATOR", value_name = "URL")]
+    pub coordinator: String,
+    /// Ask again for so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub wait: u64,
     /// What is shown to it.
     #[command(flatten)]
     pub credentials: CredentialArguments,

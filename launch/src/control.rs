@@ -89,7 +89,7 @@ pub(crate) async fn connect(address: &str, target: &Target) -> Result<ControlCli
 }
 
 /// The sentence at the bottom of a chain of causes, which says what the system said.
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;

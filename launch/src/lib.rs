@@ -2,7 +2,8 @@
 //!
 //! Way of data: [`cli`] says what can be typed; [`execute`] hands each command to its module: `run` starts and watches
 //! a whole run, `control` talks to a live one, `orders` changes it, `top` draws it, `page` writes it into a file, `ledger` reads
-//! what one has recorded, `schedule` previews one, `plan` predicts what it takes, `data` prepares text, `certs` makes certificates and tokens, `sibling` becomes the
+//! what one has recorded, `schedule` previews one, `plan` predicts what it takes, `data` prepares text, `certs` makes
+//! certificates and tokens, `k8s` lays a run over Kubernetes, `health` asks whether a coordinator serves, `sibling` becomes the
 //! trainer binary for what needs libtorch. Each ends in an [`Ending`], whose code is the process's exit code and
 //! whose sentence, if any, goes to stderr.
 
@@ -11,6 +12,8 @@ pub mod cli;
 mod control;
 mod data;
 mod ending;
+mod health;
+mod k8s;
 mod ledger;
 mod orders;
 mod page;
@@ -49,6 +52,8 @@ pub fn execute(command: cli::Command) -> Result<(), Ending> {
             command: cli::DataCommand::Prepare(arguments),
         } => data::prepare(arguments),
         cli::Command::Ledger { command } => ledger::ledger(&command),
+        cli::Command::K8s { command } => k8s::k8s(&command),
+        cli::Command::Health(arguments) => health::health(&arguments),
         cli::Command::Certs { command } => certs::certs(&command),
         cli::Command::Plan(arguments) => Err(plan::plan(&arguments)),
         cli::Command::Schedule(arguments) => schedule::schedule(&arguments),

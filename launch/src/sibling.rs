@@ -66,7 +66,7 @@ pub(crate) fn mpi_trainer_and_mpirun() -> Result<(PathBuf, PathBuf), Ending> {
 }
 
 /// A program by its path, or by its name on the search path.
-fn found(name: &OsStr) -> Option<PathBuf> {
+pub(crate) fn found(name: &OsStr) -> Option<PathBuf> {
     let given = PathBuf::from(name);
     if given.components().count() > 1 {
         return Some(given).filter(|path| path.is_file());

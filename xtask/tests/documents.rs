@@ -177,6 +177,7 @@ fn every_link_and_every_named_file_exists() {
         "docs/watching.md",
         "docs/reliability.md",
         "docs/elastic.md",
+        "docs/kubernetes.md",
         "docs/ledger.md",
         "docs/mpi.md",
         "docs/collectives.md",
@@ -212,6 +213,7 @@ fn every_link_and_every_named_file_exists() {
             "xtask/",
             "examples/",
             "docs/",
+            "k8s/",
         ];
         for name in text
             .split('`')

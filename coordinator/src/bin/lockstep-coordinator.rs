@@ -1,14 +1,20 @@
 //! The coordinator as a process of its own, for pods and clusters: prints its address and serves one run. Started again
 //! on the folder of a run that has begun, it goes on with it.
+//!
+//! Whoever keeps it alive (a pod's controller) may want three things besides: health in clear at an address of its own; that
+//! SIGTERM means to leave the run to the next coordinator, not to stop it; and that it stays when the run is over, where it
+//! would be started again for ever.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use lockstep_config::RunConfig;
-use lockstep_coordinator::{BegunRun, ControlHandle, Coordinator, CoordinatorOptions, Running, StartError};
+use lockstep_coordinator::ledger::LedgerError;
+use lockstep_coordinator::{BegunRun, ControlHandle, Coordinator, CoordinatorOptions, Health, Running, StartError};
 use lockstep_data::Dataset;
 use lockstep_proto::domain::Outcome;
 use tokio::runtime::Runtime;
@@ -33,6 +39,24 @@ struct Arguments {
     /// Where to listen, instead of coordinator.bind; an address other than loopback as [security] allows.
     #[arg(long, env = "LOCKSTEP_LISTEN")]
     listen: Option<SocketAddr>,
+    /// Where the health service of gRPC listens in clear, for probes: it says that somebody serves, and nothing of the run.
+    #[arg(long, env = "LOCKSTEP_HEALTH", value_name = "ADDRESS")]
+    health: Option<SocketAddr>,
+    /// What a first SIGTERM means.
+    #[arg(long, env = "LOCKSTEP_ON_SIGTERM", value_enum, default_value = "stop")]
+    on_sigterm: OnSigterm,
+    /// When the run is over, stay until a signal, for those who would start this again whenever it ends.
+    #[arg(long, env = "LOCKSTEP_STAY")]
+    stay: bool,
+}
+
+/// What a first SIGTERM means.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnSigterm {
+    /// The run stops after its step, as an operator would stop it.
+    Stop,
+    /// This process ends, and the run goes on under the coordinator that is started after it.
+    Leave,
 }
 
 fn main() -> ExitCode {
@@ -49,25 +73,65 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let mut health = match arguments.health.map(Health::serve).transpose() {
+        Ok(health) => health,
+        Err(error) => {
+            eprintln!("lockstep-coordinator: cannot serve health at the address of --health: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let (on_sigterm, stay) = (arguments.on_sigterm, arguments.stay);
+    let over = Arc::new(OnceLock::new());
     let running = match start(arguments) {
         Ok(running) => running,
         Err(error) => {
             eprintln!("lockstep-coordinator: {error:#}");
             // Whoever starts it again and again must not take a run that is complete for one that cannot begin.
             let is_over = matches!(error.downcast_ref(), Some(StartError::Over { .. }));
-            return if is_over { ExitCode::SUCCESS } else { ExitCode::from(2) };
+            if is_over && stay {
+                signals.wait();
+            }
+            return match is_over {
+                true => ExitCode::SUCCESS,
+                false if may_pass(&error) => ExitCode::FAILURE,
+                false => ExitCode::from(2),
+            };
         }
     };
     println!("{}", running.url());
     let handle = running.handle();
-    std::thread::spawn(move || signals.obey(&handle));
-    let end = running.wait();
-    eprintln!("{}", end.reason);
-    match end.outcome {
-        Outcome::Completed => ExitCode::SUCCESS,
-        Outcome::Stopped => ExitCode::from(3),
-        Outcome::Failed { .. } => ExitCode::FAILURE,
+    if let Some(health) = &mut health {
+        health.watch(handle.clone());
     }
+    let known = Arc::clone(&over);
+    std::thread::spawn(move || signals.obey(&handle, on_sigterm, &known));
+    let end = running.wait();
+    if let Some(health) = &mut health {
+        health.over();
+    }
+    eprintln!("{}", end.reason);
+    let code = match end.outcome {
+        Outcome::Completed => 0,
+        Outcome::Stopped => 3,
+        Outcome::Failed { .. } => 1,
+    };
+    if stay {
+        eprintln!("lockstep-coordinator: the run is over, and this process stays until a signal (--stay)");
+        // Set once, here.
+        let _set = over.set(code);
+        loop {
+            std::thread::park();
+        }
+    }
+    ExitCode::from(code)
+}
+
+/// Whether the same start may succeed another time: the disk or the system failed, and nothing is wrong with what was given.
+fn may_pass(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(StartError::File(_) | StartError::Thread(_) | StartError::Ledger(LedgerError::Store { .. }))
+    )
 }
 
 fn start(arguments: Arguments) -> anyhow::Result<Running> {
@@ -110,16 +174,41 @@ impl Signals {
         })
     }
 
-    /// The first signal stops the run after its step, the second at once.
-    fn obey(mut self, handle: &ControlHandle) {
-        for stop in [true, false] {
-            self.runtime.block_on(async {
-                tokio::select! {
-                    _ = self.interrupt.recv() => {}
-                    _ = self.terminate.recv() => {}
-                }
-            });
-            if stop { handle.stop() } else { handle.abandon() }
+    /// The first signal stops the run after its step, the second at once; or as [`OnSigterm`] says. Once the run is over, any
+    /// signal ends this process.
+    fn obey(mut self, handle: &ControlHandle, on_sigterm: OnSigterm, over: &OnceLock<u8>) {
+        let mut is_first = true;
+        loop {
+            let is_sigterm = self.next();
+            if let Some(code) = over.get() {
+                std::process::exit((*code).into());
+            }
+            if is_sigterm && on_sigterm == OnSigterm::Leave {
+                // As if it were killed, which loses nothing: whatever was said to a trainer is in the ledger.
+                eprintln!("lockstep-coordinator: asked to leave; the run goes on under the next coordinator");
+                std::process::exit(1);
+            }
+            if is_first {
+                handle.stop()
+            } else {
+                handle.abandon()
+            }
+            is_first = false;
         }
+    }
+
+    /// Waits for a signal.
+    fn wait(mut self) {
+        self.next();
+    }
+
+    /// The next signal; whether it is SIGTERM.
+    fn next(&mut self) -> bool {
+        self.runtime.block_on(async {
+            tokio::select! {
+                _ = self.interrupt.recv() => false,
+                _ = self.terminate.recv() => true,
+            }
+        })
     }
 }
