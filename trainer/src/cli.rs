@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::bench::{BenchOptions, Carrier, collectives};
 use crate::error::TrainerError;
+use crate::facts::facts;
 use crate::generate::{GenerateOptions, generate};
 use crate::inspect::inspect;
 use crate::started::{end_with_starter, keep_log, member};
@@ -70,6 +71,17 @@ enum Command {
     Bench {
         #[command(subcommand)]
         what: Bench,
+    },
+    /// Print what `lockstep doctor` asks for: libraries, instructions, GPUs, the memory of a config. One JSON object.
+    Facts {
+        /// A config file.
+        config: Option<PathBuf>,
+        /// Ranks of the world whose memory is told.
+        #[arg(short = 'n', long, default_value_t = 1)]
+        ranks: u32,
+        /// Overrides keys of the config: KEY=VALUE.
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        sets: Vec<String>,
     },
     /// Show tensors, owners and memory of a config, or the tensors of final weights.
     Inspect {
@@ -226,6 +238,7 @@ fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerErr
             mpi.map_or(Ok(()), Mpi::finish)?;
             Ok(0)
         }
+        Command::Facts { config, ranks, sets } => print_out(&facts(config.as_deref(), ranks, &sets, mpi)?),
         Command::Inspect { path, ranks, sets } => print_out(&inspect(&path, ranks, &sets)?),
     }
 }

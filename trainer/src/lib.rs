@@ -10,7 +10,7 @@
 //! - [`memory_account`]: what a rank's memory is for
 //! - [`train`]: the life of a trainer: session, generation, plans, reports, final files
 //! - [`weights_file`]: final weights with tokenizer and config beside them
-//! - [`generate`], [`inspect`], [`bench`]: the other commands
+//! - [`generate`], [`inspect`], [`bench`], [`facts`]: the other commands
 //! - [`cli`]: the command line over all of them
 //!
 //! Data flows: coordinator → session → plans → [`step::Engine`] → reports → coordinator; at the end masters → files.
@@ -22,6 +22,7 @@ pub mod cli;
 pub mod device;
 pub mod drill;
 pub mod error;
+pub mod facts;
 pub mod fingerprint;
 pub mod generate;
 pub mod inspect;
