@@ -3,6 +3,7 @@
 mod k8s;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -32,6 +33,8 @@ pub enum Command {
     Watch(Target),
     /// List the trainers of a live run
     Members(Target),
+    /// Look at everything that a run needs, before it starts: devices, libraries, memory, disks, network, data
+    Doctor(Box<DoctorArguments>),
     /// Show a live run on the whole terminal: numbers, loss, members, alerts, decisions
     Top(TopArguments),
     /// Write the page of a run, over or live, into one file that any browser shows
@@ -127,6 +130,67 @@ pub struct RunArguments {
     /// Print one JSON object a line for everything that happens
     #[arg(long)]
     pub json: bool,
+}
+
+/// `lockstep doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArguments {
+    /// The config of the run, a TOML file; without one the machine is looked at
+    pub config: Option<PathBuf>,
+    /// Ranks on this machine: a number from 1 to run.lanes, or auto (as many as cores and lanes allow)
+    #[arg(
+        short = 'n',
+        long = "ranks",
+        default_value = "auto",
+        value_name = "RANKS",
+        requires = "config"
+    )]
+    pub ranks: Ranks,
+    /// How gradients travel between ranks
+    #[arg(long, value_enum, requires = "config")]
+    pub backend: Option<Backend>,
+    /// Set a value of the config: section.key=value (may be repeated)
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    pub sets: Vec<String>,
+    /// Address of a coordinator that is to be reached, such as http://127.0.0.1:40001 or https://HOST:PORT
+    #[arg(long, value_name = "URL")]
+    pub coordinator: Option<String>,
+    /// What is shown to it.
+    #[command(flatten)]
+    pub credentials: CredentialArguments,
+    /// Hash all data, and measure the backend between ranks on this machine
+    #[arg(long)]
+    pub deep: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// End with exit code 1 for warnings too
+    #[arg(long)]
+    pub strict: bool,
+    /// Answer the measurements of others here until interrupted, such as 0.0.0.0:7400
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["config", "peers", "meet"])]
+    pub listen: Option<SocketAddr>,
+    /// Measure the way to a doctor that listens there (may be repeated)
+    #[arg(long = "peer", value_name = "HOST:PORT", conflicts_with = "meet")]
+    pub peers: Vec<String>,
+    /// Started on all ranks by mpirun, srun or torchrun: they meet at this address of rank 0's host, and measure all ways
+    #[arg(long, value_name = "HOST:PORT")]
+    pub meet: Option<String>,
+    /// Which rank this is, where whoever started it does not say
+    #[arg(long, requires = "meet", requires = "size")]
+    pub rank: Option<u32>,
+    /// Of how many
+    #[arg(long, requires = "rank", value_parser = clap::value_parser!(u32).range(1..))]
+    pub size: Option<u32>,
+    /// Seconds for which ranks wait for each other
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub patience: u64,
+    /// What a way between ranks should carry, in Mbit/s
+    #[arg(long, default_value_t = 800.0, value_name = "MBIT")]
+    pub expect_mbit: f64,
+    /// What it may take there and back, in milliseconds
+    #[arg(long, default_value_t = 2.0, value_name = "MS")]
+    pub expect_ms: f64,
 }
 
 /// `-n`.

@@ -2,8 +2,9 @@
 //!
 //! Way of data: [`cli`] says what can be typed; [`execute`] hands each command to its module: `run` starts and watches
 //! a whole run, `control` talks to a live one, `orders` changes it, `top` draws it, `page` writes it into a file, `ledger` reads
-//! what one has recorded, `schedule` previews one, `plan` predicts what it takes, `data` prepares text, `certs` makes
-//! certificates and tokens, `k8s` lays a run over Kubernetes, `health` asks whether a coordinator serves, `sibling` becomes the
+//! what one has recorded, `schedule` previews one, `plan` predicts what it takes, `doctor` looks at what one needs, `data`
+//! prepares text, `certs` makes certificates and tokens, `k8s` lays a run over Kubernetes, `health` asks whether a coordinator
+//! serves, `sibling` becomes the
 //! trainer binary for what needs libtorch. Each ends in an [`Ending`], whose code is the process's exit code and
 //! whose sentence, if any, goes to stderr.
 
@@ -11,6 +12,7 @@ mod certs;
 pub mod cli;
 mod control;
 mod data;
+mod doctor;
 mod ending;
 mod health;
 mod k8s;
@@ -36,6 +38,7 @@ pub fn execute(command: cli::Command) -> Result<(), Ending> {
         cli::Command::Run(arguments) => run::run(arguments),
         cli::Command::Status(target) => control::status(&target),
         cli::Command::Watch(target) => control::watch(&target),
+        cli::Command::Doctor(arguments) => doctor::doctor(&arguments),
         cli::Command::Top(arguments) => top::top(&arguments),
         cli::Command::Page { run_dir, out } => page::page(&run_dir, out.as_deref()),
         cli::Command::Members(target) => control::members(&target),

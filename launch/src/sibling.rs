@@ -5,6 +5,8 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use lockstep_doctor::gather::Programs;
+
 use crate::ending::Ending;
 
 /// Overrides where the trainer binary is.
@@ -63,6 +65,20 @@ pub(crate) fn mpi_trainer_and_mpirun() -> Result<(PathBuf, PathBuf), Ending> {
         ))
     })?;
     Ok((trainer, mpirun))
+}
+
+/// Where all of them are, or should be.
+pub(crate) fn programs() -> Programs {
+    let beside = |variable: &str, name: &str| match std::env::var_os(variable) {
+        Some(path) => PathBuf::from(path),
+        None => std::env::current_exe().unwrap_or_default().with_file_name(name),
+    };
+    let mpirun = std::env::var_os(MPIRUN).unwrap_or_else(|| "mpirun".into());
+    Programs {
+        trainer: beside(TRAINER, "lockstep-trainer"),
+        mpi_trainer: beside(MPI_TRAINER, "lockstep-trainer-mpi"),
+        mpirun: found(&mpirun).unwrap_or_else(|| mpirun.into()),
+    }
 }
 
 /// A program by its path, or by its name on the search path.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::bench::{BenchOptions, Carrier, collectives};
 use crate::error::TrainerError;
+use crate::facts::facts;
 use crate::generate::{GenerateOptions, generate};
 use crate::inspect::inspect;
 use crate::plan::{PlanOptions, plan};
@@ -94,6 +95,17 @@ enum Command {
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
+        /// Overrides keys of the config: KEY=VALUE.
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        sets: Vec<String>,
+    },
+    /// Print what `lockstep doctor` asks for: libraries, instructions, GPUs, the memory of a config. One JSON object.
+    Facts {
+        /// A config file.
+        config: Option<PathBuf>,
+        /// Ranks of the world whose memory is told.
+        #[arg(short = 'n', long, default_value_t = 1)]
+        ranks: u32,
         /// Overrides keys of the config: KEY=VALUE.
         #[arg(long = "set", value_name = "KEY=VALUE")]
         sets: Vec<String>,
@@ -275,6 +287,7 @@ fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerErr
             })?;
             planned.map_or(Ok(0), |text| print_out(&text))
         }
+        Command::Facts { config, ranks, sets } => print_out(&facts(config.as_deref(), ranks, &sets, mpi)?),
         Command::Inspect { path, ranks, sets } => print_out(&inspect(&path, ranks, &sets)?),
     }
 }

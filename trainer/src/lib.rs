@@ -10,7 +10,8 @@
 //! - [`memory_account`]: what a rank's memory is for
 //! - [`train`]: the life of a trainer: session, generation, plans, reports, final files
 //! - [`weights_file`]: final weights with tokenizer and config beside them
-//! - [`generate`], [`inspect`], [`bench`], [`plan`]: the other commands; `ranks`: the processes that the last two start
+//! - [`generate`], [`inspect`], [`bench`], [`facts`], [`plan`]: the other commands; `ranks`: the processes that `bench` and `plan`
+//!   start
 //! - [`cli`]: the command line over all of them
 //!
 //! Data flows: coordinator → session → plans → [`step::Engine`] → reports → coordinator; at the end masters → files.
@@ -22,6 +23,7 @@ pub mod cli;
 pub mod device;
 pub mod drill;
 pub mod error;
+pub mod facts;
 pub mod fingerprint;
 pub mod generate;
 pub mod inspect;

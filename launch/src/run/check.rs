@@ -30,11 +30,7 @@ pub(crate) struct Checked {
 /// # Errors
 /// One sentence that says what does not fit and what to do.
 pub(crate) fn check(mut config: RunConfig, ranks: Ranks) -> Result<Checked, Ending> {
-    let places = match config.run.device {
-        Device::Cpu => cores() / config.run.intra_op_threads,
-        Device::Cuda => gpus(),
-    };
-    let ranks = choose_ranks(ranks, &config, places)?;
+    let ranks = ranks_of(ranks, &config)?;
     config.data.path = absolute(&config.data.path)?;
     let data = Dataset::open(&config.data.path).map_err(Ending::bad_input)?;
     let path = data.folder().display();
@@ -67,6 +63,18 @@ pub(crate) fn check(mut config: RunConfig, ranks: Ranks) -> Result<Checked, Endi
         vocabulary: data.vocab(),
         ranks,
     })
+}
+
+/// How many ranks a run has on this machine.
+///
+/// # Errors
+/// More than it has lanes.
+pub(crate) fn ranks_of(ranks: Ranks, config: &RunConfig) -> Result<u32, Ending> {
+    let places = match config.run.device {
+        Device::Cpu => cores() / config.run.intra_op_threads,
+        Device::Cuda => gpus(),
+    };
+    choose_ranks(ranks, config, places)
 }
 
 /// A loss over other tokens would say nothing.

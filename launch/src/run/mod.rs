@@ -1,12 +1,13 @@
 //! `lockstep run`: a whole run on this machine, from config to final weights.
 //!
-//! Way of data: [`check`] reads config and data and refuses what does not fit, before anything is made; [`folder`]
+//! Way of data: [`check`] reads config and data and refuses what does not fit, before anything is made, and so does
+//! [`doctor`] with what the machine lacks; [`folder`]
 //! claims the run's folder; [`serve`] starts the coordinator inside this process; [`trainers`] starts the trainer
 //! processes, over MPI by one [`mpirun`]; then events of the run, exits of trainers, signals and the clock go into [`supervisor`], which decides,
 //! and to [`show`], which tells. Whatever happens, every trainer is reaped and `coordinator.json` is gone at the end.
 
 pub(crate) mod address;
-mod check;
+pub(crate) mod check;
 pub(crate) mod folder;
 mod mpirun;
 mod serve;
@@ -23,6 +24,7 @@ use lockstep_coordinator::plan::{Planner, warnings};
 use serde_json::json;
 
 use crate::cli::RunArguments;
+use crate::doctor;
 use crate::ending::Ending;
 use crate::run::check::{Checked, check};
 use crate::run::folder::{RUNS, RunFolder};
@@ -47,6 +49,7 @@ pub(crate) fn run(arguments: RunArguments) -> Result<(), Ending> {
         _ => (sibling::trainer()?, None),
     };
     serve::check_bind(&checked.config)?;
+    let doubts = doctor::before_run(&checked)?;
     let planner = Planner::new(&checked.config, checked.training_samples).map_err(Ending::bad_input)?;
     let folder = RunFolder::claim(Path::new(RUNS), &checked.config.run.name, arguments.resume)?;
     let (serving, messages) = match Serving::start(&checked, folder.path(), arguments.resume) {
@@ -59,6 +62,7 @@ pub(crate) fn run(arguments: RunArguments) -> Result<(), Ending> {
 
     let mut screen = Screen::new(arguments.json, planner.total_steps());
     announce(&mut screen, &checked, &planner, &serving, folder.path(), backend);
+    doctor::warn(&doubts, &mut screen);
     let verdict = train(&checked, &programs, (&serving, &messages), folder.path(), &mut screen);
     screen.close();
     serving.shut_down(folder.path());
