@@ -1,5 +1,6 @@
 //! What can be typed.
 
+mod jobs;
 mod k8s;
 
 use std::ffi::OsString;
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lockstep_data::TokenizerChoice;
 use lockstep_security::{CredentialArguments, Role};
 
+pub use jobs::{MpirunArguments, RenderArguments, SlurmCommand};
 pub use k8s::{K8sArguments, K8sCommand, Overlay};
 
 /// A distributed data-parallel trainer: the same bits on any number of ranks.
@@ -27,6 +29,23 @@ pub struct Cli {
 pub enum Command {
     /// Train: start a coordinator and trainers on this machine and watch them to the end
     Run(RunArguments),
+    /// Train: start a coordinator here, and trainers by one mpirun, here or on the hosts of a hostfile
+    Mpirun(MpirunArguments),
+    /// Train as a job of Slurm
+    Slurm {
+        /// What to do.
+        #[command(subcommand)]
+        command: SlurmCommand,
+    },
+    /// Become a program that ends with the process that has started it
+    #[command(hide = true)]
+    Tied {
+        /// That process.
+        parent: i32,
+        /// The program, and its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        words: Vec<OsString>,
+    },
     /// Show what a live run does
     Status(Target),
     /// Follow a live run, a line per step

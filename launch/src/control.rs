@@ -13,9 +13,9 @@ use lockstep_security::{Channel, Credentials};
 
 use crate::cli::Target;
 use crate::ending::Ending;
-use crate::run::address::Address;
 use crate::run::folder::{RUNS, is_in_use};
 use crate::run::show;
+use lockstep_proto::address::Address;
 
 /// How long a coordinator may take to answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,10 +1,10 @@
 //! The command that people type.
 //!
 //! Way of data: [`cli`] says what can be typed; [`execute`] hands each command to its module: `run` starts and watches
-//! a whole run, `control` talks to a live one, `orders` changes it, `top` draws it, `page` writes it into a file, `ledger` reads
-//! what one has recorded, `schedule` previews one, `plan` predicts what it takes, `doctor` looks at what one needs, `data`
-//! prepares text, `certs` makes certificates and tokens, `k8s` lays a run over Kubernetes, `health` asks whether a coordinator
-//! serves, `sibling` becomes the
+//! a whole run, with or without an mpirun, `slurm` writes the script of a job, `control` talks to a live one, `orders` changes
+//! it, `top` draws it, `page` writes it into a file, `ledger` reads what one has recorded, `schedule` previews one, `plan`
+//! predicts what it takes, `doctor` looks at what one needs, `data` prepares text, `certs` makes certificates and tokens, `k8s`
+//! lays a run over Kubernetes, `health` asks whether a coordinator serves, `sibling` becomes the
 //! trainer binary for what needs libtorch. Each ends in an [`Ending`], whose code is the process's exit code and
 //! whose sentence, if any, goes to stderr.
 
@@ -23,6 +23,7 @@ mod plan;
 mod run;
 mod schedule;
 mod sibling;
+mod slurm;
 mod top;
 
 pub use ending::Ending;
@@ -36,6 +37,11 @@ use orders::Order;
 pub fn execute(command: cli::Command) -> Result<(), Ending> {
     match command {
         cli::Command::Run(arguments) => run::run(arguments),
+        cli::Command::Mpirun(arguments) => run::mpirun(arguments),
+        cli::Command::Slurm {
+            command: cli::SlurmCommand::Render(arguments),
+        } => slurm::render(&arguments),
+        cli::Command::Tied { parent, words } => Err(run::mpirun::tied(parent, &words)),
         cli::Command::Status(target) => control::status(&target),
         cli::Command::Watch(target) => control::watch(&target),
         cli::Command::Doctor(arguments) => doctor::doctor(&arguments),

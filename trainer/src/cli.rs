@@ -14,19 +14,73 @@ use crate::facts::facts;
 use crate::generate::{GenerateOptions, generate};
 use crate::inspect::inspect;
 use crate::plan::{PlanOptions, plan};
-use crate::started::{end_with_starter, keep_log, member};
+use crate::started::{end_with_starter, guard, keep_log, member};
+use crate::together::{TogetherOptions, together};
 use crate::train::{Mpi, TrainOptions, train};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use lockstep_proto::domain::Outcome;
 use lockstep_security::{CredentialArguments, Credentials};
 use lockstep_session::SessionError;
 
 /// Trains as one rank of a run, and does what needs libtorch.
+///
+/// With a config it trains as a rank of the job that mpirun, srun or torchrun has started; rank 0 hosts the coordinator, unless
+/// one is named.
 #[derive(Parser)]
-#[command(name = "lockstep-trainer", version)]
+#[command(
+    name = "lockstep-trainer",
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true
+)]
 struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    together: Option<TogetherArguments>,
+}
+
+/// A trainer that is started with a config.
+#[derive(Args)]
+struct TogetherArguments {
+    /// The config of the run, a TOML file.
+    config: PathBuf,
+    /// Overrides keys of the config: KEY=VALUE.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// The number of ranks [default: as what has started them says].
+    #[arg(long)]
+    ranks: Option<u32>,
+    /// The address of a coordinator that runs elsewhere [default: rank 0 hosts one].
+    #[arg(long, env = "LOCKSTEP_COORDINATOR")]
+    coordinator: Option<String>,
+    /// The file in which ranks find the coordinator that rank 0 hosts [default: coordinator.json in the run's folder].
+    #[arg(long, env = "LOCKSTEP_COORDINATOR_FILE", value_name = "FILE")]
+    coordinator_file: Option<PathBuf>,
+    /// The hosts of the job, rank 0's first, as mpirun has them; Slurm's are known.
+    #[arg(long, env = "LOCKSTEP_HOSTFILE", value_name = "FILE")]
+    hostfile: Option<PathBuf>,
+    #[command(flatten)]
+    member: MemberArguments,
+}
+
+/// What a member of a run is told, however it is started.
+#[derive(Args)]
+struct MemberArguments {
+    #[command(flatten)]
+    credentials: CredentialArguments,
+    /// The name of this member, unique in the run [default where ranks are started together: trainer-RANK].
+    #[arg(long, env = "LOCKSTEP_MEMBER")]
+    member: Option<String>,
+    /// The run's folder [default: runs/NAME].
+    #[arg(long, env = "LOCKSTEP_RUN_DIR")]
+    run_dir: Option<PathBuf>,
+    /// The address at which other hosts reach this one [default: the one that leads to the coordinator].
+    #[arg(long, env = "LOCKSTEP_ADVERTISE")]
+    advertise: Option<IpAddr>,
+    /// Seconds for which a coordinator is looked for whose connection broke.
+    #[arg(long, env = "LOCKSTEP_COORDINATOR_PATIENCE", default_value_t = 300)]
+    coordinator_patience: u64,
 }
 
 #[derive(Subcommand)]
@@ -37,19 +91,7 @@ enum Command {
         #[arg(long, env = "LOCKSTEP_COORDINATOR")]
         coordinator: String,
         #[command(flatten)]
-        credentials: CredentialArguments,
-        /// The name of this member, unique in the run [default under mpirun: trainer-RANK].
-        #[arg(long, env = "LOCKSTEP_MEMBER")]
-        member: Option<String>,
-        /// The run's folder [default: runs/NAME].
-        #[arg(long, env = "LOCKSTEP_RUN_DIR")]
-        run_dir: Option<PathBuf>,
-        /// The address at which other hosts reach this one [default: the one that leads to the coordinator].
-        #[arg(long, env = "LOCKSTEP_ADVERTISE")]
-        advertise: Option<IpAddr>,
-        /// Seconds for which a coordinator is looked for whose connection broke.
-        #[arg(long, env = "LOCKSTEP_COORDINATOR_PATIENCE", default_value_t = 300)]
-        coordinator_patience: u64,
+        member: MemberArguments,
     },
     /// Write text with final weights.
     Generate {
@@ -167,7 +209,7 @@ pub fn main(mpi: Option<&'static dyn Mpi>) -> ExitCode {
     if !lockstep_autograd::keep_freed_memory() {
         tracing::warn!("the C allocator cannot be told to keep freed memory; steps will be slower");
     }
-    let code = match run(arguments.command, mpi) {
+    let code = match run(arguments, mpi) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("lockstep-trainer: {error}");
@@ -196,24 +238,55 @@ fn is_bad_input(error: &TrainerError) -> bool {
     )
 }
 
-fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerError> {
+fn run(arguments: Arguments, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerError> {
+    match (arguments.command, arguments.together) {
+        (Some(command), _) => carry_out(command, mpi),
+        (None, Some(arguments)) => {
+            let (member, train) = options_of(String::new(), arguments.member)?;
+            let options = TogetherOptions {
+                config: arguments.config,
+                sets: arguments.sets,
+                ranks: arguments.ranks,
+                coordinator: arguments.coordinator,
+                coordinator_file: arguments.coordinator_file,
+                hostfile: arguments.hostfile,
+                member,
+                train,
+            };
+            together(&options, mpi)
+        }
+        (None, None) => Err(TrainerError::Refused(
+            "name a config, or a command (see --help)".to_owned(),
+        )),
+    }
+}
+
+/// What a member is told, but for its name, which may be given.
+fn options_of(coordinator: String, member: MemberArguments) -> Result<(Option<String>, TrainOptions), TrainerError> {
+    let options = TrainOptions {
+        coordinator,
+        credentials: Credentials::of(member.credentials).map_err(SessionError::from)?,
+        member: String::new(),
+        run_dir: member.run_dir,
+        advertise: member.advertise,
+        coordinator_patience: Duration::from_secs(member.coordinator_patience),
+        run: None,
+        leaves_on_sigterm: true,
+    };
+    Ok((member.member, options))
+}
+
+fn carry_out(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerError> {
     match command {
         Command::Train {
             coordinator,
-            credentials,
-            member: member_name,
-            run_dir,
-            advertise,
-            coordinator_patience,
+            member: arguments,
         } => {
-            let options = TrainOptions {
-                coordinator,
-                credentials: Credentials::of(credentials).map_err(SessionError::from)?,
-                member: member(member_name)?,
-                run_dir,
-                advertise,
-                coordinator_patience: Duration::from_secs(coordinator_patience),
-            };
+            if let Some(code) = guard::stand_before()? {
+                return Ok(code);
+            }
+            let (name, mut options) = options_of(coordinator, arguments)?;
+            options.member = member(name)?;
             keep_log()?;
             end_with_starter()?;
             mpi.map_or(Ok(()), Mpi::start)?;

@@ -8,6 +8,7 @@
 //! - [`drill`]: faults on order
 //! - [`device`]: what a step uses where the device is not the host
 //! - [`memory_account`]: what a rank's memory is for
+//! - [`together`]: a trainer that is started with a config, by mpirun, srun or torchrun: rank 0 hosts the coordinator
 //! - [`train`]: the life of a trainer: session, generation, plans, reports, final files
 //! - [`weights_file`]: final weights with tokenizer and config beside them
 //! - [`generate`], [`inspect`], [`bench`], [`facts`], [`plan`]: the other commands; `ranks`: the processes that `bench` and `plan`
@@ -35,5 +36,6 @@ pub mod sharding;
 pub mod snapshot;
 pub mod started;
 pub mod step;
+pub mod together;
 pub mod train;
 pub mod weights_file;

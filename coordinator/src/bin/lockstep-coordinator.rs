@@ -17,8 +17,12 @@ use lockstep_coordinator::ledger::LedgerError;
 use lockstep_coordinator::{BegunRun, ControlHandle, Coordinator, CoordinatorOptions, Health, Running, StartError};
 use lockstep_data::Dataset;
 use lockstep_proto::domain::Outcome;
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{Signal as Caught, SignalKind, signal};
+
+/// Names the process that hosts this one.
+const PARENT: &str = "LOCKSTEP_PARENT_PID";
 
 /// Coordinates one run.
 #[derive(Parser)]
@@ -48,6 +52,10 @@ struct Arguments {
     /// When the run is over, stay until a signal, for those who would start this again whenever it ends.
     #[arg(long, env = "LOCKSTEP_STAY")]
     stay: bool,
+    /// Belong to the process that has started this one: end with it, leave signals to it, and stop the run when it writes
+    /// `stop` to stdin. Rank 0 of a job starts its coordinator so.
+    #[arg(long)]
+    hosted: bool,
 }
 
 /// What a first SIGTERM means.
@@ -65,8 +73,13 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let arguments = Arguments::parse();
+    let is_hosted = arguments.hosted;
+    if is_hosted && let Err(sentence) = end_with_parent() {
+        eprintln!("lockstep-coordinator: {sentence}");
+        return ExitCode::FAILURE;
+    }
     // Before anything starts: whoever has read the address may signal at once, and must not find the default action.
-    let signals = match Signals::install() {
+    let signals = match Signals::install(is_hosted) {
         Ok(signals) => signals,
         Err(error) => {
             eprintln!("lockstep-coordinator: cannot listen for SIGINT and SIGTERM: {error}");
@@ -104,7 +117,10 @@ fn main() -> ExitCode {
         health.watch(handle.clone());
     }
     let known = Arc::clone(&over);
-    std::thread::spawn(move || signals.obey(&handle, on_sigterm, &known));
+    std::thread::spawn(move || match is_hosted {
+        true => obey_stdin(&handle),
+        false => signals.obey(&handle, on_sigterm, &known),
+    });
     let end = running.wait();
     if let Some(health) = &mut health {
         health.over();
@@ -153,24 +169,58 @@ fn start(arguments: Arguments) -> anyhow::Result<Running> {
     running.with_context(|| format!("no run in {}", arguments.run_dir.display()))
 }
 
+/// Has the kernel end this process with its parent.
+fn end_with_parent() -> Result<(), String> {
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|error| format!("cannot tie it to its parent: {error}"))?;
+    let parent = std::env::var(PARENT).unwrap_or_default();
+    // It may have ended before the line above.
+    match getppid().map(|pid| pid.as_raw_nonzero().to_string()) {
+        Some(pid) if pid == parent => Ok(()),
+        _ => Err(format!(
+            "--hosted: the process that {PARENT} names, \"{parent}\", is not this one's parent"
+        )),
+    }
+}
+
+/// The first `stop` stops the run after its step, the second at once. Its end is the parent's, which is seen elsewhere.
+fn obey_stdin(handle: &ControlHandle) {
+    let lines = std::io::stdin().lines().map_while(Result::ok);
+    for (index, _) in lines.filter(|line| line.trim() == "stop").enumerate() {
+        if index == 0 { handle.stop() } else { handle.abandon() }
+    }
+}
+
 /// SIGINT and SIGTERM, caught from [`Signals::install`] on; those that come before [`Signals::obey`] wait for it.
 struct Signals {
     runtime: Runtime,
-    interrupt: Signal,
-    terminate: Signal,
+    interrupt: Caught,
+    terminate: Caught,
+    /// Caught only so that they do not end this process.
+    _others: Vec<Caught>,
 }
 
 impl Signals {
-    fn install() -> std::io::Result<Signals> {
+    fn install(is_hosted: bool) -> std::io::Result<Signals> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (interrupt, terminate) = {
+        let others = match is_hosted {
+            true => vec![SignalKind::user_defined1(), SignalKind::hangup()],
+            false => Vec::new(),
+        };
+        let (interrupt, terminate, others) = {
             let _inside = runtime.enter();
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+            let others: std::io::Result<Vec<Caught>> = others.into_iter().map(signal).collect();
+            (
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::terminate())?,
+                others?,
+            )
         };
         Ok(Signals {
             runtime,
             interrupt,
             terminate,
+            _others: others,
         })
     }
 

@@ -1,6 +1,8 @@
 //! A folder of its own for a test: text, data, a config, and the real binary started in it.
 #![allow(dead_code)] // Each test file uses its part.
 
+pub(crate) mod hosts;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
