@@ -6,7 +6,6 @@
 //! processes, or one [`mpirun`] that starts them; then events of the run, exits of trainers, signals and the clock go into
 //! [`supervisor`], which decides, and to [`show`], which tells. Whatever happens, every trainer is reaped and `coordinator.json` is gone at the end.
 
-pub(crate) mod address;
 pub(crate) mod check;
 pub(crate) mod folder;
 pub(crate) mod mpirun;
