@@ -28,7 +28,7 @@ impl Keeps {
 }
 
 /// The name that a checkpoint has in the store.
-pub(super) fn name(checkpoint: &Checkpoint) -> CheckpointName {
+pub(crate) fn name(checkpoint: &Checkpoint) -> CheckpointName {
     CheckpointName {
         term: checkpoint.term,
         generation: checkpoint.generation,
@@ -105,6 +105,7 @@ impl Run {
                 schedule_version: past.plan.version,
                 parameter_hash,
                 parts,
+                known: self.stored.clone(),
             })));
         }
     }

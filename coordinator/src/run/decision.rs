@@ -335,6 +335,9 @@ pub struct Commission {
     pub parameter_hash: [u8; 32],
     /// The parts, by rank.
     pub parts: Vec<Written>,
+    /// The checkpoints that were committed before and are relied on. Of what else the store may hold nobody here knows, such as
+    /// of one whose commit was not acknowledged.
+    pub known: Vec<Checkpoint>,
 }
 
 /// How a member ended its part, and the last step whose parameters it held.

@@ -75,6 +75,7 @@ use crate::branches::{Branches, Rewinds};
 use crate::changes::Changes;
 use crate::plan::Planner;
 pub use crate::run::checkpoints::Keeps;
+pub(crate) use crate::run::checkpoints::name as name_of_checkpoint;
 pub use crate::run::decision::{
     Answered, Begun, Commission, Commit, Decision, Directive, Effect, Event, Farewell, Order, Peer, Record, Refusal,
     Wanted, Wish,

@@ -3,19 +3,19 @@
 //! Way of data: machine → [`Commission`] → manifest → store → `Event::Commissioned` back to the machine. Nobody waits for a
 //! slow store: the run goes on meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use lockstep_checkpoint::{
-    BlockEntry, CheckpointError, ContentHash, GRACE, Limits, Manifest, PartEntry, Retention, RunValues, Store,
-    TensorEntry, of_model,
+    BlockEntry, CheckpointError, CheckpointName, ContentHash, GRACE, Limits, Manifest, PartEntry, Retention, RunValues,
+    Store, TensorEntry, of_model,
 };
 use lockstep_config::RunConfig;
 use lockstep_inventory::{TreatmentError, inventory_of, treatments_of};
 use lockstep_proto::domain::{BlockRun, Written};
 
 use crate::ledger::RunRow;
-use crate::run::{Commission, Event};
+use crate::run::{Commission, Event, name_of_checkpoint as name};
 use crate::service::mailbox::{Letter, Mailbox};
 
 /// What every checkpoint of a run holds, and where.
@@ -74,6 +74,7 @@ fn carry(options: &CheckpointOptions, waiting: &Receiver<Commission>, mailbox: &
     let mut open: Option<Store> = None;
     while let Ok(commission) = waiting.recv() {
         let checkpoint = commission.checkpoint;
+        let known: HashSet<CheckpointName> = commission.known.iter().chain([&checkpoint]).map(name).collect();
         let result = commit(options, &mut open, commission);
         match &result {
             Ok(()) => tracing::info!("the checkpoint of step {} is committed", checkpoint.step),
@@ -86,7 +87,7 @@ fn carry(options: &CheckpointOptions, waiting: &Receiver<Commission>, mailbox: &
             return;
         }
         if let (true, Some(store)) = (is_good, &open) {
-            match store.retain(&options.retention) {
+            match store.retain(&options.retention, |name| known.contains(name)) {
                 Ok(swept) if swept.checkpoints.is_empty() => {}
                 Ok(swept) => {
                     let names: Vec<String> = swept.checkpoints.iter().map(|name| name.step.to_string()).collect();
@@ -109,6 +110,7 @@ fn commit(
         schedule_version,
         parameter_hash,
         parts,
+        known: _,
     } = commission;
     let words: BTreeMap<String, u64> = parts
         .first()

@@ -76,12 +76,18 @@ enum Found {
 }
 
 impl Store {
-    /// One pass. Damaged checkpoints do not count among the newest, and go when so many good ones are newer. Those of an
-    /// unknown version stay, and while there is a manifest that cannot be read, so do all parts.
+    /// One pass; `counts` knows those that whoever commits relies on. Only they count among the newest and the milestones: a
+    /// checkpoint whose commit was never acknowledged would else take the place of one that a run will want to go on from.
+    /// Damaged ones do not count either. Both go when so many that count are newer. Those of an unknown version stay, and while
+    /// there is a manifest that cannot be read, so do all parts.
     ///
     /// # Errors
     /// The store did not answer. What was done so far is sound, and the next pass does the rest.
-    pub fn retain(&self, policy: &Retention) -> Result<Swept, CheckpointError> {
+    pub fn retain(
+        &self,
+        policy: &Retention,
+        counts: impl Fn(&CheckpointName) -> bool,
+    ) -> Result<Swept, CheckpointError> {
         let mut swept = Swept::default();
         let mut found = BTreeMap::new();
         for name in self.list()? {
@@ -89,18 +95,18 @@ impl Store {
         }
         let whole: Vec<CheckpointName> = found
             .iter()
-            .filter(|(_, manifest)| matches!(manifest, Found::Whole(_)))
+            .filter(|(name, manifest)| counts(name) && matches!(manifest, Found::Whole(_)))
             .map(|(name, _)| *name)
             .collect();
         let mut deleted = to_delete(&whole, policy.keep_last, policy.keep_every);
         let oldest_of_newest = whole.iter().rev().nth(policy.keep_last.max(1) - 1);
         deleted.extend(found.iter().filter_map(|(name, manifest)| {
-            let damaged = match manifest {
-                Found::Whole(_) => false,
+            let is_of_no_use = match manifest {
+                Found::Whole(_) => !counts(name),
                 Found::Broken(..) => true,
                 Found::Unreadable(error) => !matches!(error, CheckpointError::UnknownVersion { .. }),
             };
-            (damaged && oldest_of_newest.is_some_and(|oldest| name < oldest)).then_some(*name)
+            (is_of_no_use && oldest_of_newest.is_some_and(|oldest| name < oldest)).then_some(*name)
         }));
         deleted.sort_unstable();
         for name in deleted {

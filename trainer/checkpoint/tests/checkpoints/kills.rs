@@ -40,7 +40,7 @@ fn writer_process() {
         let name = scene().write(&store, step, 2, &mut StdRng::seed_from_u64(step));
         // Straight to the descriptor: the test harness holds back what is printed.
         writeln!(std::io::stderr(), "committed {}", name.step).unwrap();
-        store.retain(&KEEP).unwrap();
+        store.retain(&KEEP, |_| true).unwrap();
     }
 }
 
@@ -112,7 +112,7 @@ fn a_writer_killed_at_any_moment_leaves_a_good_checkpoint() {
         unannounced += u32::from(reader.name().step > committed);
         committed = reader.name().step;
 
-        let swept = store.retain(&KEEP).unwrap();
+        let swept = store.retain(&KEEP, |_| true).unwrap();
         leftovers += swept.files;
         let kept = store.list().unwrap();
         assert!(kept.len() <= 2 && kept[0].step == committed);

@@ -94,17 +94,20 @@ fn a_pass_deletes_manifests_and_the_parts_that_nobody_else_names() {
         // Parts of a checkpoint that was never committed.
         let orphans = scene.write_parts(&store, 7, 2, &mut random);
         let young = store
-            .retain(&Retention {
-                grace: GRACE,
-                ..policy(1, 3)
-            })
+            .retain(
+                &Retention {
+                    grace: GRACE,
+                    ..policy(1, 3)
+                },
+                |_| true,
+            )
             .unwrap();
         assert_eq!(
             young.checkpoints.iter().map(|name| name.step).collect::<Vec<_>>(),
             [1, 2, 4, 5, 6]
         );
         assert_eq!(young.files, 0, "what is young may be in the making");
-        let swept = store.retain(&policy(1, 3)).unwrap();
+        let swept = store.retain(&policy(1, 3), |_| true).unwrap();
         assert!(swept.checkpoints.is_empty() && swept.files > 0 && swept.bytes > 0);
         assert_eq!(store.list().unwrap(), [name(6, 2), name(3, 1)]);
         for kept in store.list().unwrap() {
@@ -113,7 +116,7 @@ fn a_pass_deletes_manifests_and_the_parts_that_nobody_else_names() {
             scene.check(&reader, 4, &mut random);
         }
         assert!(orphans.iter().all(|part| store.part_bytes(part).is_err()));
-        assert_eq!(store.retain(&policy(1, 3)).unwrap().files, 0);
+        assert_eq!(store.retain(&policy(1, 3), |_| true).unwrap().files, 0);
         if store.name() != "memory" {
             fs::remove_dir_all(store.name()).unwrap();
         }
@@ -132,7 +135,7 @@ fn damaged_ones_do_not_count_and_unknown_ones_protect_all_parts() {
 
     // The newest has lost a part: the one before counts as the newest, and stays.
     fs::remove_file(folder.path().join(victim.readers[2].manifest().parts()[0].file())).unwrap();
-    let swept = store.retain(&policy(1, 0)).unwrap();
+    let swept = store.retain(&policy(1, 0), |_| true).unwrap();
     assert_eq!(swept.checkpoints, [victim.readers[0].name()]);
     assert_eq!(swept.refused.len(), 1);
     assert!(
@@ -156,15 +159,37 @@ fn damaged_ones_do_not_count_and_unknown_ones_protect_all_parts() {
         text.replacen("\"version\":1", "\"version\":9", 1),
     )
     .unwrap();
-    let swept = store.retain(&policy(1, 0)).unwrap();
+    let swept = store.retain(&policy(1, 0), |_| true).unwrap();
     assert!(swept.checkpoints.is_empty() && swept.files == 0);
     assert!(swept.refused.iter().any(|r| r.reason.contains("format version 9")));
     assert!(orphans.iter().all(|part| store.part_bytes(part).is_ok()));
 
     // A damaged manifest, once enough good ones are newer, goes, and with it what held the parts back.
     fs::write(folder.path().join(newer.file()), "{").unwrap();
-    let swept = store.retain(&policy(1, 0)).unwrap();
+    let swept = store.retain(&policy(1, 0), |_| true).unwrap();
     assert_eq!(swept.checkpoints, [newer]);
     assert!(swept.files > 0);
     assert!(orphans.iter().all(|part| store.part_bytes(part).is_err()));
+}
+
+#[test]
+fn a_checkpoint_that_nobody_relies_on_takes_no_place_of_one_that_counts() {
+    let mut random = StdRng::seed_from_u64(23);
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::folder(folder.path(), Limits::default()).unwrap();
+    let victim = Victim::new(store.clone(), folder.path(), &mut random);
+    let [oldest, middle, newest] = [0, 1, 2].map(|n| victim.readers[n].name());
+
+    // The newest was committed and its answer lost: the coordinator will go on from the two before.
+    let swept = store.retain(&policy(2, 0), |name| *name != newest).unwrap();
+    assert!(swept.checkpoints.is_empty() && swept.refused.is_empty());
+    // It stays also where it is no milestone and one that counts is older.
+    let swept = store.retain(&policy(1, 0), |name| *name != newest).unwrap();
+    assert_eq!(swept.checkpoints, [oldest]);
+    assert_eq!(store.list().unwrap(), [newest, middle]);
+
+    // One that nobody relies on goes when so many that count are newer.
+    let swept = store.retain(&policy(1, 0), |name| *name == newest).unwrap();
+    assert_eq!(swept.checkpoints, [middle]);
+    store.open_checkpoint(newest).unwrap().verify_all().unwrap();
 }

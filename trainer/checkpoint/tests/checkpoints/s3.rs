@@ -51,11 +51,14 @@ fn any_world_reads_what_any_other_wrote_through_a_bad_network() {
     let newest = store.newest_good(Depth::Bytes, |_| Ok(())).unwrap();
     scene.check(&newest.reader.unwrap(), 2, &mut random);
     let swept = store
-        .retain(&Retention {
-            keep_last: 2,
-            keep_every: 3,
-            grace: Duration::ZERO,
-        })
+        .retain(
+            &Retention {
+                keep_last: 2,
+                keep_every: 3,
+                grace: Duration::ZERO,
+            },
+            |_| true,
+        )
         .unwrap();
     assert!(swept.refused.is_empty(), "{:?}", swept.refused);
     let steps: Vec<u64> = store.list().unwrap().iter().map(|name| name.step).collect();
