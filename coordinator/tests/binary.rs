@@ -1,90 +1,25 @@
 //! The coordinator as a process: it prints its address, answers, stops on a signal, and refuses bad input.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::AtomicBool;
+mod process;
 
-use lockstep_data::{Options, TokenizerChoice, prepare};
+use std::path::Path;
+use std::process::Stdio;
+
 use lockstep_proto::domain::{Header, RunStatus};
 use lockstep_proto::v1;
 use lockstep_proto::v1::control_client::ControlClient;
+use process::{Ended, command, health, prepared, terminated, write_config};
 use tempfile::tempdir;
-use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
-use tonic_health::pb::health_client::HealthClient;
-
-/// Ends the process by its id when a test fails half-way.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        // Both fail only where it has ended already.
-        let _killed = self.0.kill();
-        let _reaped = self.0.wait();
-    }
-}
-
-fn command(config: &Path, run_dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep-coordinator"));
-    command
-        .args(["--ranks", "2", "--listen", "127.0.0.1:0"])
-        .arg("--config")
-        .arg(config)
-        .arg("--run-dir")
-        .arg(run_dir);
-    command
-}
-
-fn write_config(folder: &Path) -> std::path::PathBuf {
-    let config = folder.join("config.toml");
-    let data = folder.join("data");
-    let text = format!(
-        r#"
-        [run]
-        name = "binary"
-        steps = 5
-        [data]
-        path = {:?}
-        sequence_length = 16
-        [model]
-        kind = "gpt2"
-        layers = 1
-        heads = 1
-        width = 8
-        [batch]
-        micro_batch = 2
-        schedule = 8
-        [learning_rate]
-        schedule = 0.5
-        [optimizer]
-        method = "muon"
-        "#,
-        data.display().to_string()
-    );
-    std::fs::write(&config, text).unwrap();
-    config
-}
 
 /// A coordinator in `folder` that has printed its address, and the address.
 fn started(folder: &std::path::Path) -> (Ended, String) {
-    let (text, out) = (folder.join("text.txt"), folder.join("data"));
-    std::fs::write(&text, "All the world's a stage. ".repeat(200)).unwrap();
-    let options = Options {
-        inputs: vec![text],
-        out,
-        tokenizer: TokenizerChoice::Byte,
-    };
-    prepare(&options, &AtomicBool::new(false)).unwrap();
-    let config = write_config(folder);
+    let config = prepared(folder);
     let mut process = command(&config, &folder.join("run"));
     let mut process = Ended(process.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
-    let mut address = String::new();
-    BufReader::new(process.0.stdout.take().unwrap())
-        .read_line(&mut address)
-        .unwrap();
-    (process, address.trim().to_owned())
+    let address = process.address();
+    (process, address)
 }
 
 #[tokio::test]
@@ -131,13 +66,6 @@ fn a_signal_right_after_the_address_stops_it_in_order() {
     assert!(folder.path().join("run/summary.json").exists());
 }
 
-/// Ends a process with SIGTERM and gives its exit code.
-fn terminated(process: &mut Ended) -> Option<i32> {
-    let pid = rustix::process::Pid::from_raw(process.0.id() as i32).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    process.0.wait().unwrap().code()
-}
-
 /// The coordinator of `folder` with these words more, its address, and where its health is.
 fn in_pod(folder: &Path, words: &[&str]) -> (Ended, String, String) {
     // A port that a closed listener had is not given out at once.
@@ -149,19 +77,8 @@ fn in_pod(folder: &Path, words: &[&str]) -> (Ended, String, String) {
     let mut command = command(&folder.join("config.toml"), &folder.join("run"));
     command.args(["--health", &free]).args(words);
     let mut process = Ended(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
-    let mut address = String::new();
-    BufReader::new(process.0.stdout.take().unwrap())
-        .read_line(&mut address)
-        .unwrap();
-    (process, address.trim().to_owned(), format!("http://{free}"))
-}
-
-async fn health(address: &str, service: &str) -> ServingStatus {
-    let mut client = HealthClient::connect(address.to_owned()).await.unwrap();
-    let question = HealthCheckRequest {
-        service: service.to_owned(),
-    };
-    client.check(question).await.unwrap().into_inner().status()
+    let address = process.address();
+    (process, address, format!("http://{free}"))
 }
 
 #[tokio::test]

@@ -1,9 +1,9 @@
 //! The coordinator as a process of its own, for pods and clusters: prints its address and serves one run. Started again
 //! on the folder of a run that has begun, it goes on with it.
 //!
-//! Whoever keeps it alive (a pod's controller) may want three things besides: health in clear at an address of its own; that
-//! SIGTERM means to leave the run to the next coordinator, not to stop it; and that it stays when the run is over, where it
-//! would be started again for ever.
+//! Whoever keeps it alive (a pod's controller) may want four things besides: health in clear at an address of its own; that
+//! SIGTERM means to leave the run to the next coordinator, not to stop it; that it stays when the run is over, where it would
+//! be started again for ever; and that it holds a Lease of its cluster, and waits for it before all else.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,7 +14,10 @@ use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use lockstep_config::RunConfig;
 use lockstep_coordinator::ledger::LedgerError;
-use lockstep_coordinator::{BegunRun, ControlHandle, Coordinator, CoordinatorOptions, Health, Running, StartError};
+use lockstep_coordinator::{
+    BegunRun, ControlHandle, Coordinator, CoordinatorOptions, Health, Keeper, Lease, LeaseError, LeaseOptions, Running,
+    StartError,
+};
 use lockstep_data::Dataset;
 use lockstep_proto::domain::Outcome;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
@@ -52,6 +55,26 @@ struct Arguments {
     /// When the run is over, stay until a signal, for those who would start this again whenever it ends.
     #[arg(long, env = "LOCKSTEP_STAY")]
     stay: bool,
+    /// Hold this Lease of the Kubernetes cluster that this pod is in: wait for it before all else, and end when another has it.
+    #[arg(
+        long,
+        env = "LOCKSTEP_LEASE",
+        value_name = "NAME",
+        requires = "lease_holder",
+        conflicts_with = "hosted"
+    )]
+    lease: Option<String>,
+    /// As whom: another one in every pod, such as its uid.
+    #[arg(long, env = "LOCKSTEP_LEASE_HOLDER", value_name = "NAME")]
+    lease_holder: Option<String>,
+    /// The folder in which Kubernetes mounts the account of the pod.
+    #[arg(
+        long,
+        env = "LOCKSTEP_LEASE_ACCOUNT",
+        value_name = "DIR",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount"
+    )]
+    lease_account: PathBuf,
     /// Belong to the process that has started this one: end with it, leave signals to it, and stop the run when it writes
     /// `stop` to stdin. Rank 0 of a job starts its coordinator so.
     #[arg(long)]
@@ -79,7 +102,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     // Before anything starts: whoever has read the address may signal at once, and must not find the default action.
-    let signals = match Signals::install(is_hosted) {
+    let mut signals = match Signals::install(is_hosted) {
         Ok(signals) => signals,
         Err(error) => {
             eprintln!("lockstep-coordinator: cannot listen for SIGINT and SIGTERM: {error}");
@@ -93,6 +116,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let keeper = match hold_lease(&arguments, &mut signals) {
+        Ok(keeper) => Arc::new(keeper),
+        Err(code) => return code,
+    };
     let (on_sigterm, stay) = (arguments.on_sigterm, arguments.stay);
     let over = Arc::new(OnceLock::new());
     let running = match start(arguments) {
@@ -102,8 +129,9 @@ fn main() -> ExitCode {
             // Whoever starts it again and again must not take a run that is complete for one that cannot begin.
             let is_over = matches!(error.downcast_ref(), Some(StartError::Over { .. }));
             if is_over && stay {
-                signals.wait();
+                signals.next();
             }
+            give_up(&keeper);
             return match is_over {
                 true => ExitCode::SUCCESS,
                 false if may_pass(&error) => ExitCode::FAILURE,
@@ -116,10 +144,10 @@ fn main() -> ExitCode {
     if let Some(health) = &mut health {
         health.watch(handle.clone());
     }
-    let known = Arc::clone(&over);
+    let (known, held) = (Arc::clone(&over), Arc::clone(&keeper));
     std::thread::spawn(move || match is_hosted {
         true => obey_stdin(&handle),
-        false => signals.obey(&handle, on_sigterm, &known),
+        false => signals.obey(&handle, on_sigterm, &known, &held),
     });
     let end = running.wait();
     if let Some(health) = &mut health {
@@ -139,15 +167,62 @@ fn main() -> ExitCode {
             std::thread::park();
         }
     }
+    give_up(&keeper);
     ExitCode::from(code)
 }
 
-/// Whether the same start may succeed another time: the disk or the system failed, and nothing is wrong with what was given.
+/// Whether the same start may succeed another time: the disk or the system failed, or another coordinator has the run still,
+/// and nothing is wrong with what was given.
 fn may_pass(error: &anyhow::Error) -> bool {
+    use LedgerError::{InUse, Store};
     matches!(
         error.downcast_ref(),
-        Some(StartError::File(_) | StartError::Thread(_) | StartError::Ledger(LedgerError::Store { .. }))
+        Some(StartError::File(_) | StartError::Thread(_) | StartError::Ledger(Store { .. } | InUse { .. }))
     )
+}
+
+/// Waits for the Lease that was asked for, if one was, and keeps it; or the exit code.
+fn hold_lease(arguments: &Arguments, signals: &mut Signals) -> Result<Option<Keeper>, ExitCode> {
+    let Some((name, holder)) = arguments.lease.clone().zip(arguments.lease_holder.clone()) else {
+        return Ok(None);
+    };
+    let options = LeaseOptions {
+        name,
+        holder,
+        account: arguments.lease_account.clone(),
+    };
+    let Some(acquired) = signals.until(Lease::acquire(&options)) else {
+        eprintln!(
+            "lockstep-coordinator: asked to end while it waited for the Lease {}",
+            options.name
+        );
+        return Err(ExitCode::FAILURE);
+    };
+    let said = |sentence: &dyn std::fmt::Display| eprintln!("lockstep-coordinator: {sentence}");
+    let lease = acquired.map_err(|error| {
+        said(&error);
+        // Objects that are just being made are not all there yet.
+        match matches!(error, LeaseError::Missing(_) | LeaseError::Denied { .. }) {
+            true => ExitCode::FAILURE,
+            false => ExitCode::from(2),
+        }
+    })?;
+    let lost = |sentence: &str| {
+        // As if it were killed, which loses nothing: whatever was said to a trainer is in the ledger.
+        eprintln!("lockstep-coordinator: {sentence}");
+        std::process::exit(1);
+    };
+    lease.keep(lost).map(Some).map_err(|error| {
+        said(&format_args!("cannot start the thread that renews the Lease: {error}"));
+        ExitCode::FAILURE
+    })
+}
+
+/// The next coordinator need not wait until the Lease has run out.
+fn give_up(keeper: &Option<Keeper>) {
+    if let Some(keeper) = keeper {
+        keeper.release();
+    }
 }
 
 fn start(arguments: Arguments) -> anyhow::Result<Running> {
@@ -226,16 +301,18 @@ impl Signals {
 
     /// The first signal stops the run after its step, the second at once; or as [`OnSigterm`] says. Once the run is over, any
     /// signal ends this process.
-    fn obey(mut self, handle: &ControlHandle, on_sigterm: OnSigterm, over: &OnceLock<u8>) {
+    fn obey(mut self, handle: &ControlHandle, on_sigterm: OnSigterm, over: &OnceLock<u8>, keeper: &Option<Keeper>) {
         let mut is_first = true;
         loop {
             let is_sigterm = self.next();
             if let Some(code) = over.get() {
+                give_up(keeper);
                 std::process::exit((*code).into());
             }
             if is_sigterm && on_sigterm == OnSigterm::Leave {
                 // As if it were killed, which loses nothing: whatever was said to a trainer is in the ledger.
                 eprintln!("lockstep-coordinator: asked to leave; the run goes on under the next coordinator");
+                give_up(keeper);
                 std::process::exit(1);
             }
             if is_first {
@@ -247,9 +324,15 @@ impl Signals {
         }
     }
 
-    /// Waits for a signal.
-    fn wait(mut self) {
-        self.next();
+    /// Does this, unless a signal comes first.
+    fn until<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        self.runtime.block_on(async {
+            tokio::select! {
+                done = work => Some(done),
+                _ = self.interrupt.recv() => None,
+                _ = self.terminate.recv() => None,
+            }
+        })
     }
 
     /// The next signal; whether it is SIGTERM.

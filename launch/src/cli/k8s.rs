@@ -65,7 +65,7 @@ pub struct K8sArguments {
     /// The image, with a tag or a digest [default: lockstep:VERSION, with -cuda or -mpi after it where that is needed]
     #[arg(long)]
     pub image: Option<String>,
-    /// The namespace [default: kubectl's own]
+    /// The namespace [default: kubectl's own]. With it the coordinator holds a Lease, and has the right to that one
     #[arg(long, value_name = "NAME")]
     pub namespace: Option<String>,
     /// Trainers that the run begins with [default: 2, or 1 where there is one lane]

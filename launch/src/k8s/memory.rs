@@ -1,6 +1,6 @@
 //! What a trainer's pod asks for: an upper estimate of memory, made without libtorch.
 //!
-//! What `lockstep inspect` shows is exact and needs the trainer; a pod needs a bound that it never meets. So every part is
+//! What `lockstep plan` predicts is near, and needs the trainer; a pod needs a bound that it never meets. So every part is
 //! taken at its worst: the smallest world that the run may shrink to, the largest owner, partial sums of all lanes, two
 //! snapshots at once. A fifth is added, for the allocator.
 

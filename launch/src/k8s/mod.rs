@@ -1,12 +1,14 @@
 //! `lockstep k8s`: a run on Kubernetes, from its config. Nothing here talks to a cluster but kubectl.
 //!
-//! Way of data: the config and the flags become [`settings::Settings`], where everything is decided: names, image, memory
-//! ([`memory`]), times, ports, what else is reached. [`manifests`] says it in the words of Kubernetes, one value for each
-//! object. From there it goes out as one YAML stream (`render`), through kubectl ([`kubectl`]: `apply`, `logs`, `delete`), or
-//! as a kustomize tree with a base, overlays and components ([`tree`]), in which every difference between two renderings is a
-//! patch that was computed and not written. The repository's `k8s/` is that tree for one of the examples. So nothing is said
-//! twice.
+//! Way of data: the config and the flags ([`choice`]) become [`settings::Settings`], where everything is decided: names, image,
+//! memory ([`memory`]), times, ports, and the config as pods read it ([`in_pods`]). [`manifests`] says it in the words of
+//! Kubernetes, one value for each object. From there it goes out as one YAML stream (`render`), through kubectl ([`kubectl`]:
+//! `apply`, `logs`, `delete`), or as a kustomize tree with a base, overlays and components ([`tree`]), in which every difference
+//! between two renderings is a patch that was computed and not written. The repository's `k8s/` is that tree for one of the
+//! examples. So nothing is said twice.
 
+mod choice;
+mod in_pods;
 mod kubectl;
 mod manifests;
 mod memory;
@@ -21,7 +23,8 @@ use lockstep_config::RunConfig;
 
 use crate::cli::{K8sArguments, K8sCommand};
 use crate::ending::Ending;
-use settings::{Choice, Settings};
+use choice::Choice;
+use settings::Settings;
 
 /// Carries out `lockstep k8s …`.
 pub(crate) fn k8s(command: &K8sCommand) -> Result<(), Ending> {
@@ -59,6 +62,8 @@ fn settings(arguments: &K8sArguments) -> Result<Settings, Ending> {
         overlay: arguments.overlay,
         gpu: arguments.gpu,
         tls: arguments.tls,
+        // Whom a right is given to is said with the namespace, so only a known one can have it.
+        lease: arguments.namespace.is_some(),
         image: arguments.image.clone(),
         namespace: arguments.namespace.clone(),
         ranks: arguments.ranks,

@@ -1,9 +1,9 @@
 //! The objects as a kustomize tree, for whoever lays other things over them.
 //!
 //! `base/` is what all overlays have in common, `coordinator/` adds what those have whose coordinator is a pod of its own, and
-//! `overlays/OVERLAY/` the rest. `components/gpu` and `components/tls` are patches: the differences between the objects with
-//! and without, found by comparing them. Overlays take `tls` by themselves, so that nothing in the tree is open to all unless
-//! somebody takes that line away.
+//! `overlays/OVERLAY/` the rest. `components/gpu`, `components/lease` and `components/tls` are the differences between the
+//! objects with and without, found by comparing them: patches, and for `lease` objects of its own. Overlays take `lease` and
+//! `tls` by themselves, so that nothing in the tree is open to all unless somebody takes that line away.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 
 use crate::cli::Overlay;
 use crate::ending::Ending;
+use crate::k8s::choice::Choice;
 use crate::k8s::manifests::manifests;
-use crate::k8s::settings::{Choice, Settings};
+use crate::k8s::settings::Settings;
 use crate::k8s::yaml;
 
 /// Files by their path in the tree.
@@ -51,16 +52,19 @@ struct Rendered {
     name: String,
     plain: Vec<Value>,
     gpu: Vec<Value>,
+    lease: Vec<Value>,
     tls: Vec<Value>,
 }
 
 fn tree(config: &RunConfig, ranks: Option<u32>, image: Option<&str>) -> Result<Files, Ending> {
+    let needs_tls = config.security.tokens.is_some();
     let render = |overlay| {
-        let settings = |gpu, tls| {
+        let settings = |gpu, lease, tls| {
             let choice = Choice {
                 overlay,
                 gpu,
                 tls,
+                lease,
                 image: image.map(str::to_owned),
                 namespace: None,
                 ranks,
@@ -69,10 +73,11 @@ fn tree(config: &RunConfig, ranks: Option<u32>, image: Option<&str>) -> Result<F
         };
         Ok(Rendered {
             overlay,
-            name: settings(false, true)?.name,
-            plain: manifests(&settings(false, config.security.tokens.is_some())?),
-            gpu: manifests(&settings(true, config.security.tokens.is_some())?),
-            tls: manifests(&settings(false, true)?),
+            name: settings(false, false, true)?.name,
+            plain: manifests(&settings(false, false, needs_tls)?),
+            gpu: manifests(&settings(true, false, needs_tls)?),
+            lease: manifests(&settings(false, true, needs_tls)?),
+            tls: manifests(&settings(false, false, true)?),
         })
     };
     let rendered = Overlay::ALL
@@ -107,10 +112,9 @@ fn tree(config: &RunConfig, ranks: Option<u32>, image: Option<&str>) -> Result<F
         "What overlays have in common whose coordinator is a pod of its own.",
     )?;
     for one in &rendered {
-        let under = if one.overlay == Overlay::Mpijob {
-            "../../base"
-        } else {
-            "../../coordinator"
+        let (under, components): (_, &[&str]) = match one.overlay {
+            Overlay::Mpijob => ("../../base", &["../../components/tls"]),
+            _ => ("../../coordinator", &["../../components/lease", "../../components/tls"]),
         };
         let rest: Vec<Value> = one
             .plain
@@ -124,12 +128,19 @@ fn tree(config: &RunConfig, ranks: Option<u32>, image: Option<&str>) -> Result<F
             &mut files,
             &Path::new("overlays").join(one.overlay.word()),
             name,
-            (&[under], &rest, &["../../components/tls"]),
-            "Put ../../components/gpu before tls for trainers with a GPU each. Without tls everybody who reaches the\n# \
+            (&[under], &rest, components),
+            "Put ../../components/gpu first for trainers with a GPU each. Without tls everybody who reaches the\n# \
              coordinator may give orders, and only the NetworkPolicy keeps others away.",
         )?;
     }
     component(&mut files, "gpu", &rendered, |one| &one.gpu, "A GPU for each trainer.")?;
+    component(
+        &mut files,
+        "lease",
+        &rendered,
+        |one| &one.lease,
+        "A Lease for the coordinator, its account, and the right to that one Lease.",
+    )?;
     component(
         &mut files,
         "tls",
@@ -189,13 +200,17 @@ fn component(
     with: impl Fn(&Rendered) -> &Vec<Value>,
     what: &str,
 ) -> Result<(), Ending> {
+    let folder = Path::new("components").join(name);
+    let run = &rendered[0].name;
+    let mut resources: BTreeMap<String, &Value> = BTreeMap::new();
     let mut patches: BTreeMap<[String; 3], Value> = BTreeMap::new();
     for one in rendered {
-        for (plain, other) in one.plain.iter().zip(with(one)) {
-            let key = ["apiVersion", "kind"]
-                .map(|key| plain[key].clone())
-                .map(|value| text(&value));
-            let key = [key[0].clone(), key[1].clone(), text(&plain["metadata"]["name"])];
+        for other in with(one) {
+            let key = key_of(other);
+            let Some(plain) = one.plain.iter().find(|plain| key_of(plain) == key) else {
+                resources.insert(file_name(other, run), other);
+                continue;
+            };
             let mut changes = Vec::new();
             differences(plain, other, "", &mut changes);
             if changes.is_empty() {
@@ -222,19 +237,30 @@ fn component(
             Ok(json!({ "target": target, "patch": yaml::document(changes)? }))
         })
         .collect::<Result<Vec<Value>, Ending>>()?;
-    let kustomization = json!({
+    let mut kustomization = json!({
         "apiVersion": "kustomize.config.k8s.io/v1alpha1",
         "kind": "Component",
         "patches": patches,
     });
-    let path = Path::new("components").join(name).join("kustomization.yaml");
-    let text = format!("{}{}", head(&rendered[0].name, what), yaml::document(&kustomization)?);
-    files.insert(path, text);
+    if !resources.is_empty() {
+        kustomization["resources"] = json!(resources.keys().collect::<Vec<_>>());
+    }
+    for (file, object) in resources {
+        files.insert(folder.join(file), yaml::document(object)?);
+    }
+    let text = format!("{}{}", head(run, what), yaml::document(&kustomization)?);
+    files.insert(folder.join("kustomization.yaml"), text);
     Ok(())
 }
 
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_owned()
+/// By what an object is known: version, kind and name.
+fn key_of(object: &Value) -> [String; 3] {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    [
+        text(&object["apiVersion"]),
+        text(&object["kind"]),
+        text(&object["metadata"]["name"]),
+    ]
 }
 
 /// What makes `to` of `from`, as operations of RFC 6902. What a list has more at its end is added behind whatever is there,

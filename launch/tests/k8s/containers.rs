@@ -1,6 +1,10 @@
 //! The demo in real containers, started with what the manifests say: image, command, arguments, environment, user, read-only
-//! root, mounts, limits. A container engine stands for the kubelet and this test for the controller of Jobs: it replaces what
-//! ends, under another name, as the Job's own policy says. Instead of a network of pods there is that of the machine.
+//! root, mounts, limits. A container engine stands for the kubelet, this test for the controller of Jobs: it replaces what
+//! ends, under another name, as the Job's own policy says; and a stand-in for the cluster's API keeps the coordinator's Lease.
+//! Instead of a network of pods there is that of the machine.
+
+#[path = "../../../coordinator/tests/lease/cluster.rs"]
+mod api;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,6 +20,8 @@ use crate::stage::{Stage, real_trainer, said, wait_at_most};
 /// Names the image, which `cargo xtask containers` makes.
 const IMAGE: &str = "LOCKSTEP_K8S_IMAGE";
 const STEPS: u64 = 150;
+/// Where Kubernetes mounts the account of a pod.
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Containers share the machine with whatever else runs.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -32,6 +38,7 @@ fn docker_said(words: &[&str]) -> String {
 /// What stands for a cluster: folders for volumes and secrets, and the containers that were started.
 struct Cluster<'a> {
     stage: &'a Stage,
+    api: api::Cluster,
     objects: Vec<Value>,
     started: Vec<String>,
 }
@@ -124,11 +131,18 @@ impl Cluster<'_> {
         for variable in container["env"].as_array().into_iter().flatten() {
             let value = match variable["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
                 Some("metadata.name") => name.to_owned(),
+                Some("metadata.uid") => uid(name),
                 Some("status.podIP") => "127.0.0.1".to_owned(),
                 Some(other) => panic!("a field of another kind: {other}"),
                 None => text(&variable["value"]),
             };
             command.args(["--env", &format!("{}={value}", text(&variable["name"]))]);
+        }
+        for (variable, value) in self.api.variables() {
+            command.args(["--env", &format!("{variable}={value}")]);
+        }
+        if pod["spec"]["automountServiceAccountToken"] == true {
+            command.args(["--volume", &format!("{}:{ACCOUNT}:ro", self.api.account.display())]);
         }
         for mount in container["volumeMounts"].as_array().into_iter().flatten() {
             command.args(self.mount(pod, mount));
@@ -217,6 +231,11 @@ fn words(container: &Value) -> Vec<String> {
         .collect()
 }
 
+/// What Kubernetes would make up for a pod: another one for each.
+fn uid(pod: &str) -> String {
+    format!("uid-of-{pod}")
+}
+
 /// The exit code of a container that has ended.
 fn exit_code(name: &str) -> Option<i64> {
     let state = docker_said(&["inspect", "--format", "{{.State.Running}} {{.State.ExitCode}}", name]);
@@ -265,7 +284,8 @@ fn the_demo_in_containers_through_a_kill_and_a_handover_has_the_bits_of_lockstep
     let made = stage.lockstep("certs new --out keys --host shakespeare-coordinator");
     assert_eq!(made.status.code(), Some(0), "{}", said(&made));
     let render = format!(
-        "k8s render demo.toml --overlay indexed-job --tls -n 3 --image {image} --set coordinator.bind={free} {sets}"
+        "k8s render demo.toml --overlay indexed-job --tls --namespace team -n 3 --image {image} \
+         --set coordinator.bind={free} {sets}"
     );
     let rendered = stage.lockstep(&render);
     assert_eq!(rendered.status.code(), Some(0), "{}", said(&rendered));
@@ -276,6 +296,7 @@ fn the_demo_in_containers_through_a_kill_and_a_handover_has_the_bits_of_lockstep
         .to_owned();
     let mut cluster = Cluster {
         stage: &stage,
+        api: api::Cluster::start(&stage.path("cluster"), "shakespeare-coordinator"),
         objects,
         started: Vec::new(),
     };
@@ -306,6 +327,7 @@ fn the_demo_in_containers_through_a_kill_and_a_handover_has_the_bits_of_lockstep
     for rank in 0..3 {
         cluster.start(&trainer, &format!("shakespeare-trainer-{rank}-aaaaa"));
     }
+    assert_eq!(cluster.api.holder(), Some(uid("shakespeare-coordinator-aaaaa")));
     // A trainer is killed, as its node's kernel would for want of memory, and the Job replaces it.
     cluster.reach(30);
     docker_said(&["kill", "shakespeare-trainer-1-aaaaa"]);
@@ -322,6 +344,7 @@ fn the_demo_in_containers_through_a_kill_and_a_handover_has_the_bits_of_lockstep
         "exit code {code}: {}",
         logs("shakespeare-coordinator-aaaaa")
     );
+    assert_eq!(cluster.api.holder(), None, "it has given up its Lease");
     cluster.start(&coordinator, "shakespeare-coordinator-bbbbb");
 
     let last = [
@@ -347,6 +370,7 @@ fn the_demo_in_containers_through_a_kill_and_a_handover_has_the_bits_of_lockstep
         fs::read_dir(shared.join("checkpoints")).unwrap().count() > 0,
         "checkpoints are on the shared volume"
     );
+    assert_eq!(cluster.api.spec()["leaseTransitions"], 2);
     let audit = stage.lockstep(&format!("ledger audit {}", ledger.display()));
     assert_eq!(audit.status.code(), Some(0), "{}", said(&audit));
     let trained = fs::read_to_string(ledger.join("metrics.jsonl")).unwrap();

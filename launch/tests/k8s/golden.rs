@@ -99,7 +99,12 @@ fn kustomize_makes_of_the_tree_what_render_prints() {
             (&["tls"], "--tls"),
             (&["gpu"], "--gpu --set security.insecure_bind=true"),
             (&[], "--set security.insecure_bind=true"),
+            (&["lease", "tls"], "--tls --namespace team"),
+            (&["gpu", "lease", "tls"], "--gpu --tls --namespace team"),
         ] {
+            if overlay == "mpijob" && components.contains(&"lease") {
+                continue;
+            }
             let folder = tree.join("overlays").join(overlay);
             let file = folder.join("kustomization.yaml");
             let shipped = fs::read_to_string(&file).unwrap();
@@ -115,7 +120,11 @@ fn kustomize_makes_of_the_tree_what_render_prints() {
             } else {
                 format!("components:\n{lines}")
             };
-            fs::write(&file, format!("{before}{listed}kind:{rest}")).unwrap();
+            let namespace = match flags.contains("--namespace") {
+                true => "namespace: team\n",
+                false => "",
+            };
+            fs::write(&file, format!("{before}{listed}{namespace}kind:{rest}")).unwrap();
             let made = Command::new("kubectl").arg("kustomize").arg(&folder).output().unwrap();
             assert!(made.status.success(), "{overlay} {components:?}: {}", said(&made));
             fs::write(&file, shipped).unwrap();

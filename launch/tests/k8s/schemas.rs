@@ -1,10 +1,14 @@
 //! The schemas of Kubernetes for its own kinds, from the package `kubernetes-validate`, and those that controllers publish for
-//! theirs, where a folder of their CustomResourceDefinitions is named.
+//! theirs, where a folder of their CustomResourceDefinitions is named. Jobs and pods in objects of controllers are held
+//! against Kubernetes' own schemas either way (`kinds` takes them out).
 
 use std::path::Path;
 use std::process::Command;
 
-use super::{rendered, variants};
+use serde_json::Value;
+
+use super::kinds::{is_of_a_controller, looked_at};
+use super::{documents, rendered, variants};
 use crate::stage::{Stage, said};
 
 /// The folder that holds packages of Python; `cargo xtask test` puts them there.
@@ -78,7 +82,8 @@ fn every_object_passes_the_published_schemas() {
     };
     if std::env::var_os(DEFINITIONS).is_none() {
         println!(
-            "JobSet, MPIJob, TrainJob and TrainingRuntime are left out: {DEFINITIONS} names no folder with their definitions"
+            "left out: the published schemas of JobSet, MPIJob, TrainJob and TrainingRuntime, since {DEFINITIONS} names no \
+             folder with them; what is checked of these kinds is what `kinds` knows, and the Jobs and pods in them"
         );
     }
     let stage = Stage::new();
@@ -91,8 +96,15 @@ fn every_object_passes_the_published_schemas() {
             ("more", format!("{variant} {more} --namespace team")),
         ] {
             let path = stage.path(&format!("{number}-{kind}.yaml"));
-            std::fs::write(&path, rendered(&stage, &words)).unwrap();
+            let text = rendered(&stage, &words);
+            std::fs::write(&path, &text).unwrap();
             files.push(path);
+            for (index, inner) in handed_on(&text).iter().enumerate() {
+                let path = stage.path(&format!("{number}-{kind}-{index}.yaml"));
+                // JSON is YAML.
+                std::fs::write(&path, inner.to_string()).unwrap();
+                files.push(path);
+            }
         }
     }
     let output = validate(&packages, &files);
@@ -104,6 +116,7 @@ fn every_object_passes_the_published_schemas() {
         "apps/v1 StatefulSet",
         "policy/v1 PodDisruptionBudget",
         "networking.k8s.io/v1 NetworkPolicy",
+        "v1 PodTemplate",
     ] {
         assert!(
             text.lines()
@@ -123,6 +136,13 @@ fn every_object_passes_the_published_schemas() {
         );
     }
     a_wrong_one_is_found(&stage, &packages);
+}
+
+/// The Jobs and pods in the objects of controllers.
+fn handed_on(text: &str) -> Vec<Value> {
+    let objects = documents(text);
+    let of_controllers = objects.iter().filter(|object| is_of_a_controller(object));
+    of_controllers.flat_map(|object| looked_at(object).1).collect()
 }
 
 /// The check can fail: an unknown field and a wrong type are named.

@@ -1,5 +1,6 @@
 //! Packages of Python, for the tests in which TensorBoard's own reader opens the files of a run, the program of
-//! `docs/steering.md` steers one, and the objects of Kubernetes are held against its schemas. They are optional: where they cannot be fetched, these tests are left out, and say so.
+//! `docs/steering.md` steers one, and the objects of Kubernetes are held against its schemas. They are optional: where they
+//! cannot be fetched, these tests are left out, and say so.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -4,8 +4,9 @@ use lockstep_config::{GPU_DEFAULTS, GPU_ENVIRONMENT};
 use serde_json::{Value, json};
 
 use super::{Part, name_of};
+use crate::k8s::in_pods::{CONFIG, DATA, LEDGER, SECRET, SHARED, VALIDATION};
 use crate::k8s::memory::MIB;
-use crate::k8s::settings::{DATA, LEDGER, SECRET, SHARED, Settings, VALIDATION};
+use crate::k8s::settings::Settings;
 
 /// The user and group of the image: nobody's on any machine.
 const USER: u32 = 65532;
@@ -113,7 +114,7 @@ impl Mounts {
     /// The run's config.
     pub(super) fn config(mut self, settings: &Settings) -> Mounts {
         let source = json!({ "name": format!("{}-config", settings.name) });
-        self.add("config", crate::k8s::settings::CONFIG, true, ("configMap", source));
+        self.add("config", CONFIG, true, ("configMap", source));
         self
     }
 

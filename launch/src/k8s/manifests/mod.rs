@@ -2,12 +2,14 @@
 //!
 //! - [`pods`]: the pods of coordinator, trainer and, for MPI, launcher and worker: what runs in them and what they may
 //! - [`containers`]: the parts of pods that are said once for all of them
+//! - [`lease`]: the coordinator's Lease, with its account and its one right
 //! - [`shared`]: what every overlay has: account, config, address, network, volumes, disruption budget
 //! - [`workloads`]: what starts and replaces the pods, an overlay each
 //!
 //! What `--gpu` and `--tls` add stands at the end of its list, GPU first, so that a kustomize component can add it to either.
 
 mod containers;
+mod lease;
 mod pods;
 mod shared;
 mod workloads;
@@ -19,6 +21,7 @@ use crate::k8s::settings::Settings;
 /// Every object of a run, in the order in which they are made.
 pub(crate) fn manifests(settings: &Settings) -> Vec<Value> {
     let mut objects = shared::objects(settings);
+    objects.extend(lease::objects(settings));
     objects.extend(workloads::objects(settings));
     if let Some(namespace) = &settings.namespace {
         for object in &mut objects {

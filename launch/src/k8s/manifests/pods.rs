@@ -6,9 +6,10 @@ use super::containers::{
     Mounts, container_security, coordinator_resources, credentials, of_gpu, of_pod, of_store, pod_security, sets,
     small_resources, threads, trainer_resources, variable,
 };
-use super::{Part, selector};
+use super::{Part, name_of, selector};
 use crate::cli::Overlay;
-use crate::k8s::settings::{CONFIG, LEDGER, SHARED, Settings};
+use crate::k8s::in_pods::{CONFIG, LEDGER, SHARED};
+use crate::k8s::settings::Settings;
 
 /// Seconds that a coordinator has to leave: it has written down everything already.
 const COORDINATOR_GRACE: u64 = 30;
@@ -50,7 +51,7 @@ fn trainer_name(settings: &Settings) -> &'static str {
 fn pod(settings: &Settings, part: Part, restart: Option<&str>, grace: u64, rest: Value) -> Value {
     let mut spec = json!({
         "serviceAccountName": settings.name,
-        // Nothing in a pod calls the cluster.
+        // Nothing in a pod calls the cluster, but for a coordinator with a Lease.
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
         "securityContext": pod_security(),
@@ -131,7 +132,18 @@ pub(super) fn coordinator(settings: &Settings, restart: &str) -> Value {
     if let Some(store) = of_store(settings) {
         container["envFrom"] = store;
     }
-    let rest = json!({ "containers": [container], "volumes": mounts.volumes });
+    if settings.has_lease {
+        // The uid is another one in every pod, also where the name is the same.
+        container["env"] = json!([
+            variable("LOCKSTEP_LEASE", name_of(settings, Part::Coordinator)),
+            of_pod("LOCKSTEP_LEASE_HOLDER", "metadata.uid"),
+        ]);
+    }
+    let mut rest = json!({ "containers": [container], "volumes": mounts.volumes });
+    if settings.has_lease {
+        rest["serviceAccountName"] = json!(name_of(settings, Part::Coordinator));
+        rest["automountServiceAccountToken"] = json!(true);
+    }
     pod(settings, Part::Coordinator, Some(restart), COORDINATOR_GRACE, rest)
 }
 
@@ -195,14 +207,16 @@ pub(super) fn launcher(settings: &Settings) -> Value {
         "--hostfile",
         HOSTFILE,
         "--resume",
+        // The name that the certificate is for, and not this pod's own.
+        "--advertise",
+        &settings.coordinator(),
         "--set",
         &format!("coordinator.bind=0.0.0.0:{}", settings.port),
     ]
     .map(str::to_owned)
     .to_vec();
     arguments.extend(sets(settings));
-    let mut environment = vec![of_pod("LOCKSTEP_ADVERTISE", "status.podIP")];
-    environment.extend(threads(settings));
+    let mut environment: Vec<Value> = threads(settings).into();
     environment.extend(of_gpu(settings));
     // Trainers get a token of their own from the launcher, and trust this authority.
     environment.extend(credentials(settings).into_iter().take(1));
@@ -272,7 +286,39 @@ mod tests {
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
-    use super::LAUNCH;
+    use clap::Parser as _;
+
+    use super::{HOSTFILE, LAUNCH, launcher};
+    use crate::cli::{Cli, Command as Words, Overlay};
+    use crate::k8s::choice::Choice;
+    use crate::k8s::in_pods::tests::config;
+    use crate::k8s::settings::Settings;
+
+    #[test]
+    fn the_launchers_words_are_ones_that_lockstep_mpirun_takes() {
+        for tls in [false, true] {
+            let choice = Choice {
+                overlay: Overlay::Mpijob,
+                gpu: false,
+                tls,
+                lease: false,
+                image: None,
+                namespace: None,
+                ranks: Some(3),
+            };
+            let pod = launcher(&Settings::of(&config(&[]), &choice).unwrap());
+            let words = pod["spec"]["containers"][0]["args"].as_array().unwrap().iter();
+            let words = words.map(|word| word.as_str().unwrap()).skip(1);
+            let typed = Cli::try_parse_from(["lockstep", "mpirun"].into_iter().chain(words)).unwrap();
+            let Words::Mpirun(arguments) = typed.command else {
+                panic!("{typed:?}");
+            };
+            assert_eq!((arguments.ranks, arguments.resume), (3, true));
+            assert_eq!(arguments.hostfile.as_deref(), Some(HOSTFILE.as_ref()));
+            // The name in the coordinator's certificate.
+            assert_eq!(arguments.advertise.as_deref(), Some("a-coordinator"));
+        }
+    }
 
     /// The launcher's script with a stand-in for `lockstep mpirun`, and a signal at it or none; its exit code.
     fn launched(stand_in: &str, signalled: bool) -> i32 {

@@ -15,7 +15,7 @@ pub(super) fn objects(settings: &Settings) -> Vec<Value> {
     objects
 }
 
-/// An account without any right: no pod of a run calls the cluster.
+/// An account without any right: no pod of a run calls the cluster, but for a coordinator with a Lease, which has its own.
 fn account(settings: &Settings) -> Value {
     json!({
         "apiVersion": "v1",
@@ -59,7 +59,15 @@ fn service(settings: &Settings) -> Value {
 fn coordinators_network(settings: &Settings) -> Value {
     let ports = [settings.port, settings.health_port()].map(|port| json!({ "protocol": "TCP", "port": port }));
     let of_run = json!([{ "podSelector": { "matchLabels": selector(settings, None) } }]);
-    network(settings, Part::Coordinator, json!([{ "from": of_run, "ports": ports }]))
+    let mut policy = network(settings, Part::Coordinator, json!([{ "from": of_run, "ports": ports }]));
+    if settings.has_lease
+        && let Some(egress) = policy["spec"]["egress"].as_array_mut()
+    {
+        // The cluster's own address, at the two ports that it is served at.
+        let ports = [443, 6443].map(|port| json!({ "protocol": "TCP", "port": port }));
+        egress.push(json!({ "ports": ports }));
+    }
+    policy
 }
 
 /// Trainers reach each other at ports that the system chooses.
