@@ -42,9 +42,17 @@ pub enum Command {
     Tied {
         /// That process.
         parent: i32,
+        /// The folder for the program's files.
+        folder: PathBuf,
         /// The program, and its arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         words: Vec<OsString>,
+    },
+    /// Remove the folder of an mpirun when nobody uses it any more
+    #[command(hide = true)]
+    Janitor {
+        /// The folder.
+        folder: PathBuf,
     },
     /// Show what a live run does
     Status(Target),

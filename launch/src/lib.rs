@@ -41,7 +41,8 @@ pub fn execute(command: cli::Command) -> Result<(), Ending> {
         cli::Command::Slurm {
             command: cli::SlurmCommand::Render(arguments),
         } => slurm::render(&arguments),
-        cli::Command::Tied { parent, words } => Err(run::mpirun::tied(parent, &words)),
+        cli::Command::Tied { parent, folder, words } => Err(run::mpirun::tied(parent, &folder, &words)),
+        cli::Command::Janitor { folder } => run::mpirun::scratch::janitor(&folder).map_err(Ending::failed),
         cli::Command::Status(target) => control::status(&target),
         cli::Command::Watch(target) => control::watch(&target),
         cli::Command::Doctor(arguments) => doctor::doctor(&arguments),

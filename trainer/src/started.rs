@@ -3,12 +3,14 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use lockstep_config::{LOCAL_RANK, this_machine};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{dup2_stderr, dup2_stdout, getppid};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::error::TrainerError;
@@ -26,7 +28,8 @@ const LAUNCHER: &str = "LOCKSTEP_LAUNCHER_PID";
 const LAUNCHER_HOST: &str = "LOCKSTEP_LAUNCHER_HOST";
 /// The folder in which every process of an MPI job keeps a log of its own.
 const LOGS: &str = "LOCKSTEP_LOGS";
-/// A folder of the launcher's, with mpirun's files in it: the launcher removes it if it can.
+/// A folder of the launcher's, with mpirun's files in it. Whoever uses it holds a shared lock on it, and it is removed when
+/// nobody does.
 const SCRATCH: &str = "LOCKSTEP_SCRATCH";
 /// What MPIs say: Open MPI, anything that speaks PMIx, MPICH and its kin.
 const RANKS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"];
@@ -96,7 +99,26 @@ pub(crate) fn end_with_starter() -> Result<(), TrainerError> {
             return Ok(());
         }
         watch(&launcher)?;
+        if let Some(scratch) = std::env::var_os(SCRATCH) {
+            hold(Path::new(&scratch))?;
+        }
     }
+    Ok(())
+}
+
+/// Keeps a folder from being removed while this process lives.
+fn hold(folder: &Path) -> Result<(), TrainerError> {
+    static HELD: OnceLock<File> = OnceLock::new();
+    let held =
+        File::open(folder).and_then(|held| Ok(flock(&held, FlockOperation::NonBlockingLockShared).map(|()| held)?));
+    let held = held.map_err(|error| {
+        TrainerError::Broken(format!(
+            "the folder for files of mpirun, {}, is not there any more ({error}): the launcher has ended",
+            folder.display()
+        ))
+    })?;
+    // Once is enough.
+    let _ = HELD.set(held);
     Ok(())
 }
 
@@ -115,11 +137,7 @@ fn watch(launcher: &str) -> Result<(), TrainerError> {
             // Readable when it has ended; a signal to this process may interrupt the wait.
             while poll(&mut [PollFd::new(&process, PollFlags::IN)], None) == Err(rustix::io::Errno::INTR) {}
             eprintln!("lockstep-trainer: the launcher has ended, and so does this rank");
-            if let Some(scratch) = std::env::var_os(SCRATCH) {
-                // Every rank tries, and one is the first.
-                let _ = std::fs::remove_dir_all(scratch);
-            }
-            std::process::exit(1);
+            lockstep_autograd::device::leave(1);
         })
         .map(drop)
         .map_err(|error| TrainerError::Broken(format!("the system gives no thread: {error}")))

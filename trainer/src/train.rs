@@ -144,7 +144,7 @@ fn end_if_it_hangs(reason: String) {
         .spawn(move || {
             std::thread::sleep(HANGS_FOR_GOOD);
             tracing::error!("{reason}; the device thread does not end, so this process ends now");
-            std::process::exit(1);
+            lockstep_autograd::device::leave(1);
         });
     if let Err(error) = waits {
         tracing::warn!("should the device thread hang, nobody ends this process: {error}");

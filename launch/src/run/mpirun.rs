@@ -1,11 +1,12 @@
 //! How trainers are started by one mpirun: for `lockstep mpirun` on any backend, and for `lockstep run --backend mpi`.
 //!
 //! [`flavour`] says which MPI it is and how that is told what is wanted, [`hosts`] where the ranks run and how they reach the
-//! coordinator. All else goes by the environment, in which each MPI reads what is meant for it; nothing that is secret is on
+//! coordinator, [`scratch`] where its files are until the last one who uses them has gone. All else goes by the environment, in which each MPI reads what is meant for it; nothing that is secret is on
 //! a command line. What the user has set stays.
 
 pub(crate) mod flavour;
 pub(crate) mod hosts;
+pub(crate) mod scratch;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt as _;
@@ -18,6 +19,7 @@ use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use crate::ending::Ending;
 use flavour::Flavour;
 use hosts::Where;
+use scratch::Scratch;
 
 /// What Open MPI is told, 4 and 5: it may run as any user, and binds no rank to a core, since a rank may have several threads.
 const SETTINGS: [(&str, &str); 4] = [
@@ -76,6 +78,7 @@ impl Mpirun {
         command
             .arg("tied")
             .arg(std::process::id().to_string())
+            .arg(scratch.path())
             .arg(&self.program);
         command
             .env("LOCKSTEP_LAUNCHER_PID", std::process::id().to_string())
@@ -145,9 +148,9 @@ fn told(command: &Command, own: impl Iterator<Item = OsString>) -> Vec<OsString>
     names
 }
 
-/// Becomes a program that ends by SIGTERM when `parent`, which has started this process, has ended. Returns only when that
-/// fails.
-pub(crate) fn tied(parent: i32, words: &[OsString]) -> Ending {
+/// Becomes a program that uses `folder`, and that ends by SIGTERM when `parent`, which has started this process, has ended.
+/// Returns only when that fails.
+pub(crate) fn tied(parent: i32, folder: &Path, words: &[OsString]) -> Ending {
     let Some((program, arguments)) = words.split_first() else {
         return Ending::BadInput("name a program".to_owned());
     };
@@ -158,49 +161,13 @@ pub(crate) fn tied(parent: i32, words: &[OsString]) -> Ending {
     if getppid() != Pid::from_raw(parent) {
         return Ending::Failed(format!("the launcher, process {parent}, has ended"));
     }
+    // The program goes on with it.
+    let _used = match scratch::use_folder(folder) {
+        Ok(used) => used,
+        Err(error) => return Ending::Failed(format!("cannot use the folder {}: {error}", folder.display())),
+    };
     let error = Command::new(program).args(arguments).exec();
     Ending::Failed(format!("cannot start {}: {error}", program.display()))
-}
-
-/// A folder for files of one mpirun, removed with what is in it: mpirun removes them itself only if it is not killed. The
-/// trainers remove it if this process is.
-#[derive(Debug)]
-pub(crate) struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    /// Makes it in memory where there is such a place: ranks exchange data through these files.
-    ///
-    /// # Errors
-    /// It cannot be made.
-    pub(crate) fn make() -> std::io::Result<Scratch> {
-        let memory = Path::new("/dev/shm");
-        let parent = match memory.is_dir() {
-            true => memory.to_owned(),
-            false => std::env::temp_dir(),
-        };
-        // A short name, for paths of sockets are short.
-        let path = parent.join(format!("lockstep-{}", std::process::id()));
-        match std::fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        std::fs::create_dir(&path)?;
-        Ok(Scratch { path })
-    }
-
-    /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // mpirun is reaped before; a rank that is killed with it may still be on its way out, and its files go at once.
-        let _ = std::fs::remove_dir_all(&self.path);
-    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use lockstep_security::{Credentials, Token};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::ending::Ending;
-use crate::run::mpirun::{Mpirun, Scratch};
+use crate::run::mpirun::Mpirun;
+use crate::run::mpirun::scratch::Scratch;
 use crate::run::supervisor::{Exit, Exited, Process};
 
 /// Names the authority that a coordinator's certificate comes from.

@@ -56,7 +56,7 @@ impl Place {
         place
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -70,7 +70,7 @@ impl Place {
         }
     }
 
-    fn bash(&self, script: &str) -> Command {
+    pub(crate) fn bash(&self, script: &str) -> Command {
         let path = std::env::var("PATH").unwrap_or_default();
         let mut command = Command::new("bash");
         command

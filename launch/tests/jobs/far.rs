@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use rustix::process::Signal;
 
@@ -61,13 +61,21 @@ fn hostfile(stage: &Stage, mpirun: &str) {
 }
 
 /// Checkpoints need a place that all hosts share; everything else does not.
-const APART: &str = "--set checkpoint.every=0 --set coordinator.bind=0.0.0.0:0 --set security.insecure_bind=true";
+const APART: &str = "--set checkpoint.every=0 --set coordinator.bind=0.0.0.0:0";
+/// On a network of one's own.
+const OPEN: &str = "--set security.insecure_bind=true";
+/// On any other, with what `lockstep certs new --out keys` has made.
+const GUARDED: &str = "--set security.certificate=keys/server.pem --set security.key=keys/server.key \
+                       --set security.client_ca=keys/ca.pem";
 
-/// `lockstep mpirun` on the first host, two ranks on each.
+/// `lockstep mpirun` on the first host, two ranks on each, behind certificates.
 fn launched(stage: &Stage, hosts: &Hosts, mpirun: &str, name: &str) -> Command {
     hostfile(stage, mpirun);
     let agent = agent(stage, hosts);
-    let words = format!("mpirun run.toml {SETS} {APART} --set run.name={name} -n 4 --hostfile hosts --json --");
+    let output = stage.lockstep(&format!("certs new --out keys --host {}", ADDRESSES[0]));
+    assert!(output.status.success(), "{}", said(&output));
+    let words =
+        format!("mpirun run.toml {SETS} {APART} {GUARDED} --set run.name={name} -n 4 --hostfile hosts --json --");
     let mut command = hosts.command(0, stage, "lockstep", &words);
     command.args(by_agent(mpirun, &agent)).env("LOCKSTEP_MPIRUN", mpirun);
     command
@@ -111,7 +119,7 @@ fn two_ranks_on_each_of_two_hosts_make_the_hashes_of_one_host_and_no_secret_is_o
 }
 
 #[test]
-fn plain_mpirun_on_two_hosts_finds_the_coordinator_at_the_first_host_of_the_hostfile() {
+fn plain_mpirun_on_two_hosts_finds_the_coordinator_at_the_first_host_of_the_hostfile_or_by_a_shared_file() {
     if left_out() {
         return;
     }
@@ -121,7 +129,7 @@ fn plain_mpirun_on_two_hosts_finds_the_coordinator_at_the_first_host_of_the_host
         let hosts = Hosts::new();
         hostfile(&stage, mpirun);
         let agent = agent(&stage, &hosts);
-        let start = |bind: &str| {
+        let start = |name: &str, bind: &str, words: &str, job: Option<&str>| {
             let mut command = Command::new("nsenter");
             command.arg(format!("--net={}", hosts.handle(0).display())).arg(mpirun);
             command.args(by_agent(mpirun, &agent));
@@ -133,22 +141,35 @@ fn plain_mpirun_on_two_hosts_finds_the_coordinator_at_the_first_host_of_the_host
                 .args(["-n", "4"])
                 .arg(program("lockstep-trainer"))
                 .arg("run.toml");
-            command.args(format!("{SETS} {APART} --set run.name=plain --hostfile hosts").split_whitespace());
-            command
-                .args(["--set", &format!("coordinator.bind={bind}")])
-                .current_dir(stage.path(""));
+            let words = format!("{SETS} {APART} {OPEN} --set run.name={name} --set coordinator.bind={bind} {words}");
+            command.args(words.split_whitespace()).current_dir(stage.path(""));
             command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
-            command.output().unwrap()
+            // MPICH passes on the whole environment; Open MPI has a word for the job itself.
+            command.envs(job.map(|job| ("LOCKSTEP_JOB", job))).output().unwrap()
         };
-        let output = start("127.0.0.1:0");
-        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-        assert!(said(&output).contains("several hosts"), "{}", said(&output));
-        let output = start("0.0.0.0:7000");
-        assert_eq!(output.status.code(), Some(0), "{mpirun}: {}", said(&output));
-        assert!(
-            hashes_of(&stage, "plain") == calm,
-            "{mpirun}: two hosts made other bits"
+        let refused = |output: &Output, part: &str| {
+            assert_eq!(output.status.code(), Some(2), "{mpirun}: {}", said(output));
+            assert!(said(output).contains(part), "{mpirun}: {}", said(output));
+        };
+        refused(&start("none", "127.0.0.1:0", "--hostfile hosts", None), "several hosts");
+        let by_file = format!(
+            "--hostfile hosts --coordinator-file {}",
+            stage.path("it.json").display()
         );
+        if is_mpich(mpirun) {
+            refused(&start("none", "0.0.0.0:0", &by_file, None), "LOCKSTEP_JOB");
+        }
+        for (name, bind, words, job) in [
+            ("at-first", "0.0.0.0:7000", "--hostfile hosts", None),
+            ("by-file", "0.0.0.0:0", by_file.as_str(), Some("of-today")),
+        ] {
+            let output = start(name, bind, words, job);
+            assert_eq!(output.status.code(), Some(0), "{mpirun} {name}: {}", said(&output));
+            assert!(
+                hashes_of(&stage, name) == calm,
+                "{mpirun} {name}: two hosts made other bits"
+            );
+        }
         no_trace(&stage);
     }
 }

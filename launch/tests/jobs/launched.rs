@@ -1,12 +1,12 @@
 //! `lockstep mpirun` on this host.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::stage::{Running, Stage, said, send, wait_until};
+use crate::stage::{Running, Stage, said, send};
 use crate::{
     SETS, SLOW, STEPS, calm, hashes, is_mpich, lines, logs, mpiruns, no_trace, open_mpi, program, ranks, reach, summary,
 };
@@ -45,6 +45,11 @@ fn pid_of_mpirun(run: &Running) -> u32 {
     let events = out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let event = events.into_iter().find(|event| event["event"] == "mpirun").unwrap();
     event["pid"].as_u64().unwrap() as u32
+}
+
+/// Where the files are of the mpirun of a launcher.
+fn scratch_of(launcher: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/shm/lockstep-{launcher}"))
 }
 
 /// Goes on with a run that has not come to its end, and compares the whole of it with one that nothing disturbed.
@@ -162,16 +167,38 @@ fn sigterm_and_ctrl_c_stop_it_in_order_and_mpirun_ends_last() {
 }
 
 #[test]
+fn a_signal_to_mpirun_alone_ends_the_run_with_the_runs_own_code_whatever_mpiruns_is() {
+    for mpirun in mpiruns() {
+        let stage = Stage::new();
+        let mut run = lasting(&stage, mpirun, "asked", "-n 2");
+        send(pid_of_mpirun(&run), Signal::TERM);
+        let code = run.wait();
+        let told = format!("{mpirun}: {}{}{}", run.out(), run.err(), logs(&stage, "asked"));
+        // Stopped in order where mpirun waits for its ranks, else failed; complete it is not.
+        match code {
+            3 => assert_eq!(summary(&stage, "asked")["exit"], "stopped", "{told}"),
+            code => {
+                assert_eq!(code, 1, "{told}");
+                assert!(run.err().contains("run asked failed: "), "{told}");
+            }
+        }
+        no_trace(&stage);
+        goes_on_to_the_same_hashes(&stage, mpirun, "asked", "-n 2");
+    }
+}
+
+#[test]
 fn nothing_is_left_of_a_killed_mpirun_nor_of_a_killed_launcher() {
     for mpirun in mpiruns() {
         let stage = Stage::new();
         let mut run = lasting(&stage, mpirun, "killed", "-n 2");
         let launcher = run.pid();
+        assert!(scratch_of(launcher).is_dir());
         send(pid_of_mpirun(&run), Signal::KILL);
         assert_eq!(run.wait(), 1, "{}{}", run.out(), run.err());
         assert!(run.err().contains("mpirun (pid "), "{}", run.err());
         no_trace(&stage);
-        assert!(!Path::new(&format!("/dev/shm/lockstep-{launcher}")).exists());
+        assert!(!scratch_of(launcher).exists());
         goes_on_to_the_same_hashes(&stage, mpirun, "killed", "-n 2");
 
         let stage = Stage::new();
@@ -180,11 +207,41 @@ fn nothing_is_left_of_a_killed_mpirun_nor_of_a_killed_launcher() {
         run.signal(Signal::KILL);
         run.wait();
         no_trace(&stage);
-        wait_until("the files of mpirun are gone", || {
-            !Path::new(&format!("/dev/shm/lockstep-{launcher}")).exists()
-        });
+        assert!(
+            !scratch_of(launcher).exists(),
+            "its janitor has ended, and so the folder has gone"
+        );
         goes_on_to_the_same_hashes(&stage, mpirun, "orphan", "-n 2");
     }
+}
+
+#[test]
+fn what_a_launcher_and_its_janitor_leave_that_are_killed_at_once_goes_with_the_next_start() {
+    let Some(mpirun) = mpiruns().first().copied() else {
+        return;
+    };
+    let stage = Stage::new();
+    let mut run = lasting(&stage, mpirun, "first", "-n 2");
+    let left = scratch_of(run.pid());
+    for janitor in janitors(&stage) {
+        send(janitor, Signal::KILL);
+    }
+    run.signal(Signal::KILL);
+    run.wait();
+    no_trace(&stage);
+    whole(&stage, mpirun, "second", "-n 2");
+    assert!(!left.exists());
+}
+
+/// Processes that remove files when nobody uses them.
+fn janitors(stage: &Stage) -> Vec<u32> {
+    let is_janitor = |pid: &u32| {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.split(|byte| *byte == 0).nth(1) == Some(b"janitor")
+    };
+    let found: Vec<u32> = stage.processes().into_iter().filter(is_janitor).collect();
+    assert_eq!(found.len(), 1);
+    found
 }
 
 #[test]

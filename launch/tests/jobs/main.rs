@@ -3,14 +3,22 @@
 //! test` sets those, and says what is missing.
 #![allow(clippy::unwrap_used)]
 
+mod documented;
 mod far;
 mod launched;
+#[allow(dead_code)] // The test of all pages uses the rest of both.
+#[path = "../commands/pages.rs"]
+mod pages;
+#[allow(dead_code)]
+#[path = "../commands/place.rs"]
+mod place;
 mod plain;
 mod slurm;
 #[path = "../stage/mod.rs"]
 mod stage;
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use serde_json::Value;
 use stage::{Running, Stage, real_trainer, said, wait_until};
@@ -30,8 +38,7 @@ fn mpiruns() -> Vec<&'static str> {
         ("LOCKSTEP_WITHOUT_MPI", ["mpirun.openmpi", "mpirun"]),
         ("LOCKSTEP_WITHOUT_MPICH", ["mpirun.mpich", "mpiexec.hydra"]),
     ] {
-        if std::env::var_os(variable).is_some() {
-            println!("{} is left out: {variable} is set", names[0]);
+        if is_without(variable) {
             continue;
         }
         let there = names.into_iter().find(|name| on_path(name).is_some());
@@ -40,13 +47,24 @@ fn mpiruns() -> Vec<&'static str> {
     found
 }
 
+/// Whether a variable leaves out what needs a program that this machine does not have; says so.
+fn is_without(variable: &str) -> bool {
+    let is_set = std::env::var_os(variable).is_some();
+    if is_set {
+        println!("left out: {variable} is set");
+    }
+    is_set
+}
+
 /// Open MPI's mpirun, which the trainer for MPI is linked with, if it is not left out.
 fn open_mpi() -> Option<&'static str> {
     mpiruns().into_iter().find(|name| !is_mpich(name))
 }
 
+/// Whether an mpirun is MPICH's, as it says itself: `mpirun` alone may be either's.
 fn is_mpich(mpirun: &str) -> bool {
-    mpirun.contains("mpich") || mpirun.contains("hydra")
+    let output = Command::new(mpirun).arg("--version").output().unwrap();
+    said(&output).contains("HYDRA")
 }
 
 fn on_path(name: &str) -> Option<PathBuf> {

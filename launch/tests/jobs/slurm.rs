@@ -30,7 +30,8 @@ fn daemon(name: &str) -> PathBuf {
     there.unwrap_or_else(|| panic!("{name} is not there; install Slurm, or set LOCKSTEP_WITHOUT_SLURM"))
 }
 
-fn left_out() -> bool {
+/// Whether there is no Slurm here; says so.
+pub(crate) fn left_out() -> bool {
     let reason = match (
         std::env::var_os("LOCKSTEP_WITHOUT_SLURM"),
         rustix::process::geteuid().is_root(),
@@ -44,13 +45,13 @@ fn left_out() -> bool {
 }
 
 /// A Slurm with this host as its only node.
-struct Slurm {
+pub(crate) struct Slurm {
     folder: tempfile::TempDir,
     daemons: Vec<Child>,
 }
 
 impl Slurm {
-    fn start() -> Slurm {
+    pub(crate) fn start() -> Slurm {
         let mut slurm = Slurm {
             folder: tempfile::tempdir().unwrap(),
             daemons: Vec::new(),
@@ -102,11 +103,24 @@ impl Slurm {
         slurm
     }
 
+    /// Its configuration's file.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.folder.path().join("slurm.conf")
+    }
+
+    /// Waits until no job is left.
+    pub(crate) fn wait_for_all(&self) {
+        wait_at_most(PATIENCE, "no job is left", &mut || {
+            let output = self.ask("squeue", "-h");
+            output.status.success() && said(&output).trim().is_empty()
+        });
+    }
+
     fn daemon(&mut self, name: &str, words: &[&str]) {
         let log = fs::File::create(self.folder.path().join(format!("{name}.log"))).unwrap();
         let child = Command::new(daemon(name))
             .args(words)
-            .env("SLURM_CONF", self.folder.path().join("slurm.conf"))
+            .env("SLURM_CONF", self.config())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -116,7 +130,7 @@ impl Slurm {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env("SLURM_CONF", self.folder.path().join("slurm.conf"));
+        command.env("SLURM_CONF", self.config());
         command
     }
 

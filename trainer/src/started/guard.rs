@@ -2,7 +2,7 @@
 //! told; one that ends with an exit code harms nobody. So it starts guards: each starts its rank as a child, and ends with
 //! an exit code whatever has ended that. The launcher asks for it, where the run is to go on without a lost rank.
 
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitStatus};
 
 use signal_hook::consts::{SIGTERM, SIGUSR1};
@@ -31,6 +31,8 @@ pub(crate) fn stand_before() -> Result<Option<u8>, TrainerError> {
         .args(std::env::args_os().skip(1))
         .env_remove(GUARD)
         .env(PARENT, std::process::id().to_string())
+        // A group of its own: MPICH signals the guard's, and the rank would hear twice what is said once.
+        .process_group(0)
         .spawn()
         .map_err(failed)?;
     let rank = child.id();

@@ -99,25 +99,39 @@ pub(super) fn way(known: &Known<'_>) -> Result<Way, String> {
         ));
     }
     let job = job_of(known, place);
-    if place.rank == 0 {
-        let ranks = match (known.ranks, place.size) {
-            (Some(asked), Some(there)) if asked != there => {
-                return Err(format!(
-                    "--ranks {asked}, but {there} processes were started together; leave --ranks out"
-                ));
-            }
-            (asked, there) => asked.or(there).ok_or_else(|| {
-                "nobody says how many ranks there are: what has started them gives their numbers only; say --ranks N"
-                    .to_owned()
-            })?,
-        };
-        return Ok(Way::Hosted {
-            ranks,
+    // Rank 0 refuses too what the others could not find.
+    let is_alone = place.size == Some(1);
+    let others = match is_alone {
+        true => None,
+        false => Some(others(known, place, file.clone(), job.clone())?),
+    };
+    match others.filter(|_| place.rank > 0) {
+        Some(way) => Ok(way),
+        None => Ok(Way::Hosted {
+            ranks: ranks(known, place)?,
             file,
             job,
             is_far,
-        });
+        }),
     }
+}
+
+/// How many ranks the coordinator is to wait for.
+fn ranks(known: &Known<'_>, place: &Place) -> Result<u32, String> {
+    match (known.ranks, place.size) {
+        (Some(asked), Some(there)) if asked != there => Err(format!(
+            "--ranks {asked}, but {there} processes were started together; leave --ranks out"
+        )),
+        (asked, there) => asked.or(there).ok_or_else(|| {
+            "nobody says how many ranks there are: what has started them gives their numbers only; say --ranks N"
+                .to_owned()
+        }),
+    }
+}
+
+/// How ranks find the coordinator that rank 0 hosts.
+fn others(known: &Known<'_>, place: &Place, file: PathBuf, job: Option<String>) -> Result<Way, String> {
+    let is_far = place.is_on_one_host() == Some(false);
     if let (true, None, Some(host), port @ 1..) = (is_far, known.file, known.first_host, known.bind.port()) {
         let host = if host.contains(':') {
             format!("[{host}]")
@@ -271,16 +285,19 @@ mod tests {
                 assert!(sentence.contains(part), "{part} is missing in: {sentence}");
             }
         }
-        let hydra = Place {
+        let of_hydra = |rank| Place {
             starter: Starter::Hydra,
             job: None,
-            ..place(3, 2)
+            ..place(rank, 2)
         };
-        let sentence = way(&known(Some(&hydra), "0.0.0.0:0")).unwrap_err();
-        assert!(
-            sentence.contains("MPICH") && sentence.contains("LOCKSTEP_JOB"),
-            "{sentence}"
-        );
+        let (first, hydra) = (of_hydra(0), of_hydra(3));
+        for place in [&first, &hydra] {
+            let sentence = way(&known(Some(place), "0.0.0.0:0")).unwrap_err();
+            assert!(
+                sentence.contains("MPICH") && sentence.contains("LOCKSTEP_JOB"),
+                "{sentence}"
+            );
+        }
         let named = Known {
             job: Some("mine"),
             ..known(Some(&hydra), "0.0.0.0:0")
