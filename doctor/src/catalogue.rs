@@ -45,7 +45,7 @@ catalogue! {
     // Memory.
     MemoryShort = "memory-short", Error, "the kernel ends a rank when memory runs out";
     MemoryTight = "memory-tight", Warning, "what others use now is missing to the run, and the kernel may end a rank";
-    ShmMissing = "shm-missing", Error, "MPI and NCCL exchange data between ranks of a host through files there";
+    ShmMissing = "shm-missing", Warning, "MPI and NCCL exchange data between ranks of a host through files there, and fail, or take slower ways";
     ShmSmall = "shm-small", Warning, "ranks of MPI and NCCL on one host are ended by SIGBUS, or refused, when it is full";
     // Limits.
     FilesLow = "nofile-low", Error, "connections, shards and logs are open files, and a process that has no more of them fails";

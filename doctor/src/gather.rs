@@ -94,24 +94,35 @@ impl Asked<'_> {
         }
     }
 
-    /// What takes no time: before each run, by the launcher, which has read the data and tried the port.
-    pub fn short(&self) -> Facts {
+    /// What takes no time: before each run, by the launcher, which has read the data, tried the port, and heard what mpirun
+    /// says of itself, if one is used.
+    pub fn short(&self, mpirun_says: Option<String>) -> Facts {
         let search = Search::of(self.places, self.environment);
         let over_mpi = self.wanted.is_some_and(|wanted| wanted.backend == "mpi");
         let look = |path: &Path| Program::look(path, &search);
-        let trainer = if over_mpi {
-            &self.programs.mpi_trainer
-        } else {
-            &self.programs.trainer
-        };
+        let trainer = (!over_mpi).then(|| look(&self.programs.trainer).asked_in_doubt());
+        let own = self.of_launcher();
         Facts {
+            disks: own.disks,
+            certificates: own.certificates,
+            mpi_trainer: over_mpi.then(|| look(&self.programs.mpi_trainer).asked_in_doubt()),
+            mpirun: over_mpi.then(|| Program {
+                version: mpirun_says.map(Ok),
+                ..look(&self.programs.mpirun)
+            }),
+            ..self.small(&search, trainer)
+        }
+    }
+
+    /// The same of a launcher whose ranks are on other machines, too: what is here says nothing of these.
+    pub fn of_launcher(&self) -> Facts {
+        let now = SystemTime::now();
+        Facts {
+            host: network::own_name(),
+            build: self.build.to_owned(),
             disks: self.disks(WRITTEN_IN_SHORT),
-            mpi_trainer: over_mpi.then(|| look(&self.programs.mpi_trainer)),
-            mpirun: over_mpi.then(|| look(&self.programs.mpirun).asked()),
-            certificates: self
-                .config
-                .and_then(|config| Certificates::look(&config.security, SystemTime::now())),
-            ..self.small(&search, Some(look(trainer)))
+            certificates: self.config.and_then(|config| Certificates::look(&config.security, now)),
+            ..Facts::default()
         }
     }
 

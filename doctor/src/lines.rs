@@ -1,5 +1,7 @@
 //! Facts as lines for people: a name and a value.
 
+use std::path::PathBuf;
+
 use crate::checks::{bytes, counted};
 use crate::facts::Facts;
 use crate::facts::coordinator::Coordinator;
@@ -19,7 +21,10 @@ pub fn lines(facts: &Facts) -> Vec<(String, String)> {
     if let Some(memory) = &facts.memory {
         lines.push((
             "memory",
-            format!("{} of {} free", bytes(memory.now()), bytes(memory.most())),
+            match memory.now().zip(memory.most()) {
+                Some((now, most)) => format!("{} of {} free", bytes(now), bytes(most)),
+                None => "not told by the kernel".to_owned(),
+            },
         ));
         let shm = memory
             .shm
@@ -29,6 +34,11 @@ pub fn lines(facts: &Facts) -> Vec<(String, String)> {
     lines.extend(facts.limits.iter().map(|it| ("limits", limits(it))));
     lines.extend(facts.disks.iter().map(|it| ("disk", disk(it))));
     lines.extend(facts.gpus.iter().map(|it| ("gpus", gpus(it))));
+    let gpu_libraries = facts.gpus.iter().filter(|it| it.are_there());
+    lines.extend(gpu_libraries.flat_map(|it| {
+        let libraries = [("libcuda", &it.libcuda), ("nccl", &it.nccl)];
+        libraries.map(|(name, found)| (name, library(found.as_ref())))
+    }));
     lines.extend(facts.trainer.iter().map(|it| ("trainer", program(it))));
     if let Some((folder, version)) = &facts.libtorch {
         lines.push((
@@ -41,12 +51,11 @@ pub fn lines(facts: &Facts) -> Vec<(String, String)> {
         ));
     }
     if let Some(Ok(says)) = &facts.trainer_says {
-        lines.extend(trainer(says));
+        let has_gpus = facts.gpus.as_ref().is_some_and(Gpus::are_there);
+        lines.extend(trainer(says, has_gpus));
     }
     if let Some(mpi_trainer) = &facts.mpi_trainer {
-        let linked = mpi_trainer.linked.as_ref().and_then(|linked| linked.mpi());
-        let linked = linked.map_or("no MPI that is known", |mpi| mpi.word());
-        lines.push(("mpi", format!("{}, linked with {linked}", mpi_trainer.path.display())));
+        lines.push(("mpi", mpi(mpi_trainer)));
     }
     lines.extend(facts.mpirun.iter().map(|it| ("mpirun", program(it))));
     lines.extend(facts.data.iter().map(|it| ("data", data(it))));
@@ -108,6 +117,29 @@ fn gpus(it: &Gpus) -> String {
     }
 }
 
+/// A library's version, and where it was found.
+fn library(found: Option<&(PathBuf, Option<String>)>) -> String {
+    match found {
+        Some((path, version)) => format!(
+            "{} in {}",
+            version.as_deref().unwrap_or("of unknown version"),
+            path.display()
+        ),
+        None => "not found".to_owned(),
+    }
+}
+
+/// The trainer for MPI, and the MPI's library that it takes.
+fn mpi(it: &Program) -> String {
+    let linked = it.linked.as_ref();
+    let whose = linked
+        .and_then(|linked| linked.mpi())
+        .map_or("no MPI that is known", |mpi| mpi.word());
+    let place = linked.and_then(|linked| linked.place_of("libmpi"));
+    let place = place.map_or_else(String::new, |place| format!(", {}", place.display()));
+    format!("{}: linked with {whose}{place}", it.path.display())
+}
+
 /// The first line of what it says: mpirun says more.
 fn program(it: &Program) -> String {
     let said = match &it.version {
@@ -119,16 +151,16 @@ fn program(it: &Program) -> String {
     format!("{}: {said}", it.path.display())
 }
 
-fn trainer(it: &TrainerFacts) -> Vec<(&'static str, String)> {
-    let mut lines = vec![
-        ("kernels", format!("{}; {}", it.instruction_set, it.libraries)),
-        ("cuda", it.cuda.clone()),
-    ];
+/// Without GPUs nobody misses CUDA.
+fn trainer(it: &TrainerFacts, has_gpus: bool) -> Vec<(&'static str, String)> {
+    let mut lines = vec![("kernels", format!("{}; {}", it.instruction_set, it.libraries))];
+    lines.extend(has_gpus.then(|| ("cuda", it.cuda.clone())));
     let nccl = it
         .nccl
         .as_ref()
         .map(|nccl| nccl.clone().unwrap_or_else(|reason| reason));
-    lines.extend(nccl.map(|nccl| ("nccl", nccl)));
+    lines.extend(nccl.map(|nccl| ("nccl", format!("the trainer takes {nccl}"))));
+    lines.extend(it.mpi.iter().map(|mpi| ("mpi", mpi.clone())));
     if !it.memory.is_empty() {
         let ranks: Vec<String> = it.memory.iter().map(|rank| bytes(*rank)).collect();
         lines.push(("account", format!("{} by rank, without activations", ranks.join(", "))));

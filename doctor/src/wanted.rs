@@ -7,8 +7,10 @@ use lockstep_config::{Device, Method, Precision, RunConfig};
 use lockstep_inventory::{inventory_of, state, treatments_of};
 use serde::Serialize;
 
-/// Threads of a trainer besides those of its tensor library: network, snapshots, the loader, the bearer of collectives.
-pub(crate) const OTHER_THREADS: u64 = 16;
+/// Threads that a trainer has at least besides those of its tensor library: network, the loader, the bearer of collectives.
+const OTHER_THREADS: u64 = 6;
+/// Those that a launcher with its coordinator has.
+const LAUNCHER_THREADS: u64 = 5;
 
 /// What a run wants of the machine that this process is on.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -17,6 +19,8 @@ pub struct Wanted {
     pub run: String,
     /// Ranks on this machine.
     pub ranks: u32,
+    /// Ranks on all machines.
+    pub world: u32,
     /// Whether this process stands for one rank, and has the cores that this one will have.
     pub is_one_rank: bool,
     /// Threads of each one's tensor library.
@@ -72,19 +76,25 @@ pub struct DiskNeed {
 }
 
 impl Wanted {
-    /// What a config wants on a machine with `ranks` of its ranks. `vocabulary`: of the data, where it is known.
+    /// What a config wants on a machine with all of its ranks. `vocabulary`: of the data, where it is known.
     pub fn of(config: &RunConfig, ranks: u32, vocabulary: Option<u32>) -> Wanted {
+        Wanted::of_some(config, (ranks, ranks), vocabulary)
+    }
+
+    /// What it wants on a machine with `ranks` ranks of a world.
+    pub fn of_some(config: &RunConfig, (ranks, world): (u32, u32), vocabulary: Option<u32>) -> Wanted {
         let vocabulary = config.model.vocab.or(vocabulary);
         let store = config.checkpoint.store.as_deref();
         Wanted {
             run: config.run.name.clone(),
             ranks,
+            world,
             is_one_rank: false,
             threads: config.run.intra_op_threads,
             gpu: config.run.device == Device::Cuda,
             bf16: config.run.precision == Precision::Bf16,
-            backend: config.backend_name(ranks).to_owned(),
-            memory: vocabulary.map(|vocabulary| least_memory(config, vocabulary, ranks)),
+            backend: config.backend_name(world).to_owned(),
+            memory: vocabulary.map(|vocabulary| least_memory(config, vocabulary, (ranks, world))),
             disk: vocabulary.map(|vocabulary| disk(config, vocabulary)),
             folder: PathBuf::from("runs").join(&config.run.name),
             checkpoints: store.filter(|store| !store.starts_with("s3://")).map(PathBuf::from),
@@ -106,9 +116,9 @@ impl Wanted {
         u64::from(self.ranks) * u64::from(self.threads)
     }
 
-    /// Threads of all ranks, those that mostly wait among them.
+    /// Threads that a run has at least on this machine, those that mostly wait among them.
     pub fn all_threads(&self) -> u64 {
-        self.computing_threads() + u64::from(self.ranks) * OTHER_THREADS
+        self.computing_threads() + u64::from(self.ranks) * OTHER_THREADS + LAUNCHER_THREADS
     }
 
     /// Whether ranks exchange data through files in memory: the host backend's memory has no name in `/dev/shm`.
@@ -136,14 +146,14 @@ fn elements(config: &RunConfig, vocabulary: u32) -> (u64, u64, u64) {
 
 /// What no rank can do without: working copies, one gradient buffer, and masters and moments, which the ranks share. What a
 /// process has besides (activations, libraries) comes on top, so a machine that has less than this has too little for sure.
-fn least_memory(config: &RunConfig, vocabulary: u32, ranks: u32) -> MemoryNeed {
+fn least_memory(config: &RunConfig, vocabulary: u32, (ranks, world): (u32, u32)) -> MemoryNeed {
     let (all, narrow, kept) = elements(config, vocabulary);
     let copies = match config.run.precision {
         Precision::Bf16 => all * 4 - narrow * 2,
         Precision::Fp32 => all * 4,
     };
     MemoryNeed {
-        bytes: u64::from(ranks) * (copies + all * 4) + kept * 4,
+        bytes: u64::from(ranks) * (copies + all * 4 + kept * 4 / u64::from(world.max(1))),
         account: "copies, gradients and state alone, without activations".to_owned(),
     }
 }
@@ -178,9 +188,13 @@ mod tests {
                 .bytes
         };
         let parameters = need(2) - need(1);
-        assert_eq!(need(3) - need(2), parameters);
+        assert_eq!(need(4) - need(2), 2 * parameters);
         let half = Wanted::of(&config(&[]), 1, Some(64)).memory.unwrap().bytes;
         assert!(half < need(1), "bf16 copies are smaller");
+        let config = config(&["run.precision=fp32"]);
+        let of_four = Wanted::of_some(&config, (1, 4), Some(64)).memory.unwrap().bytes;
+        assert!(of_four < need(1), "others keep their part of the state");
+        assert_eq!(of_four, need(4) / 4);
         assert_eq!(Wanted::of(&config(&[]), 1, None).memory, None);
     }
 

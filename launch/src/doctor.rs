@@ -17,7 +17,7 @@ use lockstep_doctor::facts::{Facts, Places, Said};
 use lockstep_doctor::gather::{Asked, Programs};
 use lockstep_doctor::pairs::meeting::{Measured, Meeting, follow, lead};
 use lockstep_doctor::pairs::{Pair, echo, launched};
-use lockstep_doctor::{Finding, MemoryNeed, Report, Severity, Wanted, lines};
+use lockstep_doctor::{Finding, MemoryNeed, Report, Wanted, lines};
 use lockstep_proto::domain::RunStatus;
 use lockstep_proto::v1;
 use serde_json::json;
@@ -26,6 +26,7 @@ use crate::cli::{DoctorArguments, Target};
 use crate::control;
 use crate::ending::Ending;
 use crate::run::check::{Checked, ranks_of};
+use crate::run::mpirun::Mpirun;
 use crate::run::show::Screen;
 use crate::sibling;
 
@@ -184,8 +185,7 @@ fn wanted(config: &RunConfig, arguments: &DoctorArguments, meeting: Option<&Meet
         .unwrap_or(1);
     Ok(Wanted {
         is_one_rank: true,
-        backend: config.backend_name(meeting.size).to_owned(),
-        ..Wanted::of(config, here, vocabulary)
+        ..Wanted::of_some(config, (here, meeting.size), vocabulary)
     })
 }
 
@@ -197,25 +197,33 @@ fn ask_trainer(
     config: Option<&Path>,
     sets: &[String],
 ) {
-    let version = facts.trainer.as_ref().and_then(|trainer| trainer.version.as_ref());
+    let over_mpi = wanted.as_ref().is_some_and(|wanted| wanted.backend == "mpi");
+    let (trainer, path) = match over_mpi {
+        true => (&facts.mpi_trainer, &programs.mpi_trainer),
+        false => (&facts.trainer, &programs.trainer),
+    };
+    let version = trainer.as_ref().and_then(|trainer| trainer.version.as_ref());
     let is_ours = version.is_some_and(|said| said.as_ref().is_ok_and(|said| said.contains(&facts.build)));
     if !is_ours {
         return;
     }
     let about = config
         .zip(wanted.as_ref())
-        .map(|(path, wanted)| (path, wanted.ranks, sets));
-    let mut says = TrainerFacts::ask(&programs.trainer, about);
+        .map(|(path, wanted)| (path, wanted.world, sets));
+    let mut says = TrainerFacts::ask(path, about);
     if says.is_err() && about.is_some() {
         // A config that it cannot account for, whose data is missing for one, is judged elsewhere.
-        says = TrainerFacts::ask(&programs.trainer, None);
+        says = TrainerFacts::ask(path, None);
     }
     if let (Ok(says), Some(wanted)) = (&says, wanted)
         && !says.memory.is_empty()
     {
+        // Which of them are here nobody says; they differ little.
+        let mut of_ranks = says.memory.clone();
+        of_ranks.sort_unstable();
         wanted.memory = Some(MemoryNeed {
-            bytes: says.memory.iter().sum(),
-            account: "by the account of `lockstep inspect`, without activations".to_owned(),
+            bytes: of_ranks.iter().take(wanted.ranks as usize).sum(),
+            account: "by the account of `lockstep plan`, without activations".to_owned(),
         });
     }
     facts.trainer_says = Some(says);
@@ -304,7 +312,7 @@ fn bench(trainer: &Path, ranks: u32) -> Vec<String> {
 ///
 /// # Errors
 /// The run cannot start: the first error in one sentence, as any other bad input.
-pub(crate) fn before_run(checked: &Checked) -> Result<Vec<Finding>, Ending> {
+pub(crate) fn before_run(checked: &Checked, mpirun: Option<&Mpirun>) -> Result<Vec<Finding>, Ending> {
     if variable(VARIABLE).as_deref() == Some("off") {
         return Ok(Vec::new());
     }
@@ -323,8 +331,12 @@ pub(crate) fn before_run(checked: &Checked) -> Result<Vec<Finding>, Ending> {
         coordinator: None,
         deep: false,
     };
-    let findings = checks::short(&asked.short(), &wanted);
-    match findings.iter().find(|finding| finding.id.severity() == Severity::Error) {
+    let facts = match mpirun {
+        Some(mpirun) if mpirun.place.is_far() => asked.of_launcher(),
+        _ => asked.short(mpirun.map(|mpirun| mpirun.flavour.to_string())),
+    };
+    let findings = checks::short(&facts, &wanted);
+    match findings.iter().find(|finding| checks::refuses(finding)) {
         Some(error) => Err(Ending::BadInput(error.sentence())),
         None => Ok(findings),
     }

@@ -40,16 +40,15 @@ pub fn facts(
         }),
         mpi: mpi.map(Mpi::version),
         memory: match config {
-            Some(path) => memory(path, ranks, sets)?,
+            Some(path) => memory(&RunConfig::read(path, sets)?, ranks)?,
             None => Vec::new(),
         },
     };
     serde_json::to_string(&facts).map_err(|error| TrainerError::Broken(format!("facts cannot be written: {error}")))
 }
 
-/// Bytes of every rank, without activations.
-fn memory(path: &Path, ranks: u32, sets: &[String]) -> Result<Vec<u64>, TrainerError> {
-    let config = RunConfig::read(path, sets)?;
+/// Bytes of every rank, without activations: what `plan` counts, too.
+fn memory(config: &RunConfig, ranks: u32) -> Result<Vec<u64>, TrainerError> {
     if ranks == 0 || ranks > config.run.lanes {
         return Err(TrainerError::Refused(format!(
             "-n {ranks} is not between 1 and run.lanes, which is {}",
@@ -60,10 +59,37 @@ fn memory(path: &Path, ranks: u32, sets: &[String]) -> Result<Vec<u64>, TrainerE
         Some(vocabulary) => vocabulary,
         None => Manifest::read(&config.data.path)?.0.vocab,
     };
-    let account = |rank| {
-        let account = MemoryAccount::of(&config, vocabulary, rank, ranks)?;
-        let gradients = account.gradients * account.gradient_buffers;
-        Ok((account.working_copies + gradients + account.state + account.nccl_scratch) as u64)
-    };
+    let account = |rank| Ok(MemoryAccount::of(config, vocabulary, rank, ranks)?.bytes() as u64);
     (0..ranks).map(account).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_doctor::Wanted;
+
+    use super::*;
+
+    /// The launcher, which has no libtorch, counts less: a run is refused only if this little is not there.
+    #[test]
+    fn what_the_launcher_counts_is_never_more_than_the_account() {
+        let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/shakespeare.toml");
+        let text = std::fs::read_to_string(example).unwrap();
+        let before = text.split("[optimizer]").next().unwrap();
+        for method in ["muonmax", "muon", "scion", "polargrad", "adamw", "sgd"] {
+            for precision in ["bf16", "fp32"] {
+                for ranks in [1, 2, 4] {
+                    let text = format!("{before}[optimizer]\nmethod = \"{method}\"\n");
+                    let sets = [format!("run.precision={precision}"), "model.vocab=256".to_owned()];
+                    let config = RunConfig::parse(&text, "facts.rs", &sets).unwrap();
+                    let account: u64 = memory(&config, ranks).unwrap().iter().sum();
+                    let least = Wanted::of(&config, ranks, Some(256)).memory.unwrap().bytes;
+                    let share = least as f64 / account as f64;
+                    assert!(
+                        (0.5..=1.0).contains(&share),
+                        "{method} in {precision} on {ranks}: {least} of {account}"
+                    );
+                }
+            }
+        }
+    }
 }

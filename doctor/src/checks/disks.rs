@@ -12,8 +12,8 @@ pub const RUN: &str = "run folder";
 /// What is the folder of its checkpoints.
 pub const CHECKPOINTS: &str = "checkpoint folder";
 
-/// For the ledger, metrics and logs of a short run.
-const RECORDS: u64 = 16 << 20;
+/// For the ledger, metrics and logs of a short run: less than this is too little for sure.
+const RECORDS: u64 = 1 << 20;
 /// Below so many bytes a second a checkpoint holds up a run.
 const SLOW: f64 = 20e6;
 /// A rate is judged from so many bytes on: less measures the wait only.
@@ -71,6 +71,9 @@ fn of(disk: &Disk, need: Option<DiskNeed>, elsewhere: bool) -> Vec<Finding> {
 }
 
 fn too_little(disk: &Disk, need: DiskNeed, elsewhere: bool) -> Option<(Id, String)> {
+    if disk.size == 0 {
+        return None;
+    }
     let free = bytes(disk.free);
     let checkpoints = need.checkpoint.saturating_mul(need.checkpoints);
     let kept = format!("{} checkpoints of {}", need.checkpoints, bytes(need.checkpoint));

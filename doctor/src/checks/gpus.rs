@@ -31,6 +31,9 @@ fn driver(gpus: &Gpus, wanted: Option<&Wanted>) -> Vec<Finding> {
         "install NVIDIA's driver, version {DRIVER} or newer (in a container: start it with the container toolkit), or set run.device = \"cpu\""
     );
     let Some(version) = &gpus.driver else {
+        if gpus.made_when_asked && gpus.libcuda.is_some() {
+            return Vec::new();
+        }
         let what = format!(
             "there is no {}: NVIDIA's driver is not loaded",
             gpus.driver_file.display()
@@ -44,11 +47,16 @@ fn driver(gpus: &Gpus, wanted: Option<&Wanted>) -> Vec<Finding> {
     };
     let mut findings = Vec::new();
     let place = gpus.driver_file.display();
-    if numbers(version).first().is_some_and(|major| *major < DRIVER) {
-        let what = format!("NVIDIA's driver is {version}, and CUDA 13 needs {DRIVER} or newer");
+    // NVIDIA's package for forward compatibility brings a newer library for an older module.
+    let newer = gpus.libcuda.as_ref().filter(|(path, _)| is_for_compatibility(path));
+    let newer = newer.and_then(|(_, version)| version.as_ref());
+    let used = newer.unwrap_or(version);
+    if numbers(used).first().is_some_and(|major| *major < DRIVER) {
+        let what = format!("NVIDIA's driver is {used}, and CUDA 13 needs {DRIVER} or newer");
         findings.push(Finding::new(Id::DriverOld, &place, what, &install));
     }
     match &gpus.libcuda {
+        Some(_) if newer.is_some() => {}
         None => {
             let what =
                 format!("the driver's module {version} is loaded, and no folder of libraries has its libcuda.so.1");
@@ -61,7 +69,7 @@ fn driver(gpus: &Gpus, wanted: Option<&Wanted>) -> Vec<Finding> {
         }
         Some(_) => {}
     }
-    if gpus.devices == 0 || gpus.nodes == 0 {
+    if gpus.devices == 0 || gpus.nodes == 0 && !gpus.made_when_asked {
         let what = match gpus.devices {
             0 => "the driver has no GPU".to_owned(),
             devices => format!(
@@ -140,6 +148,11 @@ fn environment(gpus: &Gpus, wanted: &Wanted) -> Vec<Finding> {
     gpus.environment.iter().map(finding).collect()
 }
 
+/// Whether a library lies where NVIDIA's package `cuda-compat` puts it.
+fn is_for_compatibility(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str() == "compat")
+}
+
 fn numbers(version: &str) -> Vec<u32> {
     version.split('.').map_while(|part| part.parse().ok()).collect()
 }
@@ -153,6 +166,28 @@ fn is_old(version: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_newer_library_for_an_older_module_and_a_module_that_is_loaded_when_asked_for_are_fine() {
+        let found = |gpus: &Gpus| -> Vec<Id> { driver(gpus, None).into_iter().map(|finding| finding.id).collect() };
+        let library =
+            |folder: &str, version: &str| Some((Path::new(folder).join("libcuda.so.1"), Some(version.to_owned())));
+        let mut gpus = Gpus {
+            devices: 1,
+            nodes: 1,
+            visible: 1,
+            driver: Some("550.90.07".to_owned()),
+            libcuda: library("/usr/local/cuda-13.0/compat", "580.95.05"),
+            ..Gpus::default()
+        };
+        assert_eq!(found(&gpus), []);
+        gpus.libcuda = library("/usr/lib", "580.95.05");
+        assert_eq!(found(&gpus), [Id::DriverOld, Id::DriverMixed]);
+        (gpus.driver, gpus.devices, gpus.nodes) = (None, 0, 0);
+        assert_eq!(found(&gpus), [Id::DriverMissing]);
+        gpus.made_when_asked = true;
+        assert_eq!(found(&gpus), []);
+    }
 
     #[test]
     fn versions_of_nccl_are_those_that_its_bindings_take() {

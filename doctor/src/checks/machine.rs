@@ -4,22 +4,23 @@ use crate::catalogue::Id;
 use crate::checks::{bytes, counted};
 use crate::facts::Facts;
 use crate::facts::limits::Limits;
+use crate::facts::memory::Memory;
 use crate::facts::processors::Processors;
 use crate::finding::Finding;
-use crate::wanted::Wanted;
+use crate::wanted::{MemoryNeed, Wanted};
 
 /// What MPI keeps in memory for each rank of a host: its segments and boxes, with room to spare.
 const SHM_OF_MPI: u64 = 16 << 20;
 /// What NCCL's ranks of a host may need together.
 const SHM_OF_NCCL: u64 = 1 << 30;
-/// What a container gets where nothing is said: too little for NCCL, and for MPI with many ranks.
-const SHM_AT_LEAST: u64 = 64 << 20;
+/// Where no run is named: enough for two ranks of MPI. What a container gets where nothing is said is twice that.
+const SHM_AT_LEAST: u64 = 2 * SHM_OF_MPI;
 /// InfiniBand registers whole buffers: anything below this is a default that nobody chose for it.
 const LOCKED_AT_LEAST: u64 = 1 << 30;
-/// Files that every process has open besides shards and connections.
-const OTHER_FILES: u64 = 64;
-/// The same of a coordinator.
-const COORDINATOR_FILES: u64 = 128;
+/// Files that a trainer has open at least, besides shards and two connections with each other rank.
+const OTHER_FILES: u64 = 16;
+/// The same of a coordinator, besides a connection with each rank.
+const COORDINATOR_FILES: u64 = 24;
 
 /// Instructions, binding, quota, variables.
 pub(super) fn processors(facts: &Facts, wanted: Option<&Wanted>) -> Vec<Finding> {
@@ -38,7 +39,7 @@ pub(super) fn processors(facts: &Facts, wanted: Option<&Wanted>) -> Vec<Finding>
     let Some(wanted) = wanted.filter(|wanted| !wanted.gpu) else {
         return findings;
     };
-    if wanted.bf16 && !processors.bf16 {
+    if wanted.bf16 && !processors.bf16 && std::env::consts::ARCH == "x86_64" {
         findings.push(Finding::new(
             Id::NoBf16,
             "run.precision",
@@ -123,7 +124,9 @@ fn variables(processors: &Processors, wanted: &Wanted) -> Vec<Finding> {
     let is_off = |value: &str| matches!(value.to_ascii_lowercase().as_str(), "" | "false" | "none" | "disabled");
     let binding = processors.binding.iter().filter(|(_, value)| !is_off(value));
     let names: Vec<&str> = binding.map(|(name, _)| name.as_str()).collect();
-    if wanted.ranks > 1 && !names.is_empty() {
+    // A rank that is bound to cores of its own binds its threads to these.
+    let is_bound = processors.allowed < processors.online;
+    if wanted.ranks > 1 && !(wanted.is_one_rank && is_bound) && !names.is_empty() {
         findings.push(Finding::new(
             Id::BindingVariables,
             names.join(", "),
@@ -147,34 +150,7 @@ pub(super) fn memory(facts: &Facts, wanted: Option<&Wanted>) -> Vec<Finding> {
     let need = wanted
         .filter(|wanted| !wanted.gpu)
         .and_then(|wanted| wanted.memory.as_ref());
-    if let Some(need) = need {
-        let asked = format!("the run needs {} ({})", bytes(need.bytes), need.account);
-        let fewer = "start fewer ranks on this machine, take a smaller model, or spread the run over more machines (`lockstep inspect CONFIG -n RANKS` shows the account)";
-        let place = match memory.limit {
-            Some(limit) if limit < memory.total => "control group",
-            _ => "memory",
-        };
-        if need.bytes > memory.most() {
-            let what = format!("{asked}, and there are {}", bytes(memory.most()));
-            let remedy = match place {
-                "memory" => fewer.to_owned(),
-                _ => format!("raise the limit of memory of the container or job, or {fewer}"),
-            };
-            findings.push(Finding::new(Id::MemoryShort, place, what, remedy));
-        } else if need.bytes > memory.now() {
-            let what = format!(
-                "{asked}, and {} of {} are free now",
-                bytes(memory.now()),
-                bytes(memory.most())
-            );
-            findings.push(Finding::new(
-                Id::MemoryTight,
-                place,
-                what,
-                format!("end what else runs here, or {fewer}"),
-            ));
-        }
-    }
+    findings.extend(need.and_then(|need| too_little(memory, need)));
     let enough = match wanted {
         Some(wanted) if wanted.uses_shm() => match wanted.backend.as_str() {
             "mpi" => u64::from(wanted.ranks) * SHM_OF_MPI,
@@ -210,6 +186,33 @@ pub(super) fn memory(facts: &Facts, wanted: Option<&Wanted>) -> Vec<Finding> {
     findings
 }
 
+/// Memory that is less than the run's account, for ever or now.
+fn too_little(memory: &Memory, need: &MemoryNeed) -> Option<Finding> {
+    let (most, now) = (memory.most()?, memory.now()?);
+    let asked = format!("the run needs {} ({})", bytes(need.bytes), need.account);
+    let fewer = "start fewer ranks on this machine, take a smaller model, or spread the run over more machines (`lockstep plan CONFIG -n RANKS` says what a rank takes)";
+    let is_limited = memory
+        .limit
+        .is_some_and(|limit| memory.total == 0 || limit < memory.total);
+    let place = if is_limited { "control group" } else { "memory" };
+    if need.bytes > most.saturating_add(memory.swap) {
+        let what = match memory.swap {
+            0 => format!("{asked}, and there are {}", bytes(most)),
+            swap => format!("{asked}, and there are {} with {} of swap", bytes(most), bytes(swap)),
+        };
+        let remedy = match is_limited {
+            false => fewer.to_owned(),
+            true => format!("raise the limit of memory of the container or job, or {fewer}"),
+        };
+        return Some(Finding::new(Id::MemoryShort, place, what, remedy));
+    }
+    (need.bytes > now).then(|| {
+        let what = format!("{asked}, and {} of {} are free now", bytes(now), bytes(most));
+        let remedy = format!("end what else runs here, or {fewer}");
+        Finding::new(Id::MemoryTight, place, what, remedy)
+    })
+}
+
 /// Files, processes, locked memory.
 pub(super) fn limits(facts: &Facts, wanted: Option<&Wanted>) -> Vec<Finding> {
     let Some(limits) = &facts.limits else {
@@ -227,7 +230,9 @@ pub(super) fn limits(facts: &Facts, wanted: Option<&Wanted>) -> Vec<Finding> {
             findings.push(Finding::new(
                 Id::ProcessesLow,
                 "ulimit -u",
-                format!("the ranks start about {threads} threads, and this user may have {left} more ({most} in all)"),
+                format!(
+                    "the run starts at least {threads} threads, and this user may have {left} more ({most} in all)"
+                ),
                 "raise the limit of processes (`ulimit -u`, nproc in limits.conf, LimitNPROC of a unit)",
             ));
         }
@@ -236,7 +241,7 @@ pub(super) fn limits(facts: &Facts, wanted: Option<&Wanted>) -> Vec<Finding> {
             findings.push(Finding::new(
                 Id::PidsLow,
                 "pids.max",
-                format!("the ranks start about {threads} threads, and the control group allows {left} more ({most} in all)"),
+                format!("the run starts at least {threads} threads, and the control group allows {left} more ({most} in all)"),
                 "raise the limit of processes of the container or job (`--pids-limit` of Docker, TasksMax of a unit, podPidsLimit of the kubelet)",
             ));
         }
@@ -264,13 +269,54 @@ fn files(limits: &Limits, wanted: &Wanted, shards: u64) -> Option<Finding> {
         false => (limits.files, "ulimit -n"),
     };
     if let Some(most) = soft.filter(|most| *most < of_trainer) {
-        let what = format!("a trainer opens about {of_trainer} files, and may open {most}");
+        let what = format!("a trainer opens at least {of_trainer} files, and may open {most}");
         return Some(Finding::new(Id::FilesLow, name, what, remedy));
     }
     let most = limits.files_hard.filter(|most| *most < of_coordinator)?;
     let what = format!(
-        "a coordinator of {} opens {of_coordinator} files, and may open {most}",
+        "a coordinator of {} opens at least {of_coordinator} files, and may open {most}",
         counted(ranks, "rank")
     );
     Some(Finding::new(Id::FilesLow, "ulimit -Hn", what, remedy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_short_only_where_swap_does_not_help_and_never_where_nobody_tells() {
+        let found = |memory: Memory, bytes: u64| {
+            let need = MemoryNeed {
+                bytes,
+                account: "by a test".to_owned(),
+            };
+            too_little(&memory, &need).map(|finding| (finding.id, finding.place))
+        };
+        let machine = Memory {
+            total: 100,
+            available: 80,
+            ..Memory::default()
+        };
+        assert_eq!(found(machine, 80), None);
+        assert_eq!(found(machine, 90), Some((Id::MemoryTight, "memory".to_owned())));
+        assert_eq!(found(machine, 101), Some((Id::MemoryShort, "memory".to_owned())));
+        let with_swap = Memory { swap: 10, ..machine };
+        assert_eq!(found(with_swap, 101), Some((Id::MemoryTight, "memory".to_owned())));
+        let container = Memory {
+            limit: Some(50),
+            limit_used: 20,
+            ..machine
+        };
+        assert_eq!(found(container, 30), None);
+        assert_eq!(
+            found(container, 40),
+            Some((Id::MemoryTight, "control group".to_owned()))
+        );
+        assert_eq!(
+            found(container, 51),
+            Some((Id::MemoryShort, "control group".to_owned()))
+        );
+        assert_eq!(found(Memory::default(), u64::MAX), None, "no /proc/meminfo");
+    }
 }

@@ -10,7 +10,7 @@ mod programs;
 
 use crate::catalogue::Id;
 use crate::facts::Facts;
-use crate::finding::Finding;
+use crate::finding::{Finding, Severity};
 use crate::wanted::Wanted;
 
 pub use disks::{CHECKPOINTS, RUN};
@@ -39,6 +39,23 @@ pub fn short(facts: &Facts, wanted: &Wanted) -> Vec<Finding> {
     let findings = all(facts, Some(wanted), &Expected::default()).into_iter();
     let is_lasting = |finding: &Finding| matches!(finding.id, Id::NoAvx2 | Id::NoBf16 | Id::LibtorchFolder);
     findings.filter(|finding| !is_lasting(finding)).collect()
+}
+
+/// Whether the launcher refuses a run for it. Whether a GPU can be used the trainer finds out by using it, at once and in its own
+/// words: what files say of it is told, and refuses nothing.
+pub fn refuses(finding: &Finding) -> bool {
+    let is_of_a_gpu = matches!(
+        finding.id,
+        Id::GpuNone
+            | Id::GpusFew
+            | Id::DriverMissing
+            | Id::DriverOld
+            | Id::DriverMixed
+            | Id::CudaLibrariesMissing
+            | Id::NcclMissing
+            | Id::NcclOld
+    );
+    finding.id.severity() == Severity::Error && !is_of_a_gpu
 }
 
 /// Bytes in words.

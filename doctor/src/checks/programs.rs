@@ -16,6 +16,7 @@ pub(super) fn programs(facts: &Facts, wanted: Option<&Wanted>) -> Vec<Finding> {
         facts
             .trainer
             .as_ref()
+            .filter(|_| !over_mpi)
             .map(|program| (program, "LOCKSTEP_TRAINER", "lockstep-trainer")),
         facts
             .mpi_trainer
@@ -63,7 +64,10 @@ fn trainer(program: &Program, variable: &str, package: &str, build: &str) -> Vec
         );
         return vec![Finding::new(Id::TrainerMissing, place, what, remedy)];
     }
-    let missing = program.linked.iter().flat_map(|linked| &linked.needed_by);
+    // Where it starts nevertheless, the linker has found them elsewhere.
+    let starts = matches!(program.version, Some(Ok(_)));
+    let linked = program.linked.iter().filter(|_| !starts);
+    let missing = linked.flat_map(|linked| &linked.needed_by);
     let missing: Vec<Finding> = missing
         .map(|(library, by)| {
             let what = format!("{library}, which {} needs, is in none of the folders where the linker looks", by.display());

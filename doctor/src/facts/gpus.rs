@@ -7,6 +7,9 @@ use serde::Serialize;
 use crate::facts::libraries::{Search, found_version};
 use crate::facts::{Places, names_in, text_of};
 
+/// NVIDIA's own helper, which belongs to root and is started by libcuda.
+const HELPER: &str = "/usr/bin/nvidia-modprobe";
+
 /// GPUs and what is needed to use them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Gpus {
@@ -14,8 +17,10 @@ pub struct Gpus {
     pub devices: u32,
     /// Their files in `/dev`.
     pub nodes: u32,
-    /// Those that `CUDA_VISIBLE_DEVICES` leaves.
+    /// Those that this machine, or container, may use, and `CUDA_VISIBLE_DEVICES` leaves.
     pub visible: u32,
+    /// Whether the driver's helper is there, which loads the module and makes the files when CUDA first asks for them.
+    pub made_when_asked: bool,
     /// The version of the kernel module.
     pub driver: Option<String>,
     /// Where that was read.
@@ -41,12 +46,7 @@ impl Gpus {
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Gpus {
         let driver_file = places.proc.join("driver/nvidia/version");
-        let devices = count(names_in(&places.proc.join("driver/nvidia/gpus")).len());
-        let is_node = |name: &String| {
-            let number = name.strip_prefix("nvidia");
-            number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
-        };
-        let nodes = count(names_in(&places.dev).iter().filter(|name| is_node(name)).count());
+        let (devices, nodes) = counts(places);
         let near: Vec<PathBuf> = folders
             .iter()
             .flat_map(|folder| [folder.clone(), folder.join("../../nvidia/nccl/lib")])
@@ -56,8 +56,6 @@ impl Gpus {
             let version = found_version(&path);
             (path, version)
         };
-        let asked = environment("CUDA_VISIBLE_DEVICES");
-        let named = asked.map(|list| count(list.split(',').filter(|name| !name.trim().is_empty()).count()));
         let wrong = lockstep_config::GPU_ENVIRONMENT.iter().filter_map(|(name, value)| {
             let (is, must) = (environment(name), value.map(str::to_owned));
             (is != must).then(|| ((*name).to_owned(), is, must))
@@ -65,7 +63,8 @@ impl Gpus {
         Gpus {
             devices,
             nodes,
-            visible: named.map_or(devices, |named| named.min(devices)),
+            visible: usable(places, environment),
+            made_when_asked: Path::new(HELPER).is_file(),
             driver: text_of(&driver_file).and_then(|text| driver_version(&text)),
             driver_file,
             libcuda: find("libcuda.so.1").map(with_version),
@@ -76,10 +75,42 @@ impl Gpus {
         }
     }
 
-    /// Whether this machine has anything of a GPU.
+    /// Whether this machine lets its processes have GPUs: a container beside some sees the driver, and no files.
     pub fn are_there(&self) -> bool {
-        self.devices > 0 || self.nodes > 0 || self.driver.is_some()
+        self.nodes > 0
     }
+}
+
+/// GPUs that the driver has, and their files.
+fn counts(places: &Places) -> (u32, u32) {
+    let is_node = |name: &String| {
+        let number = name.strip_prefix("nvidia");
+        number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    let nodes = names_in(&places.dev).iter().filter(|name| is_node(name)).count();
+    (
+        count(names_in(&places.proc.join("driver/nvidia/gpus")).len()),
+        count(nodes),
+    )
+}
+
+/// GPUs that processes here may use: of a container that has files of some only these.
+pub fn usable(places: &Places, environment: &dyn Fn(&str) -> Option<String>) -> u32 {
+    let there = match counts(places) {
+        (devices, 0) => devices,
+        (devices, nodes) => devices.min(nodes),
+    };
+    visible(there, environment("CUDA_VISIBLE_DEVICES").as_deref())
+}
+
+/// How many of `there` GPUs a list of visible ones leaves. CUDA reads it up to the first word that names none.
+fn visible(there: u32, list: Option<&str>) -> u32 {
+    let is_one = |word: &&str| match word.trim().parse::<i64>() {
+        Ok(number) => (0..i64::from(there)).contains(&number),
+        Err(_) => ["GPU-", "MIG-"].iter().any(|start| word.trim().starts_with(start)),
+    };
+    let named = list.map(|list| count(list.split(',').take_while(is_one).count()));
+    named.map_or(there, |named| named.min(there))
 }
 
 fn count(number: usize) -> u32 {
@@ -123,6 +154,46 @@ fn installations(folders: &[PathBuf]) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_of_visible_gpus_leaves_as_many_as_it_names() {
+        for (there, list, left) in [
+            (8, None, 8),
+            (8, Some("0,3"), 2),
+            (8, Some(""), 0),
+            (8, Some("-1"), 0),
+            (8, Some("NoDevFiles"), 0),
+            (8, Some("0,-1,2"), 1),
+            (8, Some("GPU-5f0e, GPU-7a11"), 2),
+            (1, Some("0,1"), 1),
+            (0, None, 0),
+        ] {
+            assert_eq!(visible(there, list), left, "{list:?} of {there}");
+        }
+    }
+
+    #[test]
+    fn a_container_that_has_files_of_some_gpus_may_use_these() {
+        let root = tempfile::tempdir().unwrap();
+        let places = Places {
+            proc: root.path().join("proc"),
+            dev: root.path().join("dev"),
+            ..Places::default()
+        };
+        for number in 0..4 {
+            std::fs::create_dir_all(places.proc.join(format!("driver/nvidia/gpus/0000:0{number}:00.0"))).unwrap();
+        }
+        assert_eq!(
+            usable(&places, &|_| None),
+            4,
+            "files may be made when they are asked for"
+        );
+        std::fs::create_dir(&places.dev).unwrap();
+        for name in ["nvidia3", "nvidiactl", "nvidia-uvm"] {
+            std::fs::write(places.dev.join(name), "").unwrap();
+        }
+        assert_eq!(usable(&places, &|_| None), 1);
+    }
 
     #[test]
     fn the_driver_s_version_is_found_in_both_forms_of_its_file() {

@@ -21,27 +21,58 @@ pub(crate) fn cpu_quota(places: &Places) -> Option<f64> {
         .min_by(f64::total_cmp)
 }
 
-/// Bytes that may be used, and those of them that are and cannot be reclaimed: of the tightest group.
-pub(crate) fn memory(places: &Places) -> Option<(u64, u64)> {
-    let of = |folder: &Path| -> Option<(u64, u64)> {
-        let second = folder.join("memory.max").exists();
-        let [limit, usage, inactive] = match second {
-            true => ["memory.max", "memory.current", "inactive_file"],
-            false => ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"],
-        };
-        let limit = number_in(&folder.join(limit))? as u64;
+/// What a group lets its processes have of memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryLimit {
+    /// At most.
+    pub(crate) limit: u64,
+    /// What of it is used and cannot be given back.
+    pub(crate) used: u64,
+    /// Swap beside it; none: as much as there is.
+    pub(crate) swap: Option<u64>,
+}
+
+/// Files of the memory controller: the limit, what is used, the limit of swap; the beginning of the names in `memory.stat`
+/// that count what is below, too.
+type MemoryFiles = ([&'static str; 3], &'static str);
+const VERSION_2: MemoryFiles = (["memory.max", "memory.current", "memory.swap.max"], "");
+const VERSION_1: MemoryFiles = (
+    [
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "memory.memsw.limit_in_bytes",
+    ],
+    "total_",
+);
+/// What the kernel takes back when memory is wanted.
+const RECLAIMABLE: [&str; 3] = ["inactive_file", "active_file", "slab_reclaimable"];
+
+/// The tightest of the groups that have a limit.
+pub(crate) fn memory(places: &Places) -> Option<MemoryLimit> {
+    let of = |folder: &Path| -> Option<MemoryLimit> {
+        let is_second = folder.join("memory.max").exists();
+        let ([limit, usage, swap], beginning) = if is_second { VERSION_2 } else { VERSION_1 };
+        let number = |name: &str| number_in(&folder.join(name)).map(|number| number as u64);
+        let limit = number(limit)?;
         let stat = text_of(&folder.join("memory.stat")).unwrap_or_default();
-        let reclaimable = stat
+        let is_reclaimable = |name: &str| RECLAIMABLE.contains(&name.strip_prefix(beginning).unwrap_or_default());
+        let reclaimable: u64 = stat
             .lines()
-            .find_map(|line| line.strip_prefix(inactive)?.trim().parse::<u64>().ok());
-        let used = number_in(&folder.join(usage)).unwrap_or(0.0) as u64;
-        Some((limit, used.saturating_sub(reclaimable.unwrap_or(0))))
+            .filter_map(|line| line.split_once(' ').filter(|(name, _)| is_reclaimable(name)))
+            .filter_map(|(_, bytes)| bytes.trim().parse::<u64>().ok())
+            .sum();
+        Some(MemoryLimit {
+            limit,
+            used: number(usage).unwrap_or(0).saturating_sub(reclaimable),
+            // Version 1 counts memory and swap together.
+            swap: number(swap).map(|swap| if is_second { swap } else { swap.saturating_sub(limit) }),
+        })
     };
     let groups = folders(places, "memory").into_iter().filter_map(|folder| of(&folder));
     // Without a limit version 1 says the largest number of pages.
     groups
-        .filter(|(limit, _)| *limit < 1 << 62)
-        .min_by_key(|(limit, used)| limit.saturating_sub(*used))
+        .filter(|group| group.limit < 1 << 62)
+        .min_by_key(|group| group.limit.saturating_sub(group.used))
 }
 
 /// Processes and threads that may be, and those that are.
@@ -123,7 +154,11 @@ mod tests {
                 ("job/cpu.max", "150000 100000\n"),
                 ("job/memory.max", "1000\n"),
                 ("job/memory.current", "700\n"),
-                ("job/memory.stat", "anon 500\ninactive_file 200\n"),
+                ("job/memory.swap.max", "30\n"),
+                (
+                    "job/memory.stat",
+                    "anon 400\ninactive_file 200\nactive_file 90\nslab_reclaimable 10\n",
+                ),
                 ("job/step/cpu.max", "max 100000\n"),
                 ("job/step/memory.max", "max\n"),
                 ("job/step/pids.max", "50\n"),
@@ -131,7 +166,12 @@ mod tests {
             ],
         );
         assert_eq!(cpu_quota(&places), Some(1.5));
-        assert_eq!(memory(&places), Some((1000, 500)));
+        let tightest = MemoryLimit {
+            limit: 1000,
+            used: 400,
+            swap: Some(30),
+        };
+        assert_eq!(memory(&places), Some(tightest));
         assert_eq!(pids(&places), Some((50, 7)));
     }
 
@@ -143,17 +183,29 @@ mod tests {
                 ("memory/memory.limit_in_bytes", "9223372036854771712\n"),
                 ("memory/box/memory.limit_in_bytes", "4096\n"),
                 ("memory/box/memory.usage_in_bytes", "96\n"),
+                ("memory/box/memory.stat", "inactive_file 90\ntotal_inactive_file 6\n"),
                 ("cpu,cpuacct/box/cpu.cfs_quota_us", "-1\n"),
                 ("cpu,cpuacct/box/cpu.cfs_period_us", "100000\n"),
                 ("pids/pids.max", "20\n"),
             ],
         );
         assert_eq!(cpu_quota(&places), None);
-        assert_eq!(memory(&places), Some((4096, 96)));
+        let tightest = MemoryLimit {
+            limit: 4096,
+            used: 90,
+            swap: None,
+        };
+        assert_eq!(memory(&places), Some(tightest));
         assert_eq!(
             pids(&places),
             Some((20, 0)),
             "a path that is not there is the mounted root"
         );
+    }
+
+    #[test]
+    fn where_nothing_is_mounted_nothing_is_limited() {
+        let (_root, places) = machine("0::/job\n", &[]);
+        assert_eq!((cpu_quota(&places), memory(&places), pids(&places)), (None, None, None));
     }
 }

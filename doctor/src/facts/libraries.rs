@@ -128,11 +128,9 @@ impl Linked {
             .libraries
             .keys()
             .find(|name| name.starts_with("libmpi") && name.contains(".so"))?;
-        Some(match name.as_str() {
-            "libmpi.so.12" => Mpi::Mpich,
-            name if name.starts_with("libmpich") => Mpi::Mpich,
-            _ => Mpi::OpenMpi,
-        })
+        // 12 is the number that MPICH and its kin have agreed on.
+        let is_mpich = name.starts_with("libmpich") || name.ends_with(".so.12");
+        Some(if is_mpich { Mpi::Mpich } else { Mpi::OpenMpi })
     }
 }
 
@@ -287,6 +285,7 @@ mod tests {
         assert_eq!(with("libmpi.so.40"), Some(Mpi::OpenMpi));
         assert_eq!(with("libmpich.so.12"), Some(Mpi::Mpich));
         assert_eq!(with("libmpi.so.12"), Some(Mpi::Mpich));
+        assert_eq!(with("libmpi_cray.so.12"), Some(Mpi::Mpich));
         assert_eq!(with("libm.so.6"), None);
     }
 }

@@ -40,6 +40,8 @@ impl Bind {
             let fault = match error.kind() {
                 ErrorKind::AddrInUse => BindFault::Taken,
                 ErrorKind::AddrNotAvailable => BindFault::Absent,
+                // A machine without IPv6 has none of its addresses.
+                _ if error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => BindFault::Absent,
                 ErrorKind::PermissionDenied => BindFault::Forbidden,
                 _ => BindFault::Other,
             };

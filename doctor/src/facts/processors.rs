@@ -70,21 +70,44 @@ fn of_text(text: &str) -> Processors {
             .find(|line| line.split(':').next().is_some_and(|name| name.trim() == key));
         line.and_then(|line| Some(line.split_once(':')?.1.trim().to_owned()))
     };
-    let flags = value("flags").unwrap_or_default();
-    let has = |names: &[&str]| {
-        names
-            .iter()
-            .all(|name| flags.split_whitespace().any(|flag| flag == *name))
+    let [avx2, avx512, bf16] = match value("flags") {
+        Some(flags) => {
+            let has = |name: &&str| flags.split_whitespace().any(|flag| flag == *name);
+            let avx512 = ["avx512f", "avx512bw", "avx512dq", "avx512vl"];
+            [
+                ["avx2", "fma"].iter().all(has),
+                avx512.iter().all(has),
+                ["avx512_bf16", "amx_bf16"].iter().any(has),
+            ]
+        }
+        // Not every kernel, and not every sandbox, tells them.
+        None => asked(),
     };
     let online = text.lines().filter(|line| line.starts_with("processor")).count();
     Processors {
         model: value("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
         online: u32::try_from(online).unwrap_or(u32::MAX),
-        avx2: has(&["avx2", "fma"]),
-        avx512: has(&["avx512f", "avx512bw", "avx512dq", "avx512vl"]),
-        bf16: has(&["avx512_bf16"]) || has(&["amx_bf16"]),
+        avx2,
+        avx512,
+        bf16,
         ..Processors::default()
     }
+}
+
+/// The processor's own words: AVX2 with FMA, AVX-512, products in bf16.
+#[cfg(target_arch = "x86_64")]
+fn asked() -> [bool; 3] {
+    use std::is_x86_feature_detected as has;
+    [
+        has!("avx2") && has!("fma"),
+        has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl"),
+        has!("avx512bf16"),
+    ]
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn asked() -> [bool; 3] {
+    [false; 3]
 }
 
 #[cfg(test)]
@@ -99,5 +122,17 @@ mod tests {
         assert_eq!(old.model, "Some CPU @ 2GHz");
         let new = of_text(&one("avx2 fma avx512f avx512bw avx512dq avx512vl avx512_bf16"));
         assert!(new.avx2 && new.avx512 && new.bf16);
+        assert!(of_text(&one("avx2 fma amx_bf16")).bf16);
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn where_the_kernel_tells_nothing_the_processor_does() {
+        let untold = of_text("");
+        assert_eq!(
+            untold.avx2,
+            std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma")
+        );
+        assert_eq!(untold.online, 0);
     }
 }

@@ -38,11 +38,16 @@ impl Program {
 
     /// And asks it for its version, if there is anything to ask.
     pub fn asked(mut self) -> Program {
-        let lacks = self.linked.as_ref().is_some_and(|linked| !linked.needed_by.is_empty());
-        if self.is_there && !lacks {
+        if self.is_there {
             self.version = Some(answer(Command::new(&self.path).arg("--version"), PATIENCE));
         }
         self
+    }
+
+    /// Asks it only if libraries seem to be missing: the linker knows more folders than are looked at here.
+    pub fn asked_in_doubt(self) -> Program {
+        let lacks = self.linked.as_ref().is_some_and(|linked| !linked.needed_by.is_empty());
+        if lacks { self.asked() } else { self }
     }
 
     /// Which MPI's `mpirun` it is, by its own words.

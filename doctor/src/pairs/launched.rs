@@ -22,13 +22,18 @@ pub fn place(environment: &dyn Fn(&str) -> Option<String>) -> Option<(u32, u32)>
 const LOCAL_WORDS: [(&str, &str); 4] = [
     ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    ("SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+    ("SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
     ("LOCAL_RANK", "LOCAL_WORLD_SIZE"),
 ];
 
-/// The number among the ranks of this host, and how many these are, where that is said.
+/// The number among the ranks of this host, and how many these are, where that is said. Slurm says `2(x3)` or `2,1` of several
+/// hosts: then the first number stands for all.
 pub fn place_on_host(environment: &dyn Fn(&str) -> Option<String>) -> Option<(u32, Option<u32>)> {
-    let number = |name: &str| environment(name)?.trim().parse::<u32>().ok();
+    let number = |name: &str| {
+        let said = environment(name)?;
+        let first = said.trim().split(|letter: char| !letter.is_ascii_digit()).next();
+        first?.parse::<u32>().ok()
+    };
     LOCAL_WORDS
         .iter()
         .find_map(|(rank, size)| Some((number(rank)?, number(size))))
@@ -58,5 +63,20 @@ mod tests {
         assert_eq!(of(&[("RANK", "1"), ("WORLD_SIZE", "2")]), Some((1, 2)));
         assert_eq!(of(&[("RANK", "2"), ("WORLD_SIZE", "2")]), None);
         assert_eq!(of(&[("PMI_RANK", "0")]), None);
+    }
+
+    #[test]
+    fn slurm_counts_tasks_node_by_node() {
+        let of = |tasks: &str| {
+            place_on_host(&|name| match name {
+                "SLURM_LOCALID" => Some("1".to_owned()),
+                "SLURM_STEP_TASKS_PER_NODE" => Some(tasks.to_owned()),
+                _ => None,
+            })
+        };
+        assert_eq!(of("4"), Some((1, Some(4))));
+        assert_eq!(of("2(x3)"), Some((1, Some(2))));
+        assert_eq!(of("2,1"), Some((1, Some(2))));
+        assert_eq!(of(""), Some((1, None)));
     }
 }

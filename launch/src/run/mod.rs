@@ -150,7 +150,7 @@ fn launch(
     let checked = check(config, asked.ranks)?;
     let programs = programs(&checked)?;
     serve::check_bind(&checked.config)?;
-    let doubts = doctor::before_run(&checked)?;
+    let doubts = doctor::before_run(&checked, programs.1.as_ref())?;
     let planner = Planner::new(&checked.config, checked.training_samples).map_err(Ending::bad_input)?;
     let folder = RunFolder::claim(Path::new(RUNS), &checked.config.run.name, asked.resume)?;
     let (serving, messages) = match Serving::start(&checked, folder.path(), asked.resume) {

@@ -80,15 +80,29 @@ fn a_caller_finds_what_is_wrong_with_the_coordinator_s_certificate() {
     let ward = Ward::new();
     make(&ward, "other", "localhost", -1, 300);
     for (folder, name, from, until, id, part) in [
-        ("old", "localhost", -30, -1, "certificate-expired", "renew"),
-        ("early", "localhost", 2, 30, "certificate-not-yet-valid", "clock"),
+        (
+            "old",
+            "localhost",
+            -30,
+            -1,
+            "certificate-expired",
+            "certificate expired",
+        ),
+        (
+            "early",
+            "localhost",
+            2,
+            30,
+            "certificate-not-yet-valid",
+            "certificate not valid yet",
+        ),
         (
             "elsewhere",
             "trainer-0.example.org",
             -1,
             300,
             "certificate-name",
-            "trainer-0.example.org",
+            "certificate not valid for name",
         ),
     ] {
         make(&ward, folder, name, from, until);
@@ -119,6 +133,7 @@ fn https_to_a_coordinator_without_tls_and_without_a_certificate_to_show() {
     let (_run, url) = coordinator(&ward, &format!("{} --set security.client_ca=keys/ca.pem", sets("keys")));
     let report = call(&ward, &url, "localhost", "keys");
     assert!(report.ids().contains(&"coordinator-refuses"), "{report:?}");
+    assert!(report.json.to_string().contains("CertificateRequired"), "{report:?}");
     let path = |name: &str| ward.path(&format!("keys/{name}")).to_str().unwrap().to_owned();
     let (ca, cert, key) = (path("ca.pem"), path("viewer.pem"), path("viewer.key"));
     let known = [

@@ -106,7 +106,7 @@ fn less_memory_than_the_run_s_account() {
     std::fs::write(ward.path("meminfo"), "MemTotal: 262144 kB\nMemAvailable: 200000 kB\n").unwrap();
     let script = "mount --bind meminfo /proc/meminfo";
     if let Some(report) = ward.examine_inside(script, &format!("run.toml -n 1 {LARGE}")) {
-        report.found("memory-short", &["256.0 MiB", "lockstep inspect"]);
+        report.found("memory-short", &["256.0 MiB", "lockstep plan"]);
     }
     std::fs::write(ward.path("meminfo"), "MemTotal: 16777216 kB\nMemAvailable: 100 kB\n").unwrap();
     if let Some(report) = ward.examine_inside(script, "run.toml -n 1") {
@@ -146,20 +146,25 @@ fn a_tiny_dev_shm_and_none() {
 #[test]
 fn few_open_files() {
     let ward = Ward::new();
-    if !may(&["prlimit", "--nofile=40:40", "true"]) {
+    if !may(&["prlimit", "--nofile=24:24", "true"]) {
         return;
     }
-    let report = ward.examine_under(&["prlimit", "--nofile=40:40"], "run.toml -n 1");
-    report.found("nofile-low", &["ulimit -n", "40"]);
+    let report = ward.examine_under(&["prlimit", "--nofile=24:24"], "run.toml -n 1");
+    report.found("nofile-low", &["ulimit -Hn", "24"]);
+    let report = ward.examine_under(
+        &["prlimit", "--nofile=1024:1024"],
+        "run.toml -n 600 --set run.lanes=600",
+    );
+    assert!(report.json.to_string().contains("\"nofile-low\""), "{report:?}");
 }
 
 #[test]
 fn few_processes_of_a_user_and_of_a_group() {
     let ward = Ward::new();
-    if let Some(group) = Group::new("pids", &[("pids.max", "14")]) {
+    if let Some(group) = Group::new("pids", &[("pids.max", "10")]) {
         let starter = group.entering();
         let report = ward.examine_under(&starter.each_ref().map(String::as_str), "run.toml -n 1");
-        report.found("pids-low", &["control group", "14"]);
+        report.found("pids-low", &["control group", "10 in all"]);
     }
     // The kernel does not count root's.
     let open = |name: &str, mode| {
@@ -172,9 +177,9 @@ fn few_processes_of_a_user_and_of_a_group() {
     if !may(&[&starter[..], &["test", "-x", binary]].concat()) {
         return;
     }
-    let starter = [&starter[..], &["prlimit", "--nproc=12:12"]].concat();
+    let starter = [&starter[..], &["prlimit", "--nproc=10:10"]].concat();
     let report = ward.examine_under(&starter, "run.toml -n 1");
-    report.found("nproc-low", &["ulimit -u", "12 in all"]);
+    report.found("nproc-low", &["ulimit -u", "10 in all"]);
 }
 
 #[test]

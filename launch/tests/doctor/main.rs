@@ -8,6 +8,7 @@ mod disks;
 mod gpus;
 mod machine;
 mod network;
+mod page;
 mod pairs;
 mod programs;
 mod short;
@@ -38,6 +39,40 @@ fn a_healthy_set_up_has_no_finding() {
             .count(),
         0
     );
+}
+
+/// What containers, jobs and small machines lack without being the worse for it.
+#[test]
+fn healthy_set_ups_in_bare_surroundings_have_no_finding() {
+    let ward = Ward::new();
+    let healthy = |report: ward::Report, what: &str| assert_eq!(report.ids(), [""; 0], "{what}: {report:?}");
+    std::fs::write(ward.path("cpuinfo"), "processor\t: 0\nBogoMIPS\t: 100\n").unwrap();
+    let folder = ward.path("");
+    let read_only = format!(
+        "mount --bind {0} {0}; mount -o remount,bind,ro /; cd {0}",
+        folder.display()
+    );
+    for script in [
+        "mount -t tmpfs none /sys",
+        "mount -t tmpfs none /sys/fs/cgroup",
+        "mount --bind cpuinfo /proc/cpuinfo",
+        read_only.as_str(),
+    ] {
+        if let Some(report) = ward.examine_inside(script, "run.toml -n 1 --strict") {
+            healthy(report, script);
+        }
+    }
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let no_network = ["unshare", "--net"];
+    let one_core = ["taskset", "-c", "0"];
+    let binary = env!("CARGO_BIN_EXE_lockstep");
+    for starter in [&nobody[..], &no_network, &one_core] {
+        if ward::may(&[starter, &["test", "-x", binary]].concat()) {
+            healthy(ward.examine_under(starter, "run.toml -n 1 --strict"), starter[0]);
+        }
+    }
 }
 
 #[test]

@@ -55,6 +55,23 @@ fn a_library_that_is_not_where_the_linker_looks() {
 }
 
 #[test]
+fn a_library_that_only_the_linker_finds_is_not_missing() {
+    let ward = Ward::new();
+    let empty = "int gone(void) { return 0; }\n";
+    if ward.compiled("libgone.so", empty, "-shared -fPIC").is_none() {
+        return;
+    }
+    ward.compiled("trainer", &source(), "-L. -lgone -Wl,--no-as-needed");
+    // A folder of the linker's own, for processors that know more instructions.
+    let inner = ward.path("lib/glibc-hwcaps/x86-64-v2");
+    fs::create_dir_all(&inner).unwrap();
+    fs::rename(ward.path("libgone.so"), inner.join("libgone.so")).unwrap();
+    let folder = ward.path("lib");
+    let report = ward.examine_with("run.toml -n 1", &[("LD_LIBRARY_PATH", folder.to_str().unwrap())]);
+    assert!(!report.ids().contains(&"library-missing"), "{report:?}");
+}
+
+#[test]
 fn another_libtorch_and_a_folder_without_one() {
     let ward = Ward::new();
     fs::create_dir_all(ward.path("site/torch/lib")).unwrap();

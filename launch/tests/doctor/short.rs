@@ -38,17 +38,17 @@ fn a_healthy_set_up_hears_nothing() {
 #[test]
 fn an_error_refuses_in_one_sentence_and_nothing_is_written() {
     let ward = Ward::new();
-    if !may(&["prlimit", "--nofile=40:40", "true"]) {
+    if !may(&["prlimit", "--nofile=24:24", "true"]) {
         return;
     }
     let before = ward.stage.listing();
     let output = ward
-        .under(&["prlimit", "--nofile=40:40"], "run run.toml -n 1")
+        .under(&["prlimit", "--nofile=24:24"], "run run.toml -n 1")
         .output()
         .unwrap();
     let text = said(&output);
     assert_eq!(output.status.code(), Some(2), "{text}");
-    for part in ["nofile-low", "may open 40", "ulimit -n"] {
+    for part in ["nofile-low", "may open 24", "ulimit -n"] {
         assert!(text.contains(part), "{part:?} is missing in: {text}");
     }
     assert_eq!(text.trim().lines().count(), 1, "{text}");
@@ -68,6 +68,45 @@ fn a_full_disk_refuses() {
     };
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(said(&output).contains("disk-full"), "{}", said(&output));
+}
+
+#[test]
+fn what_files_say_of_a_gpu_refuses_nothing() {
+    if std::path::Path::new("/proc/driver/nvidia").exists() {
+        println!("not checked: this machine has a GPU");
+        return;
+    }
+    let ward = Ward::new();
+    let text = said(&ends(&ward, "--set run.device=cuda", &[]));
+    assert!(text.contains("run first: 6 steps"), "the run has started: {text}");
+    assert!(
+        text.contains("warning: ") && text.contains("(driver-missing)"),
+        "{text}"
+    );
+}
+
+#[test]
+fn of_ranks_on_other_hosts_this_one_tells_nothing() {
+    let ward = Ward::new();
+    let mpirun = "#!/bin/sh\n[ \"$1\" = --version ] && echo 'mpirun (Open MPI) 4.1.4'\n";
+    let mpirun = ward.program("mpirun", mpirun);
+    // An address for documentation only, which nobody has.
+    fs::write(ward.path("hosts"), "203.0.113.7\n").unwrap();
+    let words = "mpirun run.toml -n 2 --set run.intra_op_threads=2 --set coordinator.bind=0.0.0.0:0 --set security.insecure_bind=true";
+    let begin = |more: &str| {
+        let mut command = ward.command(&format!("{words} {more}"));
+        command.env("LOCKSTEP_MPIRUN", &mpirun).env("OMP_THREAD_LIMIT", "1");
+        let text = said(&command.output().unwrap());
+        assert!(text.contains("run first: 6 steps"), "the run has started: {text}");
+        let _ = fs::remove_dir_all(ward.path("runs"));
+        text
+    };
+    assert!(begin("").contains("(threads-contradict)"));
+    let far = begin("--hostfile hosts");
+    assert!(
+        !far.contains("(threads-contradict)") && !far.contains("(cores-few)"),
+        "{far}"
+    );
 }
 
 #[test]
