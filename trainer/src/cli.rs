@@ -37,14 +37,14 @@ struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    together: Option<TogetherArguments>,
+    together: TogetherArguments,
 }
 
 /// A trainer that is started with a config.
 #[derive(Args)]
 struct TogetherArguments {
     /// The config of the run, a TOML file.
-    config: PathBuf,
+    config: Option<PathBuf>,
     /// Overrides keys of the config: KEY=VALUE.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
@@ -239,12 +239,13 @@ fn is_bad_input(error: &TrainerError) -> bool {
 }
 
 fn run(arguments: Arguments, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerError> {
-    match (arguments.command, arguments.together) {
+    let (command, arguments) = (arguments.command, arguments.together);
+    match (command, arguments.config) {
         (Some(command), _) => carry_out(command, mpi),
-        (None, Some(arguments)) => {
+        (None, Some(config)) => {
             let (member, train) = options_of(String::new(), arguments.member)?;
             let options = TogetherOptions {
-                config: arguments.config,
+                config,
                 sets: arguments.sets,
                 ranks: arguments.ranks,
                 coordinator: arguments.coordinator,
@@ -377,4 +378,22 @@ fn print_out(text: &str) -> Result<u8, TrainerError> {
     // A reader that went away (a closed pipe) is no failure of ours.
     let _ = writeln!(std::io::stdout(), "{}", text.trim_end_matches('\n'));
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_config_stands_where_a_command_would_and_never_beside_one() {
+        let parsed = |words: &str| Arguments::try_parse_from(words.split_whitespace());
+        let together = parsed("lockstep-trainer run.toml --set run.steps=3 --ranks 2").unwrap();
+        assert!(together.command.is_none());
+        assert_eq!(together.together.config, Some(PathBuf::from("run.toml")));
+        assert_eq!((together.together.sets.len(), together.together.ranks), (1, Some(2)));
+        let one = parsed("lockstep-trainer train --coordinator http://127.0.0.1:1").unwrap();
+        assert!(matches!(one.command, Some(Command::Train { .. })) && one.together.config.is_none());
+        assert!(parsed("lockstep-trainer run.toml train --coordinator http://127.0.0.1:1").is_err());
+        assert!(parsed("lockstep-trainer").is_err(), "nothing is no run");
+    }
 }
