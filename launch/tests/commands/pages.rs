@@ -91,7 +91,10 @@ pub(crate) fn blocks(page: &str, text: &str) -> Vec<Block> {
 }
 
 fn tried(line: &str) -> Tried {
-    let comment = line.trim().strip_prefix("<!--").and_then(|rest| rest.strip_suffix("-->"));
+    let comment = line
+        .trim()
+        .strip_prefix("<!--")
+        .and_then(|rest| rest.strip_suffix("-->"));
     let said = comment.unwrap_or_default().trim();
     if let Some(why) = said.strip_prefix("not run:") {
         return Tried::Not(why.trim().to_owned());
@@ -114,7 +117,9 @@ pub(crate) fn commands(text: &str) -> Vec<String> {
         let code = line.split(" #").next().unwrap_or_default();
         code.split_whitespace().collect::<Vec<_>>().join(" ")
     });
-    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
+    lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect()
 }
 
 #[test]
@@ -126,6 +131,9 @@ fn a_page_is_read_as_its_blocks() {
     assert_eq!(commands(&read[0].text), ["a b c"]);
     assert_eq!((read[1].language.as_str(), read[1].text.trim()), ("", "indented"));
     assert_eq!(read[2].tried, Tried::Not("dear".to_owned()));
-    assert_eq!(tried("<!-- run by launch/tests/mpi.rs -->"), Tried::By("launch/tests/mpi.rs".to_owned()));
+    assert_eq!(
+        tried("<!-- run by launch/tests/mpi.rs -->"),
+        Tried::By("launch/tests/mpi.rs".to_owned())
+    );
     assert_eq!(tried("<!-- run sometimes -->"), Tried::Unsaid);
 }
