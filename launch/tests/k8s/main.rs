@@ -162,7 +162,7 @@ fn what_does_not_fit_is_one_sentence_and_exit_code_2() {
     let stage = Stage::new();
     for (words, part) in [
         ("--overlay indexed-job -n 5 --tls", "run.lanes, which is 4"),
-        ("--overlay indexed-job -n 0 --tls", "-n"),
+        ("--overlay indexed-job -n 0 --tls", "--ranks"),
         ("--overlay indexed-job --tls --image lockstep", "latest"),
         ("--overlay indexed-job --tls --image lockstep:latest", "latest"),
         ("--overlay indexed-job --tls --namespace Team", "--namespace Team"),

@@ -5,7 +5,8 @@ use serde_json::Value;
 use super::{find, objects, trainer};
 use crate::stage::{Stage, real_trainer, said};
 
-const LARGE: &str = "--set model.layers=8 --set model.width=512 --set model.heads=8 --set data.sequence_length=256";
+const MIDDLE: &str = "--set model.layers=6 --set model.width=256 --set data.sequence_length=128 --set batch.micro_batch=8 \
+                      --set batch.schedule=32";
 
 /// MiB that a trainer of `ranks` may have, `/dev/shm` left out.
 fn asked(stage: &Stage, ranks: u32, sets: &str) -> u64 {
@@ -32,11 +33,10 @@ fn planned(stage: &Stage, sets: &str) -> Vec<u64> {
 fn a_pod_asks_for_more_than_is_predicted_and_for_less_than_three_times_as_much() {
     real_trainer();
     let stage = Stage::new();
+    // Each is a calibration of some seconds.
     for sets in [
-        String::new(),
-        format!("{LARGE} --set run.precision=bf16"),
-        format!("{LARGE} --set model.vocab=50304 --set fault.snapshot_every=0"),
-        format!("{LARGE} --set run.reduction=fast --set optimizer.method=adamw"),
+        format!("{MIDDLE} --set run.precision=bf16"),
+        format!("{MIDDLE} --set run.reduction=fast --set optimizer.method=adamw --set fault.snapshot_every=0"),
     ] {
         let predicted = planned(&stage, &sets);
         for ranks in [2, 4] {
@@ -45,7 +45,7 @@ fn a_pod_asks_for_more_than_is_predicted_and_for_less_than_three_times_as_much()
             let most = *predicted[ranks as usize - 2..ranks as usize].iter().max().unwrap();
             println!("{ranks} ranks, {sets}: asked {asked} MiB, predicted {most}");
             assert!(asked >= most, "{ranks} ranks, {sets}: {asked} MiB is less than {most}");
-            // Of the smallest, libtorch itself is nearly all.
+            // libtorch is counted here with room for its kernels, and there as it was measured.
             assert!(asked <= 3 * most + 640, "{ranks} ranks, {sets}: {asked} MiB for {most}");
         }
     }

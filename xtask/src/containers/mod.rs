@@ -18,6 +18,7 @@ use std::process::Command;
 
 use crate::failure::{Failure, on_path};
 use crate::process;
+use crate::setup::mpi;
 use crate::workspace::Workspace;
 use engine::Engine;
 
@@ -44,18 +45,18 @@ pub(crate) struct Options {
 
 /// Makes the image unless one is named, and runs the test.
 pub(crate) fn containers(workspace: &Workspace, options: &Options) -> Result<(), Failure> {
+    // The same members as the other chores, so that nothing is compiled a second time with other features.
+    let members = mpi::members();
     let mut build = workspace.cargo();
-    build.args(["build", "--release"]);
-    build.args(PROGRAMS.iter().flat_map(|program| ["--package", program]));
-    process::run("`cargo build`", &mut build)?;
+    process::run("`cargo build`", build.args(["build", "--release"]).args(&members))?;
     let engine = Engine::find()?;
     let image = match &options.image {
         Some(image) => image.clone(),
         None => make_image(workspace, &engine, options)?,
     };
     let mut test = workspace.cargo();
-    test.args(["test", "--release", "--package", "lockstep", "--test", "k8s", "--"]);
-    test.args(["--ignored", "--nocapture", "containers"]);
+    test.args(["test", "--release"]).args(&members);
+    test.args(["--test", "k8s", "--", "--ignored", "--nocapture", "containers"]);
     engine.let_in(&mut test);
     process::run("`cargo test`", test.env(VARIABLE, image))
 }
