@@ -32,6 +32,8 @@ impl Engine {
                 .weights
                 .without_recording(|| self.model.loss(&self.weights, view(&batch), &mut OpenGate))?;
             losses.add(place, &loss)?;
+            // A whole validation may take minutes, and others that are through with theirs wait for it: it does not stand still.
+            self.activity.moves();
             table[2 * *index as usize + 1] = batch.counted;
         }
         let sums = self.reader.read(losses.sums()?)?;
