@@ -15,8 +15,6 @@ fn mpirun(stage: &Stage, mpirun: &str, ranks: u32) -> Command {
     let mut command = Command::new(mpirun);
     if !is_mpich(mpirun) {
         command.args(["--oversubscribe", "--bind-to", "none", "--tag-output"]);
-        // Steps and files of this small run need less than mpirun gives its ranks after a SIGTERM, but not on any machine.
-        command.args(["--mca", "odls_base_sigkill_timeout", "30"]);
     }
     command
         .args(["-n", &ranks.to_string()])
@@ -44,6 +42,22 @@ fn lasting(stage: &Stage, mpirun: &str, name: &str) -> Running {
     reach(stage, &mut run, name, 12);
     run
 }
+
+/// One that lasts until its mpirun's signals have come. Open MPI tells its ranks of a SIGTERM so many seconds later, and kills
+/// them after as many again: long enough for steps and files on any machine.
+fn signalled(stage: &Stage, mpirun: &str, name: &str, signal: Signal) -> Running {
+    let mut command = plain(stage, mpirun, 2, name, "");
+    command
+        .env(SLOW.0, SLOW_FOR_SIGNALS)
+        .env("OMPI_MCA_odls_base_sigkill_timeout", "10");
+    let mut run = stage.start(&mut command);
+    reach(stage, &mut run, name, 5);
+    run.signal(signal);
+    run
+}
+
+/// Longer than Open MPI waits with its signals.
+const SLOW_FOR_SIGNALS: &str = "slow@1*500";
 
 /// Starts the same again, which goes on by itself, and compares all of it with a run that nothing disturbed.
 fn started_again(stage: &Stage, mpirun: &str, name: &str) {
@@ -171,8 +185,7 @@ fn a_signal_to_mpirun_stops_the_run_in_order_where_mpirun_waits_for_its_ranks() 
         };
         for signal in signals {
             let stage = Stage::new();
-            let mut run = lasting(&stage, mpirun, "stopped");
-            run.signal(*signal);
+            let mut run = signalled(&stage, mpirun, "stopped", *signal);
             let code = run.wait();
             let told = format!("{mpirun} {signal:?} ({code}): {}{}", run.out(), run.err());
             // The run's own word. mpirun's code is that of rank 0, but where it says that it was signalled itself.
