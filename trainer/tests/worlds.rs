@@ -378,7 +378,7 @@ fn a_long_validation_is_seen_to_move_with_every_micro_batch() {
     .unwrap();
     let communication = communicate(&new_id(&[9; 32], 1).unwrap(), 0, 1);
     let model = from_config(&config, 256);
-    let mut engine = Engine::new(&config, model, communication, vec![0..4], &Compute::Host).unwrap();
+    let mut engine = Engine::new(&config, model, communication, deal(4, 1), &Compute::Host).unwrap();
     let activity = Arc::new(Activity::default());
     engine.watch(Arc::clone(&activity));
     activity.begins(1, "validation");

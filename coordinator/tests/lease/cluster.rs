@@ -199,7 +199,7 @@ fn answer(state: &mut State, call: &str, token: &str, body: &str) -> (u16, Value
     };
     if method == "PUT" {
         let new: Value = serde_json::from_str(body).unwrap();
-        if new["metadata"]["resourceVersion"] != state.version.to_string() {
+        if new["metadata"]["resourceVersion"].as_str() != Some(&*state.version.to_string()) {
             return refused(409, "the object has been modified");
         }
         assert_eq!(

@@ -75,7 +75,7 @@ pub(crate) fn blocks(page: &str, text: &str) -> Vec<Block> {
             None => !line.is_empty() && !line.starts_with("    "),
         };
         let body = at + usize::from(fence.is_some());
-        let length = lines[body..].iter().position(|line| ends(line));
+        let length = lines[body..].iter().position(ends);
         let end = length.map_or(lines.len(), |length| body + length);
         let said = lines[..at].iter().rev().find(|line| !line.trim().is_empty());
         blocks.push(Block {

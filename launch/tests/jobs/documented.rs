@@ -36,7 +36,7 @@ fn with_what_is_there(block: Block) -> Option<Block> {
     };
     let lines: Vec<&str> = block.text.lines().filter(is_there).collect();
     let text = format!("{MORE}{}", lines.join("\n"));
-    (!lines.is_empty()).then(|| Block { text, ..block })
+    (!lines.is_empty()).then_some(Block { text, ..block })
 }
 
 /// All runs of a place have come to their end.

@@ -267,7 +267,7 @@ fn a_job_runs_to_its_end_stops_for_an_operator_and_is_never_queued_again_for_bad
     );
 
     let job = slurm.submit(&stage, &render(&stage, "many", "--array 0-1"), None);
-    let (state, _, _) = slurm.ended(job, || String::new());
+    let (state, _, _) = slurm.ended(job, String::new);
     assert_eq!(state, "COMPLETED");
     for index in [0, 1] {
         assert!(

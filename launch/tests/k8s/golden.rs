@@ -147,7 +147,7 @@ fn kustomize_makes_of_the_tree_what_render_prints() {
 
 /// The objects of a stream by kind and name; kustomize has an order of its own.
 fn sorted(stream: &[u8]) -> BTreeMap<String, Value> {
-    let objects = documents(&String::from_utf8(stream.to_vec()).unwrap());
+    let objects = documents(std::str::from_utf8(stream).unwrap());
     let key = |object: &Value| format!("{} {}", object["kind"], object["metadata"]["name"]);
     objects.into_iter().map(|object| (key(&object), object)).collect()
 }
