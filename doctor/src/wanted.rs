@@ -191,8 +191,8 @@ mod tests {
         assert_eq!(need(4) - need(2), 2 * parameters);
         let half = Wanted::of(&config(&[]), 1, Some(64)).memory.unwrap().bytes;
         assert!(half < need(1), "bf16 copies are smaller");
-        let config = config(&["run.precision=fp32"]);
-        let of_four = Wanted::of_some(&config, (1, 4), Some(64)).memory.unwrap().bytes;
+        let fp32 = config(&["run.precision=fp32"]);
+        let of_four = Wanted::of_some(&fp32, (1, 4), Some(64)).memory.unwrap().bytes;
         assert!(of_four < need(1), "others keep their part of the state");
         assert_eq!(of_four, need(4) / 4);
         assert_eq!(Wanted::of(&config(&[]), 1, None).memory, None);

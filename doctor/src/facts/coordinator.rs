@@ -181,7 +181,9 @@ fn talk(mut stream: impl Read + Write, host: &str) -> std::io::Result<Vec<u8>> {
     } else {
         host.to_owned()
     };
-    write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    // In one piece: who answers the first one and closes would break the others.
+    let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     stream.flush()?;
     let mut bytes = Vec::new();
     match stream.take(MOST_BYTES).read_to_end(&mut bytes) {

@@ -1,12 +1,13 @@
 //! Which rank of how many a process is, by the words of whoever started it.
 
-/// Variables of a rank and of how many there are: Open MPI, MPICH and its kin, Slurm, torchrun. The first pair that is there
-/// counts: under Slurm an mpirun is the nearer one.
+/// Variables of a rank and of how many there are: Open MPI, MPICH and its kin, torchrun, Slurm. The first pair that is there
+/// counts: under Slurm an mpirun is the nearer one. The script of a job of Slurm is no step of it, and no rank. A trainer reads
+/// them in its own way, which must agree: a test in `trainer/src/facts.rs` holds both against each other.
 const WORDS: [(&str, &str); 4] = [
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("PMI_RANK", "PMI_SIZE"),
-    ("SLURM_PROCID", "SLURM_NTASKS"),
     ("RANK", "WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 ];
 
 /// The rank and the number of ranks.
@@ -22,8 +23,8 @@ pub fn place(environment: &dyn Fn(&str) -> Option<String>) -> Option<(u32, u32)>
 const LOCAL_WORDS: [(&str, &str); 4] = [
     ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    ("SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
     ("LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 ];
 
 /// The number among the ranks of this host, and how many these are, where that is said. Slurm says `2(x3)` or `2,1` of several
@@ -54,7 +55,7 @@ mod tests {
         assert_eq!(
             of(&[
                 ("SLURM_PROCID", "0"),
-                ("SLURM_NTASKS", "1"),
+                ("SLURM_STEP_NUM_TASKS", "1"),
                 ("PMI_RANK", "3"),
                 ("PMI_SIZE", "4")
             ]),

@@ -159,6 +159,51 @@ fn a_coordinator_that_asks_who_calls() {
     assert_eq!(report.ids(), [""; 0], "{report:?}");
 }
 
+/// Has the page of a coordinator, and refuses every call with these words.
+fn refusing(status: &'static str, words: &'static str) -> String {
+    use tonic::codegen::http::{Method, Response};
+    use tonic::transport::server::TcpIncoming;
+
+    let answer = move |method: Method| async move {
+        let response = Response::builder();
+        match method {
+            Method::GET => response.body("<title>Lockstep</title>".to_owned()),
+            _ => response
+                .header("content-type", "application/grpc")
+                .header("grpc-status", status)
+                .header("grpc-message", words)
+                .body(String::new()),
+        }
+        .unwrap()
+    };
+    let (sender, address) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async move {
+            let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            sender.send(incoming.local_addr().unwrap()).unwrap();
+            let routes = tonic::service::Routes::default().into_axum_router().fallback(answer);
+            let server = tonic::transport::Server::builder().accept_http1(true);
+            server
+                .clone()
+                .add_routes(routes.into())
+                .serve_with_incoming(incoming)
+                .await
+        })
+    });
+    format!("http://{}", address.recv().unwrap())
+}
+
+#[test]
+fn a_coordinator_of_another_version() {
+    let ward = Ward::new();
+    let (precondition, unimplemented) = ("9", "12");
+    let url = refusing(precondition, "this message speaks protocol version 1");
+    ask(&ward, &url).found("coordinator-version", &["protocol version 1", "one version"]);
+    let url = refusing(unimplemented, "");
+    ask(&ward, &url).found("coordinator-version", &["it does not know the call"]);
+}
+
 #[test]
 fn a_coordinator_that_is_cut_off_does_not_hold_up_the_report() {
     let ward = Ward::new();
