@@ -133,9 +133,25 @@ impl Drop for Engine {
         // Fail only where it has ended.
         let _killed = daemon.process.kill();
         let _reaped = daemon.process.wait();
+        unmount(&daemon.folder);
         if let Err(error) = fs::remove_dir_all(&daemon.folder) {
             println!("{} is left: {error}", daemon.folder.display());
         }
+    }
+}
+
+/// What an engine has mounted below its folder and leaves there: the network of the machine under a name, and layers.
+fn unmount(folder: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let places = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .filter(|place| Path::new(place).starts_with(folder));
+    // Inner ones were mounted later.
+    for place in places.collect::<Vec<_>>().into_iter().rev() {
+        let mut command = Command::new("umount");
+        // Whatever stays mounted is said when the folder cannot be removed.
+        let _unmounted = process::captured("`umount`", command.arg(place));
     }
 }
 

@@ -109,6 +109,10 @@ fn of_these_programs(workspace: &Workspace, engine: &Engine, text: &str, debian:
     for program in PROGRAMS {
         fs::copy(workspace.program(program), bin.join(program)).map_err(on_path("copy", &bin))?;
     }
+    // As the stage `build` does it.
+    let mut strip = Command::new("strip");
+    strip.arg("--strip-debug").args(PROGRAMS.map(|program| bin.join(program)));
+    process::run("`strip`", &mut strip)?;
     let libtorch = workspace.third_party().join("libtorch");
     process::run("`cp`", Command::new("cp").arg("-aL").arg(libtorch).arg(&third_party))?;
     let headers = third_party.join("libtorch/torch/include");
