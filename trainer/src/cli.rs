@@ -205,6 +205,8 @@ pub fn main(mpi: Option<&'static dyn Mpi>) -> ExitCode {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
         .with_writer(std::io::stderr)
+        // Whoever has read it may have gone, and by itself that would be said there, too.
+        .log_internal_errors(false)
         .init();
     if !lockstep_autograd::keep_freed_memory() {
         tracing::warn!("the C allocator cannot be told to keep freed memory; steps will be slower");

@@ -2,6 +2,7 @@
 //! Said by the environment; a trainer that was started by hand knows none of it. [`place`] reads rank and size from it.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -122,21 +123,40 @@ fn hold(folder: &Path) -> Result<(), TrainerError> {
     Ok(())
 }
 
-/// Ends this process when another one, which is not its parent, has ended.
+/// Ends this process with its parent: the mpirun, or the part of one on this host, that has started it with others. Whoever
+/// asks for that by words of ours has been heard before ([`end_with_starter`]).
+pub(crate) fn end_with_parent() -> Result<(), TrainerError> {
+    match rustix::process::getppid() {
+        Some(parent) => end_with(parent, "what has started this rank"),
+        None => Ok(()),
+    }
+}
+
+/// Ends this process when the launcher has ended, which is not its parent.
 fn watch(launcher: &str) -> Result<(), TrainerError> {
     let process = launcher
         .parse()
         .ok()
         .and_then(Pid::from_raw)
         .ok_or_else(|| TrainerError::Refused(format!("{LAUNCHER} is \"{launcher}\", which is no process")))?;
+    end_with(process, "the launcher")
+}
+
+/// Ends this process when another one has ended.
+fn end_with(process: Pid, name: &'static str) -> Result<(), TrainerError> {
+    let number = process.as_raw_nonzero();
     let process = pidfd_open(process, PidfdFlags::empty())
-        .map_err(|error| TrainerError::Broken(format!("the launcher, process {launcher}, is not there: {error}")))?;
+        .map_err(|error| TrainerError::Broken(format!("{name}, process {number}, is not there: {error}")))?;
     std::thread::Builder::new()
-        .name("launcher-watch".to_owned())
+        .name("starter-watch".to_owned())
         .spawn(move || {
             // Readable when it has ended; a signal to this process may interrupt the wait.
             while poll(&mut [PollFd::new(&process, PollFlags::IN)], None) == Err(rustix::io::Errno::INTR) {}
-            eprintln!("lockstep-trainer: the launcher has ended, and so does this rank");
+            // Whoever has read what this process says may have gone, too.
+            let _ = writeln!(
+                std::io::stderr(),
+                "lockstep-trainer: {name}, process {number}, has ended, and so does this rank"
+            );
             lockstep_autograd::device::leave(1);
         })
         .map(drop)

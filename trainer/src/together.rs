@@ -14,7 +14,8 @@ use lockstep_session::SessionError;
 use rustix::process::getppid;
 
 use crate::error::TrainerError;
-use crate::started::{end_with_starter, keep_log, member_of, own_place};
+use crate::started::place::Starter;
+use crate::started::{end_with_parent, end_with_starter, keep_log, member_of, own_place};
 use crate::train::{Mpi, TrainOptions, train};
 
 mod bootstrap;
@@ -85,6 +86,10 @@ pub fn together(options: &TogetherOptions, mpi: Option<&'static dyn Mpi>) -> Res
     let way = way(&known).map_err(TrainerError::Refused)?;
     keep_log()?;
     end_with_starter()?;
+    // The words of torchrun are anybody's, of a script too that has ended when its ranks train.
+    if place.as_ref().is_some_and(|place| place.starter != Starter::Torchrun) {
+        end_with_parent()?;
+    }
     let rank = place.as_ref().map_or(0, |place| place.rank);
     let mut job = Job {
         train: TrainOptions {

@@ -117,7 +117,8 @@ impl Place {
             self.prepare();
         }
         // What looks at a run that has ended finds one.
-        if block.text.contains(FINISHED) && !block.text.contains("lockstep run") && !self.path(FINISHED).exists() {
+        let trains = ["lockstep run", "lockstep mpirun"].map(|words| block.text.contains(words));
+        if block.text.contains(FINISHED) && trains == [false, false] && !self.path(FINISHED).exists() {
             let done = self
                 .bash("lockstep run examples/shakespeare.toml -n 2")
                 .output()

@@ -13,7 +13,10 @@ use crate::{is_without, slurm};
 
 fn own_blocks(page: &str) -> Vec<Block> {
     let text = fs::read_to_string(repository().join(page)).unwrap();
-    let is_own = |block: &Block| block.tried == Tried::By("launch/tests/jobs/documented.rs".to_owned());
+    let is_own = |block: &Block| match &block.tried {
+        Tried::By(files) => files.split(", ").any(|file| file == "launch/tests/jobs/documented.rs"),
+        _ => false,
+    };
     let found: Vec<Block> = blocks(page, &text).into_iter().filter(is_own).collect();
     assert!(found.len() >= 3, "{page} has {} blocks of its own here", found.len());
     found
@@ -39,6 +42,12 @@ fn with_what_is_there(block: Block) -> Option<Block> {
     (!lines.is_empty()).then_some(Block { text, ..block })
 }
 
+fn works(place: &Place, block: &Block) {
+    if let Some(told) = place.run(block) {
+        panic!("{told}");
+    }
+}
+
 /// All runs of a place have come to their end.
 fn all_complete(place: &Place, names: &[&str]) {
     for name in names {
@@ -54,7 +63,7 @@ fn all_complete(place: &Place, names: &[&str]) {
 fn the_page_on_mpirun_trains_by_each_of_them() {
     let place = Place::new();
     for block in own_blocks("docs/mpirun.md").into_iter().filter_map(with_what_is_there) {
-        place.run(&block);
+        works(&place, &block);
     }
     if !is_without("LOCKSTEP_WITHOUT_MPI") {
         all_complete(&place, &["shakespeare", "over-mpi", "plain", "plain-too"]);
@@ -73,7 +82,7 @@ fn the_page_on_slurm_trains_as_a_job_and_as_a_step() {
     let slurm = Slurm::start();
     for block in own_blocks("docs/slurm.md") {
         let text = format!("export SLURM_CONF={}\n{}", slurm.config().display(), block.text);
-        place.run(&Block { text, ..block });
+        works(&place, &Block { text, ..block });
         slurm.wait_for_all();
     }
     // Shown where the test fails.

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::stage::{Running, Stage, said, send};
+use crate::stage::{Running, Stage, said, send, wait_until};
 use crate::{
     SETS, SLOW, STEPS, calm, hashes, is_mpich, lines, logs, mpiruns, no_trace, open_mpi, program, ranks, reach, summary,
 };
@@ -229,6 +230,11 @@ fn what_a_launcher_and_its_janitor_leave_that_are_killed_at_once_goes_with_the_n
     run.signal(Signal::KILL);
     run.wait();
     no_trace(&stage);
+    // A process is gone to all eyes a moment before its last thread is.
+    wait_until("nobody holds the folder", || match std::fs::File::open(&left) {
+        Ok(folder) => flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok(),
+        Err(_) => true,
+    });
     whole(&stage, mpirun, "second", "-n 2");
     assert!(!left.exists());
 }
