@@ -56,6 +56,7 @@ catalogue! {
     DiskFull = "disk-full", Error, "the ledger, the metrics and the final weights of the run find no place";
     DiskLow = "disk-low", Warning, "checkpoints that find no place are dropped, and the alert `disk` is raised";
     DiskUnwritable = "disk-unwritable", Error, "the run keeps its ledger, logs and weights there";
+    CheckpointsUnwritable = "checkpoints-unwritable", Warning, "every checkpoint is dropped, and what is resumed begins anew";
     DiskSlow = "disk-slow", Warning, "plans, commits and checkpoints wait until they are on the disk";
     InodesLow = "inodes-low", Warning, "no file can be made when they are used up, even where there is room";
     // GPUs.

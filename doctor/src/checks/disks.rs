@@ -37,7 +37,13 @@ fn of(disk: &Disk, need: Option<DiskNeed>, elsewhere: bool) -> Vec<Finding> {
         Ok(speed) => speed,
         Err(refusal) if refusal.full => {
             let what = format!("the {} cannot be written: {}", disk.purpose, refusal.reason);
-            return vec![Finding::new(Id::DiskFull, place, what, room)];
+            // Without checkpoints a run goes on.
+            let id = if disk.purpose == CHECKPOINTS {
+                Id::DiskLow
+            } else {
+                Id::DiskFull
+            };
+            return vec![Finding::new(id, place, what, room)];
         }
         Err(refusal) => {
             let looked_at = disk.looked_at.display();
@@ -46,7 +52,11 @@ fn of(disk: &Disk, need: Option<DiskNeed>, elsewhere: bool) -> Vec<Finding> {
                 disk.purpose, refusal.reason
             );
             let remedy = "start where this user may write, or change owner, mode or mount of the folder";
-            return vec![Finding::new(Id::DiskUnwritable, place, what, remedy)];
+            let id = match disk.purpose.as_str() {
+                CHECKPOINTS => Id::CheckpointsUnwritable,
+                _ => Id::DiskUnwritable,
+            };
+            return vec![Finding::new(id, place, what, remedy)];
         }
     };
     let mut findings = Vec::new();

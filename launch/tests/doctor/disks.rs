@@ -47,6 +47,20 @@ fn a_disk_that_is_low() {
 }
 
 #[test]
+fn a_store_of_checkpoints_that_is_full_or_cannot_be_written() {
+    let ward = Ward::new();
+    std::fs::create_dir_all(ward.path("store")).unwrap();
+    let words = "run.toml -n 1 --set checkpoint.store=store";
+    let full = "mount -t tmpfs -o size=64k none store; dd if=/dev/zero of=store/filler bs=4k 2>/dev/null || true";
+    if let Some(report) = ward.examine_inside(full, words) {
+        report.found("disk-low", &["No space left on device", "store"]);
+    }
+    if let Some(report) = ward.examine_inside("mount -t tmpfs -o ro none store", words) {
+        report.found("checkpoints-unwritable", &["Read-only file system", "store"]);
+    }
+}
+
+#[test]
 fn a_disk_that_cannot_be_written() {
     let ward = Ward::new();
     if let Some(report) = on(&ward, "ro", ":", "") {
