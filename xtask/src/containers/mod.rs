@@ -111,7 +111,9 @@ fn of_these_programs(workspace: &Workspace, engine: &Engine, text: &str, debian:
     }
     // As the stage `build` does it.
     let mut strip = Command::new("strip");
-    strip.arg("--strip-debug").args(PROGRAMS.map(|program| bin.join(program)));
+    strip
+        .arg("--strip-debug")
+        .args(PROGRAMS.map(|program| bin.join(program)));
     process::run("`strip`", &mut strip)?;
     let libtorch = workspace.third_party().join("libtorch");
     process::run("`cp`", Command::new("cp").arg("-aL").arg(libtorch).arg(&third_party))?;
