@@ -56,7 +56,10 @@ fn script(arguments: &RenderArguments, config: &RunConfig, trainer: &str) -> Res
         r#"
 # Submit it where runs/ is to be, on a file system that all nodes share. Made by `lockstep slurm render`.
 name="{name}"
+summary="runs/$name/summary.json"
 steps() {{ cat "runs/$name/metrics.jsonl" 2>/dev/null | wc -l; }}
+# Which summary lies there; each end writes one, as a file of its own.
+ending() {{ stat --format '%i %y' "$summary" 2>/dev/null; }}
 
 # The time limit is near: the steps of this job are told to stop the run in order, which writes its checkpoint.
 is_late=
@@ -71,7 +74,7 @@ trap : TERM
 
 # Nobody starts the coordinator again if the node of rank 0 is lost.
 export LOCKSTEP_COORDINATOR_PATIENCE=60
-before=$(steps)
+before=$(steps) earlier=$(ending)
 srun --label --cpus-per-task={threads} {launch} {trainer} {words} &
 ranks=$!
 wait "$ranks"
@@ -82,6 +85,13 @@ while kill -0 "$ranks" 2>/dev/null; do
     code=$?
 done
 
+# What the run says of its end counts, and not the code of a rank that was lost on the way.
+if [ "$(ending)" != "$earlier" ]; then
+    case $(sed -n 's/^ *"exit": "\(.*\)".*/\1/p' "$summary") in
+        completed) code=0 ;;
+        stopped) code=3 ;;
+    esac
+fi
 if [ "$code" -eq 3 ] && [ -n "$is_late" ]; then
     if [ "$(steps)" -gt "$before" ]; then
         scontrol requeue "$SLURM_JOB_ID" && exit 0

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::stage::{Stage, said, send, wait_at_most, wait_until};
-use crate::{SETS, STEPS, calm, hashes, lines, on_path, program};
+use crate::{SETS, SLOW, STEPS, calm, hashes, lines, on_path, program, ranks, summary};
 
 /// A job may wait for its turn.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -294,5 +294,52 @@ fn before_the_time_limit_it_stops_in_order_and_goes_on_in_another_turn_to_the_sa
     assert!(restarts >= 1 && log().contains("the time limit is near"), "{}", log());
     assert_eq!(lines(&stage, "late").len(), STEPS);
     assert!(hashes(&stage, "late") == calm(&stage), "the turns made other bits");
+    wait_until("every process has ended", || stage.processes().is_empty());
+}
+
+#[test]
+fn a_killed_rank_does_not_end_a_job_and_a_cancelled_one_stops_in_order() {
+    if left_out() {
+        return;
+    }
+    let stage = Stage::new();
+    let calm = calm(&stage);
+    let slurm = Slurm::start();
+    let job = slurm.submit(&stage, &render(&stage, "killed", ""), Some(SLOW.1));
+    let log = || log_of(&stage, "killed", job);
+    wait_until("the job trains", || lines(&stage, "killed").len() >= 12);
+    // Rank 0's coordinator is its child, and younger than both ranks.
+    let rank_of = |pid: &u32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let is_second = environment
+            .split(|byte| *byte == 0)
+            .any(|word| word == b"SLURM_PROCID=1");
+        is_second.then_some(*pid)
+    };
+    send(ranks(&stage).iter().find_map(rank_of).unwrap(), Signal::KILL);
+    assert_eq!(
+        slurm.ended(job, log),
+        ("COMPLETED".to_owned(), "0:0".to_owned(), 0),
+        "the run's word counts, not that of the lost rank: {}",
+        log()
+    );
+    let worlds: Vec<_> = lines(&stage, "killed")
+        .iter()
+        .filter_map(|line| line["ranks"].as_u64())
+        .collect();
+    assert_eq!((worlds[0], worlds[STEPS - 1]), (2, 1), "{worlds:?}");
+    assert!(hashes(&stage, "killed") == calm, "the survivor made other bits");
+
+    let job = slurm.submit(&stage, &render(&stage, "cancelled", ""), Some(SLOW.1));
+    let log = || log_of(&stage, "cancelled", job);
+    wait_until("the job trains", || lines(&stage, "cancelled").len() >= 5);
+    let output = slurm.ask("scancel", &job.to_string());
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(slurm.ended(job, log).0, "CANCELLED", "{}", log());
+    wait_until("every process has ended", || stage.processes().is_empty());
+    assert_eq!(summary(&stage, "cancelled")["exit"], "stopped", "{}", log());
+    let job = slurm.submit(&stage, "cancelled.sh", None);
+    assert_eq!(slurm.ended(job, log).0, "COMPLETED");
+    assert!(hashes(&stage, "cancelled") == calm, "it went on to other bits");
     wait_until("every process has ended", || stage.processes().is_empty());
 }

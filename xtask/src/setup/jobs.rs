@@ -80,3 +80,20 @@ impl Starter {
             .all(|names| names.iter().any(|name| is_there(name)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_there_with_all_of_its_programs_by_any_of_their_names() {
+        let of = |programs| Starter {
+            title: "",
+            packages: &[],
+            programs,
+            without: "NO_SUCH_VARIABLE",
+        };
+        assert!(of(&[&["sh"], &["no-such-program", "ls"]]).is_there());
+        assert!(!of(&[&["sh"], &["no-such-program"]]).is_there());
+    }
+}
