@@ -78,7 +78,7 @@ pub struct RenderArguments {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
     /// Another line of #SBATCH, without that word (may be repeated)
-    #[arg(long = "sbatch", value_name = "OPTION")]
+    #[arg(long = "sbatch", value_name = "OPTION", allow_hyphen_values = true)]
     pub options: Vec<String>,
     /// The trainer on the hosts [default: the one beside this program]
     #[arg(long, value_name = "PROGRAM")]
