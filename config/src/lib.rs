@@ -8,6 +8,8 @@
 mod error;
 mod fields;
 mod gpu;
+mod hosts;
+mod machine;
 mod overrides;
 mod read;
 mod sections;
@@ -15,4 +17,6 @@ mod write;
 
 pub use error::ConfigError;
 pub use gpu::{GPU_DEFAULTS, GPU_ENVIRONMENT, LOCAL_RANK, prepare_for_gpu};
+pub use hosts::{first_host_of_slurm, hosts_of_hostfile};
+pub use machine::this_machine;
 pub use sections::*;

@@ -513,6 +513,17 @@ impl ControlHandle {
         self.tell(Event::Abandon);
     }
 
+    /// Whether the run's thread answers a question within `patience`; it does not when the run is over.
+    pub async fn answers(&self, patience: Duration) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let question = Letter::Status(Box::new(move |_status| {
+            // Whoever asked waits only so long.
+            let _heard = reply.send(());
+        }));
+        let is_asked = self.mailbox.operators.send(question).is_ok();
+        is_asked && matches!(tokio::time::timeout(patience, answer).await, Ok(Ok(())))
+    }
+
     fn tell(&self, event: Event) {
         let caller = own_process(&event);
         // An error says that the run is over, which is what was asked for.

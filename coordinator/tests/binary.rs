@@ -1,87 +1,25 @@
 //! The coordinator as a process: it prints its address, answers, stops on a signal, and refuses bad input.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::AtomicBool;
+mod process;
 
-use lockstep_data::{Options, TokenizerChoice, prepare};
+use std::path::Path;
+use std::process::Stdio;
+
 use lockstep_proto::domain::{Header, RunStatus};
 use lockstep_proto::v1;
 use lockstep_proto::v1::control_client::ControlClient;
+use process::{Ended, command, health, prepared, terminated, write_config};
 use tempfile::tempdir;
-
-/// Ends the process by its id when a test fails half-way.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        // Both fail only where it has ended already.
-        let _killed = self.0.kill();
-        let _reaped = self.0.wait();
-    }
-}
-
-fn command(config: &Path, run_dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep-coordinator"));
-    command
-        .args(["--ranks", "2", "--listen", "127.0.0.1:0"])
-        .arg("--config")
-        .arg(config)
-        .arg("--run-dir")
-        .arg(run_dir);
-    command
-}
-
-fn write_config(folder: &Path) -> std::path::PathBuf {
-    let config = folder.join("config.toml");
-    let data = folder.join("data");
-    let text = format!(
-        r#"
-        [run]
-        name = "binary"
-        steps = 5
-        [data]
-        path = {:?}
-        sequence_length = 16
-        [model]
-        kind = "gpt2"
-        layers = 1
-        heads = 1
-        width = 8
-        [batch]
-        micro_batch = 2
-        schedule = 8
-        [learning_rate]
-        schedule = 0.5
-        [optimizer]
-        method = "muon"
-        "#,
-        data.display().to_string()
-    );
-    std::fs::write(&config, text).unwrap();
-    config
-}
+use tonic_health::pb::health_check_response::ServingStatus;
 
 /// A coordinator in `folder` that has printed its address, and the address.
 fn started(folder: &std::path::Path) -> (Ended, String) {
-    let (text, out) = (folder.join("text.txt"), folder.join("data"));
-    std::fs::write(&text, "All the world's a stage. ".repeat(200)).unwrap();
-    let options = Options {
-        inputs: vec![text],
-        out,
-        tokenizer: TokenizerChoice::Byte,
-    };
-    prepare(&options, &AtomicBool::new(false)).unwrap();
-    let config = write_config(folder);
+    let config = prepared(folder);
     let mut process = command(&config, &folder.join("run"));
     let mut process = Ended(process.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
-    let mut address = String::new();
-    BufReader::new(process.0.stdout.take().unwrap())
-        .read_line(&mut address)
-        .unwrap();
-    (process, address.trim().to_owned())
+    let address = process.address();
+    (process, address)
 }
 
 #[tokio::test]
@@ -126,4 +64,77 @@ fn a_signal_right_after_the_address_stops_it_in_order() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(process.0.wait().unwrap().code(), Some(3), "stopped by an operator");
     assert!(folder.path().join("run/summary.json").exists());
+}
+
+/// The coordinator of `folder` with these words more, its address, and where its health is.
+fn in_pod(folder: &Path, words: &[&str]) -> (Ended, String, String) {
+    // A port that a closed listener had is not given out at once.
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
+    let mut command = command(&folder.join("config.toml"), &folder.join("run"));
+    command.args(["--health", &free]).args(words);
+    let mut process = Ended(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let address = process.address();
+    (process, address, format!("http://{free}"))
+}
+
+#[tokio::test]
+async fn a_coordinator_that_leaves_on_sigterm_leaves_the_run_to_the_next_one() {
+    let folder = tempdir().unwrap();
+    let (mut first, _) = started(folder.path());
+    assert_eq!(terminated(&mut first), Some(3), "a run is there");
+    for term in [2, 3] {
+        let (mut process, address, health_at) = in_pod(folder.path(), &["--on-sigterm", "leave"]);
+        let mut control = ControlClient::connect(address).await.unwrap();
+        let header = Some((&Header::default()).into());
+        let status = control.status(v1::StatusRequest { header }).await.unwrap().into_inner();
+        let status = RunStatus::try_from(status).unwrap();
+        assert_eq!(status.header.stamp.term, term, "the next term of the same run");
+        assert_eq!(health(&health_at, "").await, ServingStatus::Serving);
+        assert_eq!(health(&health_at, "lockstep.v1.Training").await, ServingStatus::Serving);
+        assert_eq!(
+            terminated(&mut process),
+            Some(1),
+            "whoever keeps it alive starts it again"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_coordinator_that_stays_is_alive_and_serves_nobody_when_the_run_is_over() {
+    let folder = tempdir().unwrap();
+    drop(started(folder.path()));
+    let (mut process, address, health_at) = in_pod(folder.path(), &["--stay", "--on-sigterm", "leave"]);
+    let mut control = ControlClient::connect(address).await.unwrap();
+    let header = Some((&Header::default()).into());
+    let stop = v1::StopRequest {
+        header,
+        ..v1::StopRequest::default()
+    };
+    control.stop(stop).await.unwrap();
+    let begun = std::time::Instant::now();
+    while health(&health_at, "lockstep.v1.Training").await == ServingStatus::Serving {
+        assert!(begun.elapsed().as_secs() < 60, "the run does not end");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(health(&health_at, "").await, ServingStatus::Serving);
+    assert!(process.0.try_wait().unwrap().is_none(), "it stays");
+    assert_eq!(terminated(&mut process), Some(3), "how the run ended");
+}
+
+#[test]
+fn health_at_an_address_that_is_taken_is_refused_before_anything_starts() {
+    let folder = tempdir().unwrap();
+    drop(started(folder.path()));
+    std::fs::remove_dir_all(folder.path().join("run")).unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = command(&folder.path().join("config.toml"), &folder.path().join("run"));
+    command.args(["--health", &taken.local_addr().unwrap().to_string()]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--health"));
+    assert!(!folder.path().join("run").exists());
 }

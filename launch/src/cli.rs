@@ -1,12 +1,19 @@
 //! What can be typed.
 
+mod jobs;
+mod k8s;
+
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lockstep_data::TokenizerChoice;
 use lockstep_security::{CredentialArguments, Role};
+
+pub use jobs::{MpirunArguments, RenderArguments, SlurmCommand};
+pub use k8s::{K8sArguments, K8sCommand, Overlay};
 
 /// A distributed data-parallel trainer: the same bits on any number of ranks.
 #[derive(Debug, Parser)]
@@ -22,12 +29,39 @@ pub struct Cli {
 pub enum Command {
     /// Train: start a coordinator and trainers on this machine and watch them to the end
     Run(RunArguments),
+    /// Train: start a coordinator here, and trainers by one mpirun, here or on the hosts of a hostfile
+    Mpirun(MpirunArguments),
+    /// Train as a job of Slurm
+    Slurm {
+        /// What to do.
+        #[command(subcommand)]
+        command: SlurmCommand,
+    },
+    /// Become a program that ends with the process that has started it
+    #[command(hide = true)]
+    Tied {
+        /// That process.
+        parent: i32,
+        /// The folder for the program's files.
+        folder: PathBuf,
+        /// The program, and its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        words: Vec<OsString>,
+    },
+    /// Remove the folder of an mpirun when nobody uses it any more
+    #[command(hide = true)]
+    Janitor {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// Show what a live run does
     Status(Target),
     /// Follow a live run, a line per step
     Watch(Target),
     /// List the trainers of a live run
     Members(Target),
+    /// Look at everything that a run needs, before it starts: devices, libraries, memory, disks, network, data
+    Doctor(Box<DoctorArguments>),
     /// Show a live run on the whole terminal: numbers, loss, members, alerts, decisions
     Top(TopArguments),
     /// Write the page of a run, over or live, into one file that any browser shows
@@ -68,6 +102,15 @@ pub enum Command {
         #[command(subcommand)]
         command: LedgerCommand,
     },
+    /// Run on Kubernetes: make, show and delete the objects of a run
+    #[command(name = "k8s")]
+    K8s {
+        /// What to do.
+        #[command(subcommand)]
+        command: K8sCommand,
+    },
+    /// Ask whether a coordinator serves, for probes and for whoever waits for it
+    Health(HealthArguments),
     /// Make certificates and tokens, for coordinators that others reach
     Certs {
         /// What to make.
@@ -114,6 +157,67 @@ pub struct RunArguments {
     /// Print one JSON object a line for everything that happens
     #[arg(long)]
     pub json: bool,
+}
+
+/// `lockstep doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArguments {
+    /// The config of the run, a TOML file; without one the machine is looked at
+    pub config: Option<PathBuf>,
+    /// Ranks on this machine: a number from 1 to run.lanes, or auto (as many as cores and lanes allow)
+    #[arg(
+        short = 'n',
+        long = "ranks",
+        default_value = "auto",
+        value_name = "RANKS",
+        requires = "config"
+    )]
+    pub ranks: Ranks,
+    /// How gradients travel between ranks
+    #[arg(long, value_enum, requires = "config")]
+    pub backend: Option<Backend>,
+    /// Set a value of the config: section.key=value (may be repeated)
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    pub sets: Vec<String>,
+    /// Address of a coordinator that is to be reached, such as http://127.0.0.1:40001 or https://HOST:PORT
+    #[arg(long, value_name = "URL")]
+    pub coordinator: Option<String>,
+    /// What is shown to it.
+    #[command(flatten)]
+    pub credentials: CredentialArguments,
+    /// Hash all data, and measure the backend between ranks on this machine
+    #[arg(long)]
+    pub deep: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// End with exit code 1 for warnings too
+    #[arg(long)]
+    pub strict: bool,
+    /// Answer the measurements of others here until interrupted, such as 0.0.0.0:7400
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["config", "peers", "meet"])]
+    pub listen: Option<SocketAddr>,
+    /// Measure the way to a doctor that listens there (may be repeated)
+    #[arg(long = "peer", value_name = "HOST:PORT", conflicts_with = "meet")]
+    pub peers: Vec<String>,
+    /// Started on all ranks by mpirun, srun or torchrun: they meet at this address of rank 0's host, and measure all ways
+    #[arg(long, value_name = "HOST:PORT")]
+    pub meet: Option<String>,
+    /// Which rank this is, where whoever started it does not say
+    #[arg(long, requires = "meet", requires = "size")]
+    pub rank: Option<u32>,
+    /// Of how many
+    #[arg(long, requires = "rank", value_parser = clap::value_parser!(u32).range(1..))]
+    pub size: Option<u32>,
+    /// Seconds for which ranks wait for each other
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub patience: u64,
+    /// What a way between ranks should carry, in Mbit/s
+    #[arg(long, default_value_t = 800.0, value_name = "MBIT")]
+    pub expect_mbit: f64,
+    /// What it may take there and back, in milliseconds
+    #[arg(long, default_value_t = 2.0, value_name = "MS")]
+    pub expect_ms: f64,
 }
 
 /// `-n`.
@@ -167,6 +271,20 @@ pub struct Target {
     /// Address of the run's coordinator, such as http://127.0.0.1:40001 or https://HOST:PORT
     #[arg(long, value_name = "URL")]
     pub coordinator: Option<String>,
+    /// What is shown to it.
+    #[command(flatten)]
+    pub credentials: CredentialArguments,
+}
+
+/// `lockstep health`.
+#[derive(Debug, Args)]
+pub struct HealthArguments {
+    /// Address of the coordinator, or of its health service
+    #[arg(long, env = "LOCKSTEP_COORDINATOR", value_name = "URL")]
+    pub coordinator: String,
+    /// Ask again for so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub wait: u64,
     /// What is shown to it.
     #[command(flatten)]
     pub credentials: CredentialArguments,

@@ -13,9 +13,9 @@ use lockstep_security::{Channel, Credentials};
 
 use crate::cli::Target;
 use crate::ending::Ending;
-use crate::run::address::Address;
 use crate::run::folder::{RUNS, is_in_use};
 use crate::run::show;
+use lockstep_proto::address::Address;
 
 /// How long a coordinator may take to answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -89,7 +89,7 @@ pub(crate) async fn connect(address: &str, target: &Target) -> Result<ControlCli
 }
 
 /// The sentence at the bottom of a chain of causes, which says what the system said.
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;

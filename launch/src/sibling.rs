@@ -5,6 +5,8 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use lockstep_doctor::gather::Programs;
+
 use crate::ending::Ending;
 
 /// Overrides where the trainer binary is.
@@ -36,11 +38,11 @@ pub(crate) fn trainer() -> Result<PathBuf, Ending> {
     )))
 }
 
-/// Finds the trainer that is linked with MPI, and mpirun.
+/// Finds the trainer that is linked with MPI.
 ///
 /// # Errors
-/// One of them is not there; the sentence says how to get it.
-pub(crate) fn mpi_trainer_and_mpirun() -> Result<(PathBuf, PathBuf), Ending> {
+/// It is not there; the sentence says how to get it.
+pub(crate) fn mpi_trainer() -> Result<PathBuf, Ending> {
     let trainer = match std::env::var_os(MPI_TRAINER) {
         Some(path) => PathBuf::from(path),
         None => {
@@ -49,24 +51,45 @@ pub(crate) fn mpi_trainer_and_mpirun() -> Result<(PathBuf, PathBuf), Ending> {
             own.with_file_name("lockstep-trainer-mpi")
         }
     };
-    if !trainer.is_file() {
-        return Err(Ending::BadInput(format!(
-            "the trainer for MPI {} is not there; build it with `cargo xtask setup` and `cargo build --release -p lockstep-trainer-mpi`, or name it in {MPI_TRAINER}; `--backend host` needs no MPI",
-            trainer.display()
-        )));
+    if trainer.is_file() {
+        return Ok(trainer);
     }
+    Err(Ending::BadInput(format!(
+        "the trainer for MPI {} is not there; build it with `cargo xtask setup` and `cargo build --release -p lockstep-trainer-mpi`, or name it in {MPI_TRAINER}; `--backend host` needs no MPI",
+        trainer.display()
+    )))
+}
+
+/// Finds mpirun.
+///
+/// # Errors
+/// It is not there; the sentence says how to get it.
+pub(crate) fn mpirun() -> Result<PathBuf, Ending> {
     let name = std::env::var_os(MPIRUN).unwrap_or_else(|| "mpirun".into());
-    let mpirun = found(&name).ok_or_else(|| {
+    found(&name).ok_or_else(|| {
         Ending::BadInput(format!(
-            "the program {} is not there; install the MPI that lockstep-trainer-mpi is linked with (`cargo xtask setup` says how), or name its mpirun in {MPIRUN}; `--backend host` needs no MPI",
+            "the program {} is not there; install the MPI (for the backend mpi the one that lockstep-trainer-mpi is linked with; `cargo xtask setup` says how), or name its mpirun in {MPIRUN}; `lockstep run --backend host` needs no MPI",
             name.display()
         ))
-    })?;
-    Ok((trainer, mpirun))
+    })
+}
+
+/// Where all of them are, or should be.
+pub(crate) fn programs() -> Programs {
+    let beside = |variable: &str, name: &str| match std::env::var_os(variable) {
+        Some(path) => PathBuf::from(path),
+        None => std::env::current_exe().unwrap_or_default().with_file_name(name),
+    };
+    let mpirun = std::env::var_os(MPIRUN).unwrap_or_else(|| "mpirun".into());
+    Programs {
+        trainer: beside(TRAINER, "lockstep-trainer"),
+        mpi_trainer: beside(MPI_TRAINER, "lockstep-trainer-mpi"),
+        mpirun: found(&mpirun).unwrap_or_else(|| mpirun.into()),
+    }
 }
 
 /// A program by its path, or by its name on the search path.
-fn found(name: &OsStr) -> Option<PathBuf> {
+pub(crate) fn found(name: &OsStr) -> Option<PathBuf> {
     let given = PathBuf::from(name);
     if given.components().count() > 1 {
         return Some(given).filter(|path| path.is_file());

@@ -8,13 +8,12 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
+use stage::hosts::{ADDRESSES, Hosts};
 use stage::{Running, Stage, real_trainer, said, wait_until};
 
 /// Eight lanes, so that eight ranks find work.
@@ -53,68 +52,6 @@ fn every_step_has_the_same_hash_on_1_2_3_4_and_8_ranks_over_shared_memory_and_ov
     assert_eq!(run(&stage, "tcp", tcp), alone, "3 ranks over TCP");
     let in_turn = "-n 2 --set collective.overlap=false";
     assert_eq!(run(&stage, "in-turn", in_turn), alone, "2 ranks without overlap");
-}
-
-/// Two hosts: network namespaces joined by a pair of virtual interfaces, removed when dropped.
-struct Hosts {
-    names: [String; 2],
-}
-
-/// Their addresses, in a range that is for documentation only.
-const ADDRESSES: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
-
-fn ip(words: &str) {
-    let output = Command::new("ip").args(words.split_whitespace()).output().unwrap();
-    assert!(output.status.success(), "ip {words}: {}", said(&output));
-}
-
-impl Hosts {
-    fn new() -> Hosts {
-        let names = ["a", "b"].map(|side| format!("lockstep-{}-{side}", std::process::id()));
-        let hosts = Hosts { names };
-        let [a, b] = &hosts.names;
-        for name in [a, b] {
-            ip(&format!("netns add {name}"));
-            ip(&format!("-n {name} link set lo up"));
-        }
-        ip(&format!("link add veth0 netns {a} type veth peer name veth0 netns {b}"));
-        for (name, address) in hosts.names.iter().zip(ADDRESSES) {
-            ip(&format!("-n {name} address add {address}/24 dev veth0"));
-            ip(&format!("-n {name} link set veth0 up"));
-        }
-        hosts
-    }
-
-    fn handle(&self, host: usize) -> PathBuf {
-        PathBuf::from("/run/netns").join(&self.names[host])
-    }
-
-    /// A program of the folder of the binary under test, on one of the hosts.
-    fn command(&self, host: usize, stage: &Stage, program: &str, words: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        let binary = real_trainer().with_file_name(program);
-        assert!(binary.is_file(), "{} is not there: build it first", binary.display());
-        command
-            .arg(format!("--net={}", self.handle(host).display()))
-            .arg(binary)
-            .args(words.split_whitespace())
-            .current_dir(stage.path(""))
-            .env("OMP_NUM_THREADS", "1")
-            .env("MKL_NUM_THREADS", "1");
-        command
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        for name in &self.names {
-            // The interfaces go with them.
-            let _ = Command::new("ip")
-                .args(["netns", "delete", name])
-                .stderr(Stdio::null())
-                .status();
-        }
-    }
 }
 
 /// Until the coordinator serves other hosts, a relay stands for it on the second one: a socket stays in the namespace in

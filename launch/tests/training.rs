@@ -149,6 +149,36 @@ fn one_rank_and_two_ranks_make_the_same_bits() {
 }
 
 #[test]
+fn a_validation_takes_no_more_memory_however_many_micro_batches_it_has() {
+    let stage = Stage::new();
+    real_trainer();
+    // The logits of a micro-batch are 12 MiB, and 36 kB of text make dozens of micro-batches of it.
+    let memory = |name: &str, every: u32| {
+        let words = format!(
+            "run run.toml -n 1 --set run.name={name} --set run.steps=2 --set validation.every={every} --set model.vocab=50304 \
+             --set data.sequence_length=32 --set batch.micro_batch=2 --set run.lanes=1 --set batch.schedule=2"
+        );
+        let output = stage.lockstep(&words);
+        assert!(output.status.success(), "{}", said(&output));
+        let summary: Value = serde_json::from_str(&stage.read(&format!("runs/{name}/summary.json"))).unwrap();
+        summary["peak_memory_mib"].as_u64().unwrap()
+    };
+    let text: String = (0..6000)
+        .map(|line| format!("{line} bottles of beer on the wall.\n"))
+        .collect();
+    let short = memory("short", 0);
+    std::fs::write(stage.path("text.txt"), text).unwrap();
+    std::fs::remove_dir_all(stage.path("data")).unwrap();
+    let output = stage.lockstep("data prepare --tokenizer byte --out data text.txt");
+    assert!(output.status.success(), "{}", said(&output));
+    let long = memory("long", 0);
+    assert!(
+        long < short + 100,
+        "{short} MiB with a short validation, {long} MiB with a long one"
+    );
+}
+
+#[test]
 fn people_see_lines_and_where_everything_is() {
     real_trainer();
     let stage = Stage::new();

@@ -2,8 +2,9 @@
 //!
 //! `proto/lockstep/v1/*.proto` → generated messages and services ([`v1`]) ⇄ `convert` ⇄ plain types ([`domain`]).
 //! Services receive generated messages, convert them at once (typed errors, [`ConvertError`]) and hand domain types
-//! on; nobody else sees the wire. What the coordinator says to many members is [`encoded`] once. There is no logic here.
+//! on; nobody else sees the wire. [`address`] is the file that says where a coordinator is. What the coordinator says to many members is [`encoded`] once. There is no logic here.
 
+pub mod address;
 pub mod domain;
 pub mod encoded;
 

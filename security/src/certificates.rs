@@ -94,21 +94,45 @@ fn verifier(
     builder.build().map_err(|error| refused(error.to_string()))
 }
 
+/// When every certificate of a PEM file is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// The latest beginning in the chain.
+    pub from: SystemTime,
+    /// The earliest end.
+    pub until: SystemTime,
+}
+
+/// When every certificate of a PEM file is valid.
+///
+/// # Errors
+/// One sentence, where one of them does not say.
+pub fn validity(pem: &[u8]) -> Result<Validity, String> {
+    let mut all: Option<Validity> = None;
+    // Before 1970 is long over, too.
+    let moment = |seconds: i64| UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    for certificate in chain(pem)? {
+        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate)
+            .map_err(|error| format!("a certificate in it cannot be read: {error}"))?;
+        let from = moment(parsed.validity().not_before.timestamp());
+        let until = moment(parsed.validity().not_after.timestamp());
+        all = Some(match all {
+            Some(other) => Validity {
+                from: other.from.max(from),
+                until: other.until.min(until),
+            },
+            None => Validity { from, until },
+        });
+    }
+    all.ok_or_else(|| "it holds no certificate in PEM".to_owned())
+}
+
 /// Until when every certificate of a PEM file is valid: the earliest end in the chain.
 ///
 /// # Errors
 /// One sentence, where one of them does not say.
 pub(crate) fn valid_until(pem: &[u8]) -> Result<SystemTime, String> {
-    let mut earliest = None;
-    for certificate in chain(pem)? {
-        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate)
-            .map_err(|error| format!("a certificate in it cannot be read: {error}"))?;
-        let seconds = parsed.validity().not_after.timestamp();
-        // Before 1970 is long over, too.
-        let end = UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
-        earliest = Some(earliest.map_or(end, |earlier: SystemTime| earlier.min(end)));
-    }
-    earliest.ok_or_else(|| "it holds no certificate in PEM".to_owned())
+    validity(pem).map(|valid| valid.until)
 }
 
 /// Every certificate of a PEM file.

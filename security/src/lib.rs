@@ -18,6 +18,7 @@ mod limits;
 mod token;
 
 pub use access::{Access, Identity, Role, required};
+pub use certificates::{Validity, validity};
 pub use client::{Bearer, Channel, CredentialArguments, CredentialError, Credentials};
 pub use keeper::{Keeper, Keys, Paths, Reload, SecurityError};
 pub use limits::{Bucket, Buckets};

@@ -10,22 +10,77 @@ use std::time::Duration;
 
 use crate::bench::{BenchOptions, Carrier, collectives};
 use crate::error::TrainerError;
+use crate::facts::facts;
 use crate::generate::{GenerateOptions, generate};
 use crate::inspect::inspect;
 use crate::plan::{PlanOptions, plan};
-use crate::started::{end_with_starter, keep_log, member};
+use crate::started::{end_with_starter, guard, keep_log, member};
+use crate::together::{TogetherOptions, together};
 use crate::train::{Mpi, TrainOptions, train};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use lockstep_proto::domain::Outcome;
 use lockstep_security::{CredentialArguments, Credentials};
 use lockstep_session::SessionError;
 
 /// Trains as one rank of a run, and does what needs libtorch.
+///
+/// With a config it trains as a rank of the job that mpirun, srun or torchrun has started; rank 0 hosts the coordinator, unless
+/// one is named.
 #[derive(Parser)]
-#[command(name = "lockstep-trainer", version)]
+#[command(
+    name = "lockstep-trainer",
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true
+)]
 struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    together: TogetherArguments,
+}
+
+/// A trainer that is started with a config.
+#[derive(Args)]
+struct TogetherArguments {
+    /// The config of the run, a TOML file.
+    config: Option<PathBuf>,
+    /// Overrides keys of the config: KEY=VALUE.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// The number of ranks [default: as what has started them says].
+    #[arg(long)]
+    ranks: Option<u32>,
+    /// The address of a coordinator that runs elsewhere [default: rank 0 hosts one].
+    #[arg(long, env = "LOCKSTEP_COORDINATOR")]
+    coordinator: Option<String>,
+    /// The file in which ranks find the coordinator that rank 0 hosts [default: coordinator.json in the run's folder].
+    #[arg(long, env = "LOCKSTEP_COORDINATOR_FILE", value_name = "FILE")]
+    coordinator_file: Option<PathBuf>,
+    /// The hosts of the job, rank 0's first, as mpirun has them; Slurm's are known.
+    #[arg(long, env = "LOCKSTEP_HOSTFILE", value_name = "FILE")]
+    hostfile: Option<PathBuf>,
+    #[command(flatten)]
+    member: MemberArguments,
+}
+
+/// What a member of a run is told, however it is started.
+#[derive(Args)]
+struct MemberArguments {
+    #[command(flatten)]
+    credentials: CredentialArguments,
+    /// The name of this member, unique in the run [default where ranks are started together: trainer-RANK].
+    #[arg(long, env = "LOCKSTEP_MEMBER")]
+    member: Option<String>,
+    /// The run's folder [default: runs/NAME].
+    #[arg(long, env = "LOCKSTEP_RUN_DIR")]
+    run_dir: Option<PathBuf>,
+    /// The address at which other hosts reach this one [default: the one that leads to the coordinator].
+    #[arg(long, env = "LOCKSTEP_ADVERTISE")]
+    advertise: Option<IpAddr>,
+    /// Seconds for which a coordinator is looked for whose connection broke.
+    #[arg(long, env = "LOCKSTEP_COORDINATOR_PATIENCE", default_value_t = 300)]
+    coordinator_patience: u64,
 }
 
 #[derive(Subcommand)]
@@ -36,19 +91,7 @@ enum Command {
         #[arg(long, env = "LOCKSTEP_COORDINATOR")]
         coordinator: String,
         #[command(flatten)]
-        credentials: CredentialArguments,
-        /// The name of this member, unique in the run [default under mpirun: trainer-RANK].
-        #[arg(long, env = "LOCKSTEP_MEMBER")]
-        member: Option<String>,
-        /// The run's folder [default: runs/NAME].
-        #[arg(long, env = "LOCKSTEP_RUN_DIR")]
-        run_dir: Option<PathBuf>,
-        /// The address at which other hosts reach this one [default: the one that leads to the coordinator].
-        #[arg(long, env = "LOCKSTEP_ADVERTISE")]
-        advertise: Option<IpAddr>,
-        /// Seconds for which a coordinator is looked for whose connection broke.
-        #[arg(long, env = "LOCKSTEP_COORDINATOR_PATIENCE", default_value_t = 300)]
-        coordinator_patience: u64,
+        member: MemberArguments,
     },
     /// Write text with final weights.
     Generate {
@@ -94,6 +137,17 @@ enum Command {
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
+        /// Overrides keys of the config: KEY=VALUE.
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        sets: Vec<String>,
+    },
+    /// Print what `lockstep doctor` asks for: libraries, instructions, GPUs, the memory of a config. One JSON object.
+    Facts {
+        /// A config file.
+        config: Option<PathBuf>,
+        /// Ranks of the world whose memory is told.
+        #[arg(short = 'n', long, default_value_t = 1)]
+        ranks: u32,
         /// Overrides keys of the config: KEY=VALUE.
         #[arg(long = "set", value_name = "KEY=VALUE")]
         sets: Vec<String>,
@@ -151,11 +205,13 @@ pub fn main(mpi: Option<&'static dyn Mpi>) -> ExitCode {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
         .with_writer(std::io::stderr)
+        // Whoever has read it may have gone, and by itself that would be said there, too.
+        .log_internal_errors(false)
         .init();
     if !lockstep_autograd::keep_freed_memory() {
         tracing::warn!("the C allocator cannot be told to keep freed memory; steps will be slower");
     }
-    let code = match run(arguments.command, mpi) {
+    let code = match run(arguments, mpi) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("lockstep-trainer: {error}");
@@ -184,24 +240,56 @@ fn is_bad_input(error: &TrainerError) -> bool {
     )
 }
 
-fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerError> {
+fn run(arguments: Arguments, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerError> {
+    let (command, arguments) = (arguments.command, arguments.together);
+    match (command, arguments.config) {
+        (Some(command), _) => carry_out(command, mpi),
+        (None, Some(config)) => {
+            let (member, train) = options_of(String::new(), arguments.member)?;
+            let options = TogetherOptions {
+                config,
+                sets: arguments.sets,
+                ranks: arguments.ranks,
+                coordinator: arguments.coordinator,
+                coordinator_file: arguments.coordinator_file,
+                hostfile: arguments.hostfile,
+                member,
+                train,
+            };
+            together(&options, mpi)
+        }
+        (None, None) => Err(TrainerError::Refused(
+            "name a config, or a command (see --help)".to_owned(),
+        )),
+    }
+}
+
+/// What a member is told, but for its name, which may be given.
+fn options_of(coordinator: String, member: MemberArguments) -> Result<(Option<String>, TrainOptions), TrainerError> {
+    let options = TrainOptions {
+        coordinator,
+        credentials: Credentials::of(member.credentials).map_err(SessionError::from)?,
+        member: String::new(),
+        run_dir: member.run_dir,
+        advertise: member.advertise,
+        coordinator_patience: Duration::from_secs(member.coordinator_patience),
+        run: None,
+        leaves_on_sigterm: true,
+    };
+    Ok((member.member, options))
+}
+
+fn carry_out(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerError> {
     match command {
         Command::Train {
             coordinator,
-            credentials,
-            member: member_name,
-            run_dir,
-            advertise,
-            coordinator_patience,
+            member: arguments,
         } => {
-            let options = TrainOptions {
-                coordinator,
-                credentials: Credentials::of(credentials).map_err(SessionError::from)?,
-                member: member(member_name)?,
-                run_dir,
-                advertise,
-                coordinator_patience: Duration::from_secs(coordinator_patience),
-            };
+            if let Some(code) = guard::stand_before()? {
+                return Ok(code);
+            }
+            let (name, mut options) = options_of(coordinator, arguments)?;
+            options.member = member(name)?;
             keep_log()?;
             end_with_starter()?;
             mpi.map_or(Ok(()), Mpi::start)?;
@@ -275,6 +363,7 @@ fn run(command: Command, mpi: Option<&'static dyn Mpi>) -> Result<u8, TrainerErr
             })?;
             planned.map_or(Ok(0), |text| print_out(&text))
         }
+        Command::Facts { config, ranks, sets } => print_out(&facts(config.as_deref(), ranks, &sets, mpi)?),
         Command::Inspect { path, ranks, sets } => print_out(&inspect(&path, ranks, &sets)?),
     }
 }
@@ -291,4 +380,22 @@ fn print_out(text: &str) -> Result<u8, TrainerError> {
     // A reader that went away (a closed pipe) is no failure of ours.
     let _ = writeln!(std::io::stdout(), "{}", text.trim_end_matches('\n'));
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_config_stands_where_a_command_would_and_never_beside_one() {
+        let parsed = |words: &str| Arguments::try_parse_from(words.split_whitespace());
+        let together = parsed("lockstep-trainer run.toml --set run.steps=3 --ranks 2").unwrap();
+        assert!(together.command.is_none());
+        assert_eq!(together.together.config, Some(PathBuf::from("run.toml")));
+        assert_eq!((together.together.sets.len(), together.together.ranks), (1, Some(2)));
+        let one = parsed("lockstep-trainer train --coordinator http://127.0.0.1:1").unwrap();
+        assert!(matches!(one.command, Some(Command::Train { .. })) && one.together.config.is_none());
+        assert!(parsed("lockstep-trainer run.toml train --coordinator http://127.0.0.1:1").is_err());
+        assert!(parsed("lockstep-trainer").is_err(), "nothing is no run");
+    }
 }

@@ -53,7 +53,8 @@ pub fn fingerprint(config: &RunConfig, vocabulary: u32, opened: &Opened) -> Resu
     ))
 }
 
-fn instruction_set() -> &'static str {
+/// The instructions that kernels use here.
+pub(crate) fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected as has;

@@ -8,9 +8,11 @@
 //! - [`drill`]: faults on order
 //! - [`device`]: what a step uses where the device is not the host
 //! - [`memory_account`]: what a rank's memory is for
+//! - [`together`]: a trainer that is started with a config, by mpirun, srun or torchrun: rank 0 hosts the coordinator
 //! - [`train`]: the life of a trainer: session, generation, plans, reports, final files
 //! - [`weights_file`]: final weights with tokenizer and config beside them
-//! - [`generate`], [`inspect`], [`bench`], [`plan`]: the other commands; `ranks`: the processes that the last two start
+//! - [`generate`], [`inspect`], [`bench`], [`facts`], [`plan`]: the other commands; `ranks`: the processes that `bench` and `plan`
+//!   start
 //! - [`cli`]: the command line over all of them
 //!
 //! Data flows: coordinator → session → plans → [`step::Engine`] → reports → coordinator; at the end masters → files.
@@ -22,6 +24,7 @@ pub mod cli;
 pub mod device;
 pub mod drill;
 pub mod error;
+pub mod facts;
 pub mod fingerprint;
 pub mod generate;
 pub mod inspect;
@@ -33,5 +36,6 @@ pub mod sharding;
 pub mod snapshot;
 pub mod started;
 pub mod step;
+pub mod together;
 pub mod train;
 pub mod weights_file;

@@ -94,6 +94,10 @@ pub struct TrainOptions {
     pub advertise: Option<IpAddr>,
     /// How long a coordinator is looked for whose connection broke.
     pub coordinator_patience: Duration,
+    /// The name of the run that this trainer is for, if it knows it: another one's is refused.
+    pub run: Option<String>,
+    /// Whether a SIGTERM is for this member alone, which then leaves.
+    pub leaves_on_sigterm: bool,
 }
 
 /// Trains until the coordinator's plans end, or until it is stopped or something fails. A failure is reported to the
@@ -140,7 +144,7 @@ fn end_if_it_hangs(reason: String) {
         .spawn(move || {
             std::thread::sleep(HANGS_FOR_GOOD);
             tracing::error!("{reason}; the device thread does not end, so this process ends now");
-            std::process::exit(1);
+            lockstep_autograd::device::leave(1);
         });
     if let Err(error) = waits {
         tracing::warn!("should the device thread hang, nobody ends this process: {error}");
@@ -160,7 +164,7 @@ fn run(
     let parts = move || keeper.as_ref().map(|keeper| keeper.parts()).unwrap_or_default();
     session.join(member.info()?, parts);
     session.look_for_coordinator(options.coordinator_patience);
-    if member.keeper.is_some() {
+    if member.keeper.is_some() && options.leaves_on_sigterm {
         leaving::say_on_sigterm(session.voice())?;
     }
     loop {
@@ -243,6 +247,13 @@ struct Member {
 impl Member {
     fn start(options: &TrainOptions, mpi: Option<&'static dyn Mpi>, config_toml: &str) -> Result<Member, TrainerError> {
         let config = RunConfig::parse(config_toml, "the config from the coordinator", &[])?;
+        if let Some(run) = options.run.as_ref().filter(|run| **run != config.run.name) {
+            return Err(TrainerError::Refused(format!(
+                "the coordinator at {} is of the run \"{}\", and this trainer is for the run \"{run}\"; give the run another \
+                 port (coordinator.bind), or name its own coordinator with --coordinator",
+                options.coordinator, config.run.name
+            )));
+        }
         let opened = open(&config, local_rank().unwrap_or(0))?;
         tch::set_num_threads(config.run.intra_op_threads as i32);
         let dataset = Arc::new(Dataset::open(&config.data.path)?);

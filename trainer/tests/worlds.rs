@@ -7,12 +7,15 @@ mod reference;
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use lockstep_collective::new_id;
 use lockstep_config::{Method, Reduction, RunConfig, Wire};
-use lockstep_data::MicroBatch;
+use lockstep_data::{Dataset, MicroBatch, Options, TokenizerChoice, ValidationSet, prepare};
 use lockstep_inventory::gpt2::Shape;
 use lockstep_proto::domain::Plan;
+use lockstep_session::Activity;
 use lockstep_trainer::device::compute::Compute;
 use lockstep_trainer::model::choice::from_config;
 use lockstep_trainer::model::initial::values;
@@ -350,4 +353,44 @@ fn ten_distributed_steps_equal_ten_steps_of_plain_tensor_code() {
             );
         }
     }
+}
+
+#[test]
+fn a_long_validation_is_seen_to_move_with_every_micro_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("text.txt");
+    std::fs::write(&text, "a line of some words\n".repeat(800)).unwrap();
+    let options = Options {
+        inputs: vec![text],
+        out: folder.path().join("data"),
+        tokenizer: TokenizerChoice::Byte,
+    };
+    prepare(&options, &AtomicBool::new(false)).unwrap();
+    let dataset = Arc::new(Dataset::open(&options.out).unwrap());
+    let set = ValidationSet::new(dataset, ROWS, COLUMNS);
+    let config = RunConfig::parse(
+        &config("fp32", "muon")
+            .to_toml()
+            .replace(&format!("vocab = {VOCABULARY}"), "vocab = 256"),
+        "validating.toml",
+        &[],
+    )
+    .unwrap();
+    let communication = communicate(&new_id(&[9; 32], 1).unwrap(), 0, 1);
+    let model = from_config(&config, 256);
+    let mut engine = Engine::new(&config, model, communication, deal(4, 1), &Compute::Host).unwrap();
+    let activity = Arc::new(Activity::default());
+    engine.watch(Arc::clone(&activity));
+    activity.begins(1, "validation");
+    let before = activity.progress().counter;
+    let validation = engine.validate(&set).unwrap();
+    let moved = activity.progress().counter - before;
+    assert!(
+        set.count() > 30 && moved >= u64::from(set.count()),
+        "{moved} of {}",
+        set.count()
+    );
+    assert_eq!(validation.tokens, set.tokens());
+    // Untrained, it knows nothing of 256 bytes.
+    assert!((validation.loss - 256f64.ln()).abs() < 0.5, "{}", validation.loss);
 }

@@ -1,9 +1,10 @@
-//! `cargo xtask setup|demo|test|chaos|sanitize|check-gpu|bench`: everything a newcomer, a developer and the continuous integration
+//! `cargo xtask setup|demo|test|chaos|sanitize|check-gpu|containers|bench`: everything a newcomer, a developer and the continuous integration
 //! type.
 //!
 //! Plain Rust that is built before libtorch exists: [`setup`] fetches libtorch, [`demo`] shows a whole run,
 //! [`stages`] is what the continuous integration runs, [`repository`] are the rules about the files themselves,
-//! [`chaos`] disturbs real runs, [`sanitize`] tests under the sanitizers, [`check_gpu`] looks at NVIDIA's libraries, and [`bench`] measures. [`workspace`]
+//! [`chaos`] disturbs real runs, [`sanitize`] tests under the sanitizers, [`check_gpu`] looks at NVIDIA's libraries,
+//! [`containers`] trains in containers, and [`bench`] measures. [`workspace`]
 //! knows where things are and [`process`] starts programs; each failure is one [`failure::Failure`]: a sentence and an exit
 //! code.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -11,6 +12,7 @@
 mod bench;
 mod chaos;
 mod check_gpu;
+mod containers;
 mod demo;
 mod failure;
 mod metrics;
@@ -71,6 +73,8 @@ enum Chore {
         #[arg(value_parser = clap::builder::PossibleValuesParser::new(check_gpu::names()))]
         checks: Vec<String>,
     },
+    /// Build the image's run-time stages with Docker, and train in such containers as the objects of Kubernetes say.
+    Containers(containers::Options),
     /// Measure.
     Bench {
         #[command(subcommand)]
@@ -88,6 +92,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Chore::Chaos(options) => chaos::chaos(&workspace, &options),
         Chore::Sanitize { sanitizers } => sanitize::sanitize(&workspace, &sanitizers),
         Chore::CheckGpu { checks } => check_gpu::check_gpu(&workspace, &checks),
+        Chore::Containers(options) => containers::containers(&workspace, &options),
         Chore::Bench { what } => bench::bench(&workspace, &what),
     }
 }

@@ -9,13 +9,13 @@ use crate::chaos;
 use crate::failure::Failure;
 use crate::process;
 use crate::repository;
-use crate::setup::{browser, mpi, python, setup};
+use crate::setup::{browser, jobs, mpi, python, setup};
 use crate::workspace::Workspace;
 
 /// A stage, in the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Stage {
-    /// Compiler, libtorch and MPI.
+    /// Compiler, libtorch, MPI, and what starts jobs.
     Setup,
     /// The rules about the files of the repository.
     Repository,
@@ -43,6 +43,9 @@ impl Stage {
             if !mpi::is_there() {
                 // Tests of whole runs are left out with the trainer that they need.
                 cargo.env(mpi::WITHOUT, "1");
+            }
+            for without in jobs::left_out() {
+                cargo.env(without, "1");
             }
             if let Some(browser) = browser::program() {
                 // Tests that want one must not leave themselves out.

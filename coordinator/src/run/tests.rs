@@ -3,6 +3,7 @@
 //! members that come and go, `schedules` the random schedules of the simulator, `streams` those that break.
 
 mod answers;
+mod checkpoints;
 mod drift;
 mod endings;
 mod orders;

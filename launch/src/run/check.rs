@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use lockstep_config::{Device, RunConfig};
 use lockstep_data::Dataset;
+use lockstep_doctor::facts::Places;
+use lockstep_doctor::facts::gpus::usable;
 use lockstep_inventory::treatments_of;
 
 use crate::cli::Ranks;
@@ -30,11 +32,7 @@ pub(crate) struct Checked {
 /// # Errors
 /// One sentence that says what does not fit and what to do.
 pub(crate) fn check(mut config: RunConfig, ranks: Ranks) -> Result<Checked, Ending> {
-    let places = match config.run.device {
-        Device::Cpu => cores() / config.run.intra_op_threads,
-        Device::Cuda => gpus(),
-    };
-    let ranks = choose_ranks(ranks, &config, places)?;
+    let ranks = ranks_of(ranks, &config)?;
     config.data.path = absolute(&config.data.path)?;
     let data = Dataset::open(&config.data.path).map_err(Ending::bad_input)?;
     let path = data.folder().display();
@@ -67,6 +65,18 @@ pub(crate) fn check(mut config: RunConfig, ranks: Ranks) -> Result<Checked, Endi
         vocabulary: data.vocab(),
         ranks,
     })
+}
+
+/// How many ranks a run has on this machine.
+///
+/// # Errors
+/// More than it has lanes.
+pub(crate) fn ranks_of(ranks: Ranks, config: &RunConfig) -> Result<u32, Ending> {
+    let places = match config.run.device {
+        Device::Cpu => cores() / config.run.intra_op_threads,
+        Device::Cuda => gpus(),
+    };
+    choose_ranks(ranks, config, places)
 }
 
 /// A loss over other tokens would say nothing.
@@ -104,17 +114,7 @@ fn cores() -> u32 {
 /// The GPUs of this machine that trainers may use. Which are there is the driver's to say; none where there is no driver,
 /// and then a trainer says what is missing.
 fn gpus() -> u32 {
-    let there = std::fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count);
-    visible(there, std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref())
-}
-
-/// How many of `there` GPUs a list of visible ones leaves.
-fn visible(there: usize, list: Option<&str>) -> u32 {
-    let named = list.map(|list| list.split(',').filter(|name| !name.trim().is_empty()).count());
-    named
-        .map_or(there, |named| named.min(there))
-        .try_into()
-        .unwrap_or(u32::MAX)
+    usable(&Places::default(), &|name| std::env::var(name).ok())
 }
 
 /// As many ranks as asked for; by themselves as many as there are `places` to compute.
@@ -146,19 +146,6 @@ mod tests {
     fn auto_takes_as_many_ranks_as_places_and_lanes_allow() {
         for (lanes, places, ranks) in [(4, 2, 2), (4, 64, 4), (4, 0, 1), (1, 8, 1)] {
             assert_eq!(choose_ranks(Ranks::Auto, &config(lanes, 1), places), Ok(ranks));
-        }
-    }
-
-    #[test]
-    fn a_list_of_visible_gpus_leaves_as_many_as_it_names() {
-        for (there, list, left) in [
-            (8, None, 8),
-            (8, Some("0,3"), 2),
-            (8, Some(""), 0),
-            (1, Some("0,1"), 1),
-            (0, None, 0),
-        ] {
-            assert_eq!(visible(there, list), left, "{list:?} of {there}");
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::ending::Ending;
-use crate::run::address::Address;
+use lockstep_proto::address::Address;
 
 /// Where run folders lie.
 pub(crate) const RUNS: &str = "runs";

@@ -1,14 +1,14 @@
-//! `lockstep run`: a whole run on this machine, from config to final weights.
+//! `lockstep run` and `lockstep mpirun`: a whole run, from config to final weights, with the coordinator in this process.
 //!
-//! Way of data: [`check`] reads config and data and refuses what does not fit, before anything is made; [`folder`]
+//! Way of data: [`check`] reads config and data and refuses what does not fit, before anything is made, and so does
+//! [`doctor`] with what the machine lacks; [`folder`]
 //! claims the run's folder; [`serve`] starts the coordinator inside this process; [`trainers`] starts the trainer
-//! processes, over MPI by one [`mpirun`]; then events of the run, exits of trainers, signals and the clock go into [`supervisor`], which decides,
-//! and to [`show`], which tells. Whatever happens, every trainer is reaped and `coordinator.json` is gone at the end.
+//! processes, or one [`mpirun`] that starts them; then events of the run, exits of trainers, signals and the clock go into
+//! [`supervisor`], which decides, and to [`show`], which tells. Whatever happens, every trainer is reaped and `coordinator.json` is gone at the end.
 
-pub(crate) mod address;
-mod check;
+pub(crate) mod check;
 pub(crate) mod folder;
-mod mpirun;
+pub(crate) mod mpirun;
 mod serve;
 pub(crate) mod show;
 mod supervisor;
@@ -18,14 +18,18 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use lockstep_config::{Device, RunConfig};
+use lockstep_config::{Device, RunConfig, hosts_of_hostfile};
 use lockstep_coordinator::plan::{Planner, warnings};
 use serde_json::json;
 
-use crate::cli::RunArguments;
+use crate::cli::{Backend, MpirunArguments, Ranks, RunArguments};
+use crate::doctor;
 use crate::ending::Ending;
 use crate::run::check::{Checked, check};
 use crate::run::folder::{RUNS, RunFolder};
+use crate::run::mpirun::Mpirun;
+use crate::run::mpirun::flavour::{Flavour, check_words};
+use crate::run::mpirun::hosts::{self, Known, Where};
 use crate::run::serve::{Message, Serving};
 use crate::run::show::Screen;
 use crate::run::supervisor::{Action, Input, Process, Supervisor, Verdict};
@@ -35,21 +39,121 @@ use crate::sibling;
 /// How often trainers are looked after.
 const GLANCE: Duration = Duration::from_millis(25);
 
+/// What both commands are told.
+struct Asked {
+    config: PathBuf,
+    sets: Vec<String>,
+    backend: Option<Backend>,
+    ranks: Ranks,
+    resume: bool,
+    json: bool,
+}
+
 /// Carries out `lockstep run`.
 pub(crate) fn run(arguments: RunArguments) -> Result<(), Ending> {
-    let mut sets = arguments.sets.clone();
-    sets.extend(arguments.backend.map(|backend| backend.as_set().to_owned()));
-    let config = RunConfig::read(&arguments.config, &sets).map_err(Ending::bad_input)?;
-    let checked = check(config, arguments.ranks)?;
-    let backend = checked.config.backend_name(checked.ranks);
-    let programs = match backend {
-        "mpi" => sibling::mpi_trainer_and_mpirun().map(|(trainer, mpirun)| (trainer, Some(mpirun)))?,
-        _ => (sibling::trainer()?, None),
+    let asked = Asked {
+        config: arguments.config,
+        sets: arguments.sets,
+        backend: arguments.backend,
+        ranks: arguments.ranks,
+        resume: arguments.resume,
+        json: arguments.json,
     };
+    launch(&asked, |checked| match backend_of(checked) {
+        "mpi" => {
+            let trainer = sibling::mpi_trainer()?;
+            let program = sibling::mpirun()?;
+            let mpirun = Mpirun {
+                flavour: Flavour::of(&program),
+                program,
+                place: Where::Here,
+                hostfile: None,
+                survives: false,
+                arguments: Vec::new(),
+            };
+            Ok((trainer, Some(mpirun)))
+        }
+        _ => Ok((sibling::trainer()?, None)),
+    })
+}
+
+/// Carries out `lockstep mpirun`.
+pub(crate) fn mpirun(arguments: MpirunArguments) -> Result<(), Ending> {
+    let asked = Asked {
+        config: arguments.config,
+        sets: arguments.sets,
+        backend: arguments.backend,
+        ranks: Ranks::Exactly(arguments.ranks),
+        resume: arguments.resume,
+        json: arguments.json,
+    };
+    let (hostfile, advertise, words) = (arguments.hostfile, arguments.advertise, arguments.arguments);
+    launch(&asked, |checked| {
+        check_words(&words).map_err(Ending::BadInput)?;
+        let is_mpi = backend_of(checked) == "mpi";
+        let trainer = if is_mpi {
+            sibling::mpi_trainer()?
+        } else {
+            sibling::trainer()?
+        };
+        let program = sibling::mpirun()?;
+        let hosts = match &hostfile {
+            Some(path) => read_hosts(path)?,
+            None => Vec::new(),
+        };
+        let own_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let known = Known {
+            hosts: &hosts,
+            allocated: hosts::allocated(),
+            bind: checked.config.coordinator.bind,
+            advertise: advertise.as_deref(),
+            own_name: &own_name,
+        };
+        let place = hosts::place(&known, |host| hosts::is_here(host, &own_name)).map_err(Ending::BadInput)?;
+        let mpirun = Mpirun {
+            flavour: Flavour::of(&program),
+            program,
+            place,
+            hostfile,
+            survives: !is_mpi,
+            arguments: words,
+        };
+        Ok((trainer, Some(mpirun)))
+    })
+}
+
+fn backend_of(checked: &Checked) -> &'static str {
+    checked.config.backend_name(checked.ranks)
+}
+
+fn read_hosts(path: &Path) -> Result<Vec<String>, Ending> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Ending::BadInput(format!("cannot read the hostfile {}: {error}", path.display())))?;
+    let hosts = hosts_of_hostfile(&text);
+    match hosts.is_empty() {
+        false => Ok(hosts),
+        true => Err(Ending::BadInput(format!(
+            "the hostfile {} names no host; write one a line",
+            path.display()
+        ))),
+    }
+}
+
+/// A whole run; `programs` finds the trainer, and the mpirun that starts it if one does.
+fn launch(
+    asked: &Asked,
+    programs: impl FnOnce(&Checked) -> Result<(PathBuf, Option<Mpirun>), Ending>,
+) -> Result<(), Ending> {
+    let mut sets = asked.sets.clone();
+    sets.extend(asked.backend.map(|backend| backend.as_set().to_owned()));
+    let config = RunConfig::read(&asked.config, &sets).map_err(Ending::bad_input)?;
+    let checked = check(config, asked.ranks)?;
+    let programs = programs(&checked)?;
     serve::check_bind(&checked.config)?;
+    let doubts = doctor::before_run(&checked, programs.1.as_ref())?;
     let planner = Planner::new(&checked.config, checked.training_samples).map_err(Ending::bad_input)?;
-    let folder = RunFolder::claim(Path::new(RUNS), &checked.config.run.name, arguments.resume)?;
-    let (serving, messages) = match Serving::start(&checked, folder.path(), arguments.resume) {
+    let folder = RunFolder::claim(Path::new(RUNS), &checked.config.run.name, asked.resume)?;
+    let (serving, messages) = match Serving::start(&checked, folder.path(), asked.resume) {
         Ok(started) => started,
         Err(ending) => {
             folder.undo();
@@ -57,8 +161,16 @@ pub(crate) fn run(arguments: RunArguments) -> Result<(), Ending> {
         }
     };
 
-    let mut screen = Screen::new(arguments.json, planner.total_steps());
-    announce(&mut screen, &checked, &planner, &serving, folder.path(), backend);
+    let mut screen = Screen::new(asked.json, planner.total_steps());
+    announce(
+        &mut screen,
+        &checked,
+        &planner,
+        &serving,
+        folder.path(),
+        programs.1.as_ref(),
+    );
+    doctor::warn(&doubts, &mut screen);
     let verdict = train(&checked, &programs, (&serving, &messages), folder.path(), &mut screen);
     screen.close();
     serving.shut_down(folder.path());
@@ -71,9 +183,10 @@ fn announce(
     planner: &Planner,
     serving: &Serving,
     folder: &Path,
-    backend: &str,
+    mpirun: Option<&Mpirun>,
 ) {
     let Checked { config, ranks, .. } = checked;
+    let backend = backend_of(checked);
     screen.say(&format!(
         "run {}: {} steps, {} samples, {ranks} rank{} ({backend}) on {} lanes, folder {}",
         config.run.name,
@@ -90,6 +203,12 @@ fn announce(
         ));
     }
     screen.tell(&format!("page     {}/", serving.url()));
+    if let Some(mpirun) = mpirun {
+        screen.tell(&format!("mpirun   {} ({})", mpirun.program.display(), mpirun.flavour));
+        if let Flavour::Other(_) = mpirun.flavour {
+            screen.say("warning: this mpirun is neither Open MPI's nor MPICH's, and is told nothing of lost ranks");
+        }
+    }
     planner.roundings().iter().for_each(|rounding| screen.say(rounding));
     warnings(config)
         .iter()
@@ -104,16 +223,19 @@ fn announce(
 /// Starts the trainers and sees the run through. When this returns, no trainer is left.
 fn train(
     checked: &Checked,
-    (trainer, mpirun): &(PathBuf, Option<PathBuf>),
+    (trainer, mpirun): &(PathBuf, Option<Mpirun>),
     (serving, messages): (&Serving, &Receiver<Message>),
     folder: &Path,
     screen: &mut Screen,
 ) -> Result<Verdict, Ending> {
     let security = &checked.config.security;
+    let mpirun = mpirun.as_ref();
+    let url = mpirun.map_or_else(|| serving.url().to_owned(), |mpirun| mpirun.place.url(serving.url()));
     let start = Start {
         binary: trainer,
-        mpirun: mpirun.as_deref(),
-        coordinator: serving.url(),
+        mpirun,
+        ranks: checked.ranks,
+        coordinator: &url,
         token: serving.trainers_token(),
         // Usually one authority for all; else the chain in the certificate's file.
         authority: security.client_ca.as_deref().or(security.certificate.as_deref()),
@@ -122,7 +244,7 @@ fn train(
         folder,
         logs: folder.join("logs"),
     };
-    let mut trainers = Trainers::start(&start, checked.ranks)?;
+    let mut trainers = Trainers::start(&start)?;
     for (process, pid) in trainers.pids() {
         let log = log_path(&start.logs, process);
         screen.fact(&match process {
@@ -130,7 +252,7 @@ fn train(
             Process::Mpirun => json!({ "event": "mpirun", "pid": pid, "log": log }),
         });
     }
-    // A lost rank of MPI's world ends the world.
+    // A rank that mpirun has started is not started again: of MPI's world it ends the world, else the others go on.
     let supervisor = Supervisor::new(trainers.pids());
     let mut supervisor = match start.mpirun {
         Some(_) => supervisor,

@@ -12,8 +12,8 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::ending::Ending;
-use crate::run::address::Address;
 use crate::run::check::Checked;
+use lockstep_proto::address::Address;
 
 /// What reaches the launcher.
 #[derive(Debug)]
@@ -76,12 +76,14 @@ impl Serving {
             .spawn(move || follow(events, &sender))
             .map_err(|error| Ending::Failed(format!("the system gives no thread: {error}")))?;
         let url = coordinator.url();
-        Address::own(url.clone()).write(folder).map_err(|error| {
-            Ending::Failed(format!(
-                "cannot write {}: {error}",
-                folder.join(Address::FILE).display()
-            ))
-        })?;
+        Address::served(url.clone(), std::process::id())
+            .write(folder)
+            .map_err(|error| {
+                Ending::Failed(format!(
+                    "cannot write {}: {error}",
+                    folder.join(Address::FILE).display()
+                ))
+            })?;
         Ok((
             Serving {
                 coordinator,

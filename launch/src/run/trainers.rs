@@ -12,7 +12,8 @@ use lockstep_security::{Credentials, Token};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::ending::Ending;
-use crate::run::mpirun::{Scratch, command};
+use crate::run::mpirun::Mpirun;
+use crate::run::mpirun::scratch::Scratch;
 use crate::run::supervisor::{Exit, Exited, Process};
 
 /// Names the authority that a coordinator's certificate comes from.
@@ -32,13 +33,15 @@ pub(crate) struct Start<'a> {
     /// The trainer binary.
     pub(crate) binary: &'a Path,
     /// The mpirun that starts the trainers, if one does.
-    pub(crate) mpirun: Option<&'a Path>,
+    pub(crate) mpirun: Option<&'a Mpirun>,
     /// The coordinator's address.
     pub(crate) coordinator: &'a str,
     /// What they show to it, if they are asked.
     pub(crate) token: Option<&'a Token>,
     /// The authority that its certificate comes from, where it talks TLS and the environment names none.
     pub(crate) authority: Option<&'a Path>,
+    /// Processes.
+    pub(crate) ranks: u32,
     /// Threads of its tensor library.
     pub(crate) threads: u32,
     /// Whether it computes on a GPU.
@@ -67,14 +70,14 @@ struct Started {
 }
 
 impl Trainers {
-    /// Starts `ranks` trainers. Call it from the main thread: the kernel ends a trainer with the thread that started
+    /// Starts all of them. Call it from the main thread: the kernel ends a trainer with the thread that started
     /// it.
     ///
     /// # Errors
     /// A log cannot be made or a process not be started; those that were started are ended and reaped.
-    pub(crate) fn start(start: &Start<'_>, ranks: u32) -> Result<Trainers, Ending> {
+    pub(crate) fn start(start: &Start<'_>) -> Result<Trainers, Ending> {
         let failed = |error: std::io::Error| {
-            let binary = start.mpirun.unwrap_or(start.binary);
+            let binary = start.mpirun.map_or(start.binary, |mpirun| &mpirun.program);
             Ending::Failed(format!("cannot start {}: {error}", binary.display()))
         };
         std::fs::create_dir_all(&start.logs).map_err(failed)?;
@@ -83,14 +86,14 @@ impl Trainers {
         if let Some(mpirun) = start.mpirun {
             let scratch = Scratch::make().map_err(failed)?;
             let logs = std::path::absolute(&start.logs).map_err(failed)?;
-            let command = command(mpirun, start.binary, ranks, &logs, &scratch);
+            let command = mpirun.command(&logs, &scratch).map_err(failed)?;
             trainers._scratch = Some(scratch);
             trainers
                 .spawn(Process::Mpirun, command, start, &folder)
                 .map_err(failed)?;
             return Ok(trainers);
         }
-        for rank in 0..ranks {
+        for rank in 0..start.ranks {
             trainers
                 .spawn(Process::Rank(rank), of_rank(start, rank), start, &folder)
                 .map_err(failed)?;
@@ -132,11 +135,15 @@ impl Trainers {
             prepare_for_gpu(&mut command);
         }
         show_credentials(&mut command, start)?;
-        let child = command
+        command
             .env("LOCKSTEP_COORDINATOR", start.coordinator)
             .env("OMP_NUM_THREADS", &threads)
             .env("MKL_NUM_THREADS", &threads)
-            .env("LOCKSTEP_RUN_DIR", folder)
+            .env("LOCKSTEP_RUN_DIR", folder);
+        if let (Process::Mpirun, Some(mpirun)) = (process, start.mpirun) {
+            mpirun.say(&mut command, start.binary, start.ranks);
+        }
+        let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -156,7 +156,8 @@ fn a_second_coordinator_of_a_run_is_refused_and_names_the_first() {
     wait_until("the ledger is there", || stage.path("runs/twice/ledger.redb").is_file());
     let output = command(&stage, "twice", 50, "127.0.0.1:0").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{said}");
+    // Nothing that was given is wrong, and the same start succeeds when the first one has gone: whoever starts it may try again.
+    assert_eq!(output.status.code(), Some(1), "{said}");
     let pid = coordinator.child.id().to_string();
     assert!(said.contains("in use") && said.contains(&pid), "{said}");
 }

@@ -1,6 +1,8 @@
 //! A folder of its own for a test: text, data, a config, and the real binary started in it.
 #![allow(dead_code)] // Each test file uses its part.
 
+pub(crate) mod hosts;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -86,17 +88,9 @@ impl Stage {
         path
     }
 
-    /// Starts the binary, its output kept in files of this folder's sibling.
+    /// Starts the binary.
     pub(crate) fn start(&self, command: &mut Command) -> Running {
-        let output = tempfile::tempdir().unwrap();
-        let file = |name: &str| fs::File::create(output.path().join(name)).unwrap();
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file("out"))
-            .stderr(file("err"))
-            .spawn()
-            .unwrap();
-        Running { child, output }
+        Running::start(command)
     }
 
     /// Every file with its content, and every folder.
@@ -154,6 +148,19 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// Starts a command, its output kept in files of a folder of its own.
+    pub(crate) fn start(command: &mut Command) -> Running {
+        let output = tempfile::tempdir().unwrap();
+        let file = |name: &str| fs::File::create(output.path().join(name)).unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file("out"))
+            .stderr(file("err"))
+            .spawn()
+            .unwrap();
+        Running { child, output }
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -91,16 +91,22 @@ fn opened() -> &'static Mutex<Vec<Arc<Cuda>>> {
     &OPENED
 }
 
-/// Ends the process at once, with an exit code and without what would run at a normal end, once a device was opened: CUDA's
-/// libraries have no order in which they can be taken down, and libtorch waits for its threads. Does nothing where no
-/// device was opened. The caller has flushed what it has to say.
-pub fn leave_if_opened(code: u8) {
+/// Ends the process at once, with an exit code and without what would run at a normal end. For a thread that ends it while
+/// another one computes: a normal end takes libtorch's tables away from under that one, which then fails with what nobody
+/// understands. The caller has flushed what it has to say.
+pub fn leave(code: u8) -> ! {
     unsafe extern "C" {
         fn _exit(code: c_int) -> !;
     }
+    // SAFETY: ends the process, and runs no code of ours.
+    unsafe { _exit(c_int::from(code)) }
+}
+
+/// As [`leave`], once a device was opened: CUDA's libraries have no order in which they can be taken down, and libtorch waits
+/// for its threads. Does nothing where no device was opened.
+pub fn leave_if_opened(code: u8) {
     if !opened().lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-        // SAFETY: ends the process, and runs no code of ours.
-        unsafe { _exit(c_int::from(code)) }
+        leave(code);
     }
 }
 

@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
@@ -129,7 +130,7 @@ pub(crate) enum End {
 /// One end of a socket between two ranks.
 pub(crate) struct Link {
     socket: OwnedFd,
-    /// The process at the other end.
+    /// The process at the other end; 0 where it has no number in this process's own view, as between containers.
     pub(crate) pid: u32,
     end: Option<End>,
 }
@@ -137,20 +138,18 @@ pub(crate) struct Link {
 impl Link {
     /// Takes a connected socket, after checking that its other end belongs to the same user.
     pub(crate) fn new(socket: OwnedFd) -> Result<Link, Error> {
-        let peer =
-            rustix::net::sockopt::socket_peercred(&socket).map_err(|s| Error::system("getsockopt(SO_PEERCRED)", s))?;
-        let own = rustix::process::geteuid();
-        if peer.uid != own {
-            let why = format!(
-                "it belongs to user {} and this process to user {}",
-                peer.uid.as_raw(),
-                own.as_raw()
-            );
+        // Not rustix' call: it takes the pid for one that is never 0, which is what it is for a process that has none here, as
+        // in another container on the same network.
+        let peer = nix::sys::socket::getsockopt(&socket, PeerCredentials)
+            .map_err(|errno| Error::system("getsockopt(SO_PEERCRED)", Errno::from_raw_os_error(errno as i32)))?;
+        let own = rustix::process::geteuid().as_raw();
+        if peer.uid() != own {
+            let why = format!("it belongs to user {} and this process to user {own}", peer.uid());
             return Err(Error::Refused { rank: None, why });
         }
         Ok(Link {
             socket,
-            pid: peer.pid.as_raw_nonzero().get().unsigned_abs(),
+            pid: peer.pid().unsigned_abs(),
             end: None,
         })
     }

@@ -192,7 +192,54 @@ fn places_outside_the_world_are_refused() {
     }
 }
 
-const ENVIRONMENT: &str = "LOCKSTEP_MEETING_INTRUDER";
+const ENVIRONMENT: &str = "LOCKSTEP_MEETING_ID";
+
+fn written(id: &CommunicatorId) -> String {
+    id.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The id that whoever started this process has given it.
+fn given_id() -> CommunicatorId {
+    let id = std::env::var(ENVIRONMENT).unwrap();
+    let id: Vec<u8> = (0..id.len() / 2)
+        .map(|i| u8::from_str_radix(&id[2 * i..2 * i + 2], 16).unwrap())
+        .collect();
+    CommunicatorId::from_bytes(&id).unwrap()
+}
+
+/// Containers on one network are such processes. Needs the right to make a pid namespace, and says so where it is missing.
+#[test]
+fn a_process_without_a_number_in_the_others_view_is_a_peer_like_any_other() {
+    let apart = || {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child"]);
+        command
+    };
+    if !apart().arg("true").status().is_ok_and(|status| status.success()) {
+        println!("not checked: `unshare --pid` is not to be had here");
+        return;
+    }
+    let id = CommunicatorId::new(&[1; 32], 4).unwrap();
+    thread::scope(|scope| {
+        let near = scope.spawn(|| join(&id, 0, 2, LONG).map(|_| ()));
+        let far = apart()
+            .arg(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "--nocapture", "come_from_apart"])
+            .env(ENVIRONMENT, written(&id))
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(far.success());
+        near.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+#[ignore = "started by a_process_without_a_number_in_the_others_view_is_a_peer_like_any_other"]
+fn come_from_apart() {
+    assert_eq!(std::process::id(), 1, "in a pid namespace of its own");
+    join(&given_id(), 1, 2, LONG).unwrap();
+}
 
 /// Needs the right to become another user, so it says what it did not do where that is missing.
 #[test]
@@ -206,7 +253,6 @@ fn another_users_process_is_refused_even_with_the_secret() {
         return;
     }
     let id = CommunicatorId::new(&[1; 32], 4).unwrap();
-    let bytes: String = id.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     // The other user may not be allowed to read the folder of the test binary.
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("intruder");
@@ -216,7 +262,7 @@ fn another_users_process_is_refused_even_with_the_secret() {
         let listener = scope.spawn(|| join(&id, 0, 2, LONG).map(|_| ()));
         let intruder = Command::new(&copy)
             .args(["--ignored", "--exact", "--nocapture", "intrude"])
-            .env(ENVIRONMENT, bytes)
+            .env(ENVIRONMENT, written(&id))
             .current_dir("/")
             .uid(65534)
             .stdout(Stdio::null())
@@ -231,13 +277,7 @@ fn another_users_process_is_refused_even_with_the_secret() {
 #[test]
 #[ignore = "another user's process, started by another_users_process_is_refused_even_with_the_secret"]
 fn intrude() {
-    let id = std::env::var(ENVIRONMENT).unwrap();
-    let id: Vec<u8> = (0..id.len() / 2)
-        .map(|i| u8::from_str_radix(&id[2 * i..2 * i + 2], 16).unwrap())
-        .collect();
-    let error = join(&CommunicatorId::from_bytes(&id).unwrap(), 1, 2, LONG)
-        .err()
-        .unwrap();
+    let error = join(&given_id(), 1, 2, LONG).err().unwrap();
     assert!(
         error
             .to_string()

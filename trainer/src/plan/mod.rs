@@ -21,6 +21,8 @@ use std::path::PathBuf;
 
 use lockstep_config::{Device, RunConfig};
 use lockstep_data::Dataset;
+use lockstep_doctor::facts::Places;
+use lockstep_doctor::facts::memory::Memory;
 
 use crate::error::TrainerError;
 use crate::plan::devices::{device, names, overlapped};
@@ -251,12 +253,7 @@ fn nearest(
 }
 
 /// Memory of this machine that can be taken, bytes: what the kernel says is available, within what this process's group may
-/// have.
+/// have; as `lockstep doctor` sees it.
 fn available_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let available = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    let limit = limit.and_then(|limit| limit.trim().parse().ok()).unwrap_or(u64::MAX);
-    available.map_or(limit, |kibibytes| (kibibytes * 1024).min(limit))
+    Memory::look(&Places::default()).now().unwrap_or(u64::MAX)
 }

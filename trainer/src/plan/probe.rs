@@ -13,7 +13,9 @@ use lockstep_data::{MicroBatch, rank_lanes};
 use lockstep_proto::domain::Plan;
 
 use crate::bench::Carrier;
+use crate::device::opening::open;
 use crate::error::TrainerError;
+use crate::fingerprint::fingerprint;
 use crate::model::choice::from_config;
 use crate::plan::PlanOptions;
 use crate::plan::rates::{Measured, Probe, Times};
@@ -151,6 +153,8 @@ pub(super) fn measured_as_a_rank(config: &RunConfig, vocabulary: u32, ranks: u32
     let broken =
         |error: &dyn std::fmt::Display| TrainerError::Broken(format!("cannot write what was measured: {error}"));
     let resident_before = resident();
+    // A rank makes its fingerprint first, and what that leaves of the heap is there when the run's memory is taken.
+    fingerprint(config, vocabulary, &open(config, 0)?)?;
     let (rank, measured) = steps(config, (vocabulary, ranks), shortened, &place)?;
     let measured = Measured {
         resident_before,

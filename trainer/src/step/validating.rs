@@ -5,7 +5,7 @@ use lockstep_proto::domain::Validation;
 
 use crate::error::TrainerError;
 use crate::model::OpenGate;
-use crate::model::lane_losses::numbers;
+use crate::model::lane_losses::LaneLosses;
 use crate::step::{Engine, view};
 
 impl Engine {
@@ -15,25 +15,30 @@ impl Engine {
         let (count, lanes) = (set.count(), self.slots.lanes());
         let mut table = vec![0u64; 2 * count as usize];
         let mut owners = vec![0u32; 2 * count as usize];
-        let (mut places, mut losses) = (Vec::new(), Vec::new());
-        for (rank, hosted) in self.rank_lanes.clone().into_iter().enumerate() {
-            for index in hosted.flat_map(|lane| lane_micro_batches(lane, lanes, count)) {
+        for (rank, hosted) in self.rank_lanes.iter().enumerate() {
+            for index in hosted.clone().flat_map(|lane| lane_micro_batches(lane, lanes, count)) {
                 let at = 2 * index as usize;
                 owners[at..at + 2].fill(rank as u32);
-                if rank == self.rank as usize {
-                    let batch = set.micro_batch(index)?;
-                    losses.push(
-                        self.weights
-                            .without_recording(|| self.model.loss(&self.weights, view(&batch), &mut OpenGate))?,
-                    );
-                    table[at + 1] = batch.counted;
-                    places.push(at);
-                }
             }
         }
-        let losses = self.reader.read(numbers(&losses, self.losses.device())?)?;
-        for (at, loss) in places.into_iter().zip(losses) {
-            table[at] = loss.to_bits();
+        let hosted = self.rank_lanes[self.rank as usize].clone();
+        let mine: Vec<u32> = hosted.flat_map(|lane| lane_micro_batches(lane, lanes, count)).collect();
+        // Nothing that outlives a micro-batch may be made between two of them: a small piece of memory takes its place in what the
+        // logits leave, the next logits do not fit there any more, and the heap would grow by them each time.
+        let mut losses = LaneLosses::new((mine.len() as u32).max(1), self.losses.device())?;
+        for (place, index) in (0..).zip(&mine) {
+            let batch = set.micro_batch(*index)?;
+            let loss = self
+                .weights
+                .without_recording(|| self.model.loss(&self.weights, view(&batch), &mut OpenGate))?;
+            losses.add(place, &loss)?;
+            // A whole validation may take minutes, and others that are through with theirs wait for it: it does not stand still.
+            self.activity.moves();
+            table[2 * *index as usize + 1] = batch.counted;
+        }
+        let sums = self.reader.read(losses.sums()?)?;
+        for (index, sum) in mine.into_iter().zip(sums) {
+            table[2 * index as usize] = sum.to_bits();
         }
         self.communication.exchange_slots(&mut table, &owners)?;
         let (mut loss, mut tokens) = (0.0, 0);

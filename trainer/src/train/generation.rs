@@ -110,6 +110,11 @@ impl Rank {
             hash: engine.parameter_hash()?,
             transports,
         })?;
+        let (name, number) = (&member.options.member, generation.stamp.generation);
+        tracing::info!(
+            "{name} is rank {rank} of {world} in generation {number}, and trains from step {}",
+            made + 1
+        );
         let keeper = member.keeper.as_ref();
         let writing = Writing::start(&member.checkpoints, session.voice())?;
         let keeping = keeper.map(|keeper| Keeping::start(keeper, generation, rank, session.voice(), signal));

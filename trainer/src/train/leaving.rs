@@ -20,7 +20,7 @@ pub(super) fn say_on_sigterm(voice: Voice) -> Result<(), TrainerError> {
                 voice.leaving("SIGTERM");
             }
             if terms.next().is_some() {
-                std::process::exit(1);
+                lockstep_autograd::device::leave(1);
             }
         })
         .map_err(failed)?;

@@ -9,22 +9,34 @@ use super::step::{Bench, machine};
 use crate::failure::Failure;
 use crate::workspace::Workspace;
 
-/// Layers, width, heads, sequence, micro-batch, lanes, batch, ranks, precision, method.
-type Shape = (u32, u32, u32, u32, u32, u32, u32, u32, &'static str, &'static str);
+/// Tokenizer, layers, width, heads, sequence, micro-batch, lanes, batch, ranks, precision, method.
+type Shape = (
+    &'static str,
+    u32,
+    u32,
+    u32,
+    u32,
+    u32,
+    u32,
+    u32,
+    u32,
+    &'static str,
+    &'static str,
+);
 
 const CONFIGS: &[Shape] = &[
-    (6, 256, 4, 256, 4, 2, 8, 1, "fp32", "muon"),
-    (6, 256, 4, 256, 4, 2, 8, 2, "fp32", "muon"),
-    (6, 256, 4, 256, 4, 2, 8, 2, "bf16", "muonmax"),
-    (8, 192, 6, 128, 8, 4, 32, 2, "fp32", "muonmax"),
-    (8, 192, 6, 128, 8, 4, 32, 1, "bf16", "muon"),
-    (12, 128, 4, 128, 8, 8, 64, 2, "fp32", "adamw"),
-    (12, 128, 4, 128, 8, 8, 64, 2, "bf16", "muonadam"),
-    (4, 384, 6, 256, 2, 2, 8, 2, "fp32", "muon"),
-    (4, 384, 6, 256, 2, 2, 8, 1, "bf16", "adamw"),
-    (5, 320, 5, 192, 3, 3, 9, 2, "fp32", "muonmax"),
-    (10, 256, 8, 64, 16, 4, 64, 2, "fp32", "scion"),
-    (7, 224, 7, 512, 1, 6, 6, 2, "bf16", "muon"),
+    ("byte", 6, 256, 4, 256, 4, 2, 8, 1, "fp32", "muon"),
+    ("byte", 6, 256, 4, 256, 4, 2, 8, 2, "fp32", "muon"),
+    ("gpt2", 6, 256, 4, 64, 4, 2, 8, 2, "fp32", "muonmax"),
+    ("byte", 8, 192, 6, 128, 8, 4, 32, 2, "fp32", "muonmax"),
+    ("byte", 8, 192, 6, 128, 8, 4, 32, 1, "bf16", "muon"),
+    ("byte", 12, 128, 4, 128, 8, 8, 64, 2, "fp32", "adamw"),
+    ("byte", 12, 128, 4, 128, 8, 8, 64, 2, "bf16", "muonadam"),
+    ("byte", 4, 384, 6, 256, 2, 2, 8, 2, "bf16", "muon"),
+    ("gpt2", 4, 384, 6, 64, 2, 2, 8, 1, "fp32", "adamw"),
+    ("byte", 5, 320, 5, 192, 3, 3, 9, 2, "fp32", "muonmax"),
+    ("byte", 10, 256, 8, 64, 16, 4, 64, 2, "fp32", "scion"),
+    ("byte", 7, 224, 7, 512, 1, 6, 6, 2, "bf16", "muon"),
 ];
 
 /// Options of `bench plan`.
@@ -39,8 +51,9 @@ pub(crate) struct Options {
 }
 
 fn sets(shape: &Shape, steps: u32) -> Vec<String> {
-    let (layers, width, heads, sequence, micro_batch, lanes, batch, _, precision, method) = shape;
+    let (tokenizer, layers, width, heads, sequence, micro_batch, lanes, batch, _, precision, method) = shape;
     vec![
+        format!("model.vocab={}", if *tokenizer == "byte" { 256 } else { 50304 }),
         format!("model.layers={layers}"),
         format!("model.width={width}"),
         format!("model.heads={heads}"),
@@ -60,12 +73,13 @@ fn sets(shape: &Shape, steps: u32) -> Vec<String> {
 
 /// Predicts, trains, and prints both.
 pub(crate) fn plan(workspace: &Workspace, options: &Options) -> Result<(), Failure> {
-    let bench = Bench::prepare(workspace)?;
+    let bench = [Bench::prepare(workspace)?, Bench::prepare_bytes(workspace)?];
     let mut rows = Vec::new();
     let (mut memory_well, mut time_well) = (0, 0);
     let chosen = &CONFIGS[..options.configs as usize];
     for (at, shape) in chosen.iter().enumerate() {
-        let (layers, width, .., ranks, precision, method) = shape;
+        let (tokenizer, layers, width, .., ranks, precision, method) = shape;
+        let bench = &bench[usize::from(*tokenizer == "byte")];
         let sets = sets(shape, options.steps);
         println!("\n== config {} of {}: {}", at + 1, chosen.len(), sets.join(" "));
         let text = bench.plan(*ranks, &sets)?;
@@ -79,7 +93,7 @@ pub(crate) fn plan(workspace: &Workspace, options: &Options) -> Result<(), Failu
         memory_well += u32::from((memory_ratio - 1.0).abs() <= 0.10);
         time_well += u32::from((step_ratio - 1.0).abs() <= 0.15);
         rows.push(vec![
-            format!("{layers} × {width}, {precision}, {method}"),
+            format!("{layers} × {width}, {tokenizer}, {precision}, {method}"),
             ranks.to_string(),
             format!("{memory:.0}"),
             format!("{:.0}", measured.memory_mib),
@@ -88,6 +102,7 @@ pub(crate) fn plan(workspace: &Workspace, options: &Options) -> Result<(), Failu
             format!("{:.1}", measured.step_ms),
             format!("{step_ratio:.2}"),
         ]);
+        println!("{}", rows[at].join(" | "));
     }
     println!("\n{}\n", machine());
     let heads = [

@@ -43,14 +43,23 @@ pub(super) struct Bench<'a> {
 impl<'a> Bench<'a> {
     /// Builds the programs and prepares the data.
     pub(super) fn prepare(workspace: &'a Workspace) -> Result<Bench<'a>, Failure> {
+        Bench::with_tokens(workspace, "gpt2", "data")
+    }
+
+    /// The same with a token a byte, so that nearly all of a step is its layers.
+    pub(super) fn prepare_bytes(workspace: &'a Workspace) -> Result<Bench<'a>, Failure> {
+        Bench::with_tokens(workspace, "byte", "bytes")
+    }
+
+    fn with_tokens(workspace: &'a Workspace, tokenizer: &str, folder_of_data: &str) -> Result<Bench<'a>, Failure> {
         setup(workspace, None)?;
         build(workspace)?;
         let place = folder(workspace);
         fs::create_dir_all(&place).map_err(on_path("create", &place))?;
-        let data = place.join("data");
+        let data = place.join(folder_of_data);
         let mut prepare = Command::new(workspace.program("lockstep"));
         prepare
-            .args(["data", "prepare", "--tokenizer", "gpt2", "--out"])
+            .args(["data", "prepare", "--tokenizer", tokenizer, "--out"])
             .arg(&data)
             .arg(workspace.root.join(TEXT));
         process::run("preparing the data", &mut prepare)?;

@@ -1,7 +1,7 @@
 //! `setup`: a C++ compiler and libtorch, then nothing more is needed to build.
 //!
-//! The way of things: [`tools`] checks the compiler, [`mpi`] sees to an MPI and [`browser`] to a Chromium, which may be missing; a `LIBTORCH` of the user's is checked by [`chosen`] and used;
-//! else [`stamp`] says whether `third_party/libtorch` is complete. If not, [`wheels`] fetches the pinned wheels into
+//! The way of things: [`tools`] checks the compiler, [`mpi`] sees to an MPI, [`jobs`] to MPICH and Slurm and [`browser`] to
+//! a Chromium, which may be missing; a `LIBTORCH` of the user's is checked by [`chosen`] and used; else [`stamp`] says whether `third_party/libtorch` is complete. If not, [`wheels`] fetches the pinned wheels into
 //! `third_party/.download` and checks their hashes, [`unpack`] takes what a build needs out of them into
 //! `third_party/.libtorch.partial`, and the folder is renamed when its stamp is written. So an interruption at any
 //! moment leaves either no `libtorch` or a whole one, and what was downloaded whole is not downloaded again.
@@ -10,10 +10,11 @@
 pub(crate) mod browser;
 mod chosen;
 pub(crate) mod cuda;
+pub(crate) mod jobs;
 pub(crate) mod mpi;
 pub(crate) mod python;
 mod stamp;
-mod tools;
+pub(crate) mod tools;
 mod unpack;
 mod wheels;
 
@@ -57,6 +58,7 @@ fn prepare(workspace: &Workspace, root: Option<&Path>, then: Wheels) -> Result<P
     fs::create_dir_all(&third_party).map_err(on_path("create", &third_party))?;
     tools::check_compiler(&third_party)?;
     mpi::prepare();
+    jobs::prepare();
     browser::prepare();
     if root.is_none()
         && let Some(libtorch) = workspace.user_libtorch()

@@ -1,5 +1,6 @@
-//! Packages of Python, for the tests in which TensorBoard's own reader opens the files of a run and the program of
-//! `docs/steering.md` steers one. They are optional: where they cannot be fetched, these tests are left out, and say so.
+//! Packages of Python, for the tests in which TensorBoard's own reader opens the files of a run, the program of
+//! `docs/steering.md` steers one, and the objects of Kubernetes are held against its schemas. They are optional: where they
+//! cannot be fetched, these tests are left out, and say so.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +9,11 @@ use crate::process;
 
 /// Names the folder for the tests.
 pub(crate) const PACKAGES: &str = "LOCKSTEP_PYTHON_PACKAGES";
-const WANTED: [&str; 2] = ["tensorboard==2.20.0", "grpcio-tools==1.76.0"];
+const WANTED: [&str; 3] = [
+    "tensorboard==2.20.0",
+    "grpcio-tools==1.76.0",
+    "kubernetes-validate==1.34.1",
+];
 
 /// The folder with the packages, fetched if it is not there.
 pub(crate) fn prepare(third_party: &Path) -> Option<PathBuf> {

@@ -132,6 +132,7 @@ pub(crate) fn install_command(packages: &[&str]) -> String {
         "libopenmpi-dev" => "openmpi-devel",
         "libclang-dev" => "clang-devel",
         "chromium-headless-shell" => "chromium-headless",
+        "slurm-wlm" => "slurm slurm-slurmctld slurm-slurmd",
         package => package,
     });
     format!("sudo dnf install {}", elsewhere.collect::<Vec<_>>().join(" "))
