@@ -104,7 +104,15 @@ pub fn together(options: &TogetherOptions, mpi: Option<&'static dyn Mpi>) -> Res
     match way {
         Way::Named(url) => {
             job.train.coordinator = url;
-            job.train(|_| None).map(code)
+            match job.train(|_| None) {
+                Err(TrainerError::Session(error @ SessionError::Unreachable { .. })) => {
+                    Err(TrainerError::Broken(format!(
+                        "{error}. It is named by --coordinator or LOCKSTEP_COORDINATOR: start it before its trainers, or leave \
+                         both away, and rank 0 hosts one"
+                    )))
+                }
+                other => other.map(code),
+            }
         }
         Way::Hosted {
             ranks,

@@ -17,10 +17,10 @@ const SHM_OF_NCCL: u64 = 1 << 30;
 const SHM_AT_LEAST: u64 = 2 * SHM_OF_MPI;
 /// InfiniBand registers whole buffers: anything below this is a default that nobody chose for it.
 const LOCKED_AT_LEAST: u64 = 1 << 30;
-/// Files that a trainer has open at least, besides shards and two connections with each other rank.
+/// Files that a trainer has open at least, besides shards and something of each other rank.
 const OTHER_FILES: u64 = 16;
 /// The same of a coordinator, besides a connection with each rank.
-const COORDINATOR_FILES: u64 = 24;
+const COORDINATOR_FILES: u64 = 20;
 
 /// Instructions, binding, quota, variables.
 pub(super) fn processors(facts: &Facts, wanted: Option<&Wanted>) -> Vec<Finding> {
@@ -260,7 +260,7 @@ pub(super) fn limits(facts: &Facts, wanted: Option<&Wanted>) -> Vec<Finding> {
 
 fn files(limits: &Limits, wanted: &Wanted, shards: u64) -> Option<Finding> {
     let ranks = u64::from(wanted.ranks);
-    let of_trainer = shards + 2 * ranks + OTHER_FILES;
+    let of_trainer = shards + ranks + OTHER_FILES;
     let of_coordinator = ranks + COORDINATOR_FILES;
     let remedy = "raise it (`ulimit -n`, nofile in limits.conf, LimitNOFILE of a unit, `--ulimit nofile` of Docker)";
     // The launcher raises its own limit as far as it may, and its trainers inherit that.

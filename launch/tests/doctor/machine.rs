@@ -146,15 +146,12 @@ fn a_tiny_dev_shm_and_none() {
 #[test]
 fn few_open_files() {
     let ward = Ward::new();
-    if !may(&["prlimit", "--nofile=24:24", "true"]) {
+    if !may(&["prlimit", "--nofile=20:20", "true"]) {
         return;
     }
-    let report = ward.examine_under(&["prlimit", "--nofile=24:24"], "run.toml -n 1");
-    report.found("nofile-low", &["ulimit -Hn", "24"]);
-    let report = ward.examine_under(
-        &["prlimit", "--nofile=1024:1024"],
-        "run.toml -n 600 --set run.lanes=600",
-    );
+    let report = ward.examine_under(&["prlimit", "--nofile=20:20"], "run.toml -n 1");
+    report.found("nofile-low", &["ulimit -Hn", "20"]);
+    let report = ward.examine_under(&["prlimit", "--nofile=512:512"], "run.toml -n 600 --set run.lanes=600");
     assert!(report.json.to_string().contains("\"nofile-low\""), "{report:?}");
 }
 

@@ -38,17 +38,17 @@ fn a_healthy_set_up_hears_nothing() {
 #[test]
 fn an_error_refuses_in_one_sentence_and_nothing_is_written() {
     let ward = Ward::new();
-    if !may(&["prlimit", "--nofile=24:24", "true"]) {
+    if !may(&["prlimit", "--nofile=20:20", "true"]) {
         return;
     }
     let before = ward.stage.listing();
     let output = ward
-        .under(&["prlimit", "--nofile=24:24"], "run run.toml -n 1")
+        .under(&["prlimit", "--nofile=20:20"], "run run.toml -n 1")
         .output()
         .unwrap();
     let text = said(&output);
     assert_eq!(output.status.code(), Some(2), "{text}");
-    for part in ["nofile-low", "may open 24", "ulimit -n"] {
+    for part in ["nofile-low", "may open 20", "ulimit -n"] {
         assert!(text.contains(part), "{part:?} is missing in: {text}");
     }
     assert_eq!(text.trim().lines().count(), 1, "{text}");
