@@ -33,6 +33,24 @@ pub(super) fn run_time_stages(text: &str) -> Option<String> {
     ))
 }
 
+/// The container file with the stages of `cpu` only: builders without BuildKit build every stage that stands before the one
+/// that is asked for, those for GPUs among them.
+pub(super) fn stages_of_cpu(text: &str) -> Option<String> {
+    let (before, stages) = stages(text);
+    let stage = |name: &str| {
+        stages
+            .iter()
+            .find(|(own, _)| own == name)
+            .map(|(_, text)| text.as_str())
+    };
+    Some(format!(
+        "{before}{}{}{}",
+        stage("build")?,
+        stage("base")?,
+        stage("cpu")?
+    ))
+}
+
 /// The image that an argument of the file stands for, if nobody says another.
 pub(super) fn base<'a>(text: &'a str, argument: &str) -> Option<&'a str> {
     let is_it = |line: &'a str| line.strip_prefix("ARG ")?.strip_prefix(argument)?.strip_prefix('=');
@@ -115,5 +133,10 @@ mod tests {
         assert!(!text.contains("cargo") && !text.contains("FROM base-mpi"), "{text}");
         assert_eq!(run_time_stages("FROM a AS b\n"), None);
         assert_eq!(base(&text, "NOBODY"), None);
+        let whole = stages_of_cpu(&containerfile()).unwrap();
+        assert!(
+            whole.contains("cargo build --release --locked") && !whole.contains("setup --cuda"),
+            "{whole}"
+        );
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! By itself the programs and libtorch are those of this machine, in the place of the stage that builds them: what is tested
 //! is what the image adds to them (libraries, user, places, rights) and the objects of Kubernetes that start it. `--whole`
-//! builds every stage, as `docker build` of the file does, which takes as long as everything takes to compile.
+//! builds the stage that compiles too, as `docker build` of the file does, which takes as long as everything takes.
 
 mod base;
 mod containerfile;
@@ -38,7 +38,7 @@ pub(crate) struct Options {
     /// Build on this image, instead of the pinned Debian.
     #[arg(long, value_name = "IMAGE", conflicts_with = "image")]
     base: Option<String>,
-    /// Build every stage, and so compile all programs in a container too.
+    /// Build the stage that compiles too, in a container.
     #[arg(long, conflicts_with = "image")]
     whole: bool,
 }
@@ -71,8 +71,11 @@ fn make_image(workspace: &Workspace, engine: &Engine, options: &Options) -> Resu
     match options.whole {
         true => {
             let rust = base::rust(engine, workspace, pinned(&text, "RUST")?)?;
-            let mut build = building(engine, &path, &debian);
-            build.args(["--target", "cpu", "--build-arg", &format!("RUST={rust}")]);
+            let stages = containerfile::stages_of_cpu(&text).ok_or_else(|| lacks("`build`, `base` and `cpu`"))?;
+            let file = workspace.programs.with_file_name("Containerfile");
+            fs::write(&file, stages).map_err(on_path("write", &file))?;
+            let mut build = building(engine, &file, &debian);
+            build.args(["--build-arg", &format!("RUST={rust}")]);
             process::run("`docker build`", build.arg(&workspace.root))?;
         }
         false => of_these_programs(workspace, engine, &text, &debian)?,
@@ -97,8 +100,7 @@ fn building(engine: &Engine, file: &Path, debian: &str) -> Command {
 
 /// The run-time stages around the programs and the libtorch of this machine.
 fn of_these_programs(workspace: &Workspace, engine: &Engine, text: &str, debian: &str) -> Result<(), Failure> {
-    let text = containerfile::run_time_stages(text)
-        .ok_or_else(|| Failure::work(format!("{CONTAINERFILE} has not the stages `base` and `cpu`")))?;
+    let text = containerfile::run_time_stages(text).ok_or_else(|| lacks("`base` and `cpu`"))?;
     let context = workspace.programs.with_file_name("containers");
     remove(&context)?;
     let bin = context.join("image/bin");
@@ -123,6 +125,10 @@ fn of_these_programs(workspace: &Workspace, engine: &Engine, text: &str, debian:
     fs::write(&file, text).map_err(on_path("write", &file))?;
     process::run("`docker build`", building(engine, &file, debian).arg(&context))?;
     remove(&context)
+}
+
+fn lacks(stages: &str) -> Failure {
+    Failure::work(format!("{CONTAINERFILE} has not the stages {stages}"))
 }
 
 fn remove(folder: &Path) -> Result<(), Failure> {
