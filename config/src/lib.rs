@@ -4,6 +4,9 @@
 //! typed, range-checked values out of it and refuses the keys that nobody took, naming the nearest known one;
 //! [`sections`] holds the resulting types. [`RunConfig::to_toml`] goes the other way and writes every value as
 //! resolved, so that `parse(to_toml(c)) == c`. Nothing here reads a file but [`RunConfig::read`].
+//!
+//! Beside it is what every program must read alike of the job that it is part of: [`place`] says which rank of how many a process
+//! is, [`hosts_of_hostfile`] and [`first_host_of_slurm`] on which hosts they are, [`this_machine`] whose process numbers count.
 
 mod error;
 mod fields;
@@ -11,6 +14,7 @@ mod gpu;
 mod hosts;
 mod machine;
 mod overrides;
+pub mod place;
 mod read;
 mod sections;
 mod write;

@@ -137,14 +137,11 @@ pub enum Command {
     },
 }
 
-/// `lockstep run`.
+/// What both are told that train: `lockstep run` and `lockstep mpirun`.
 #[derive(Debug, Args)]
-pub struct RunArguments {
+pub struct TrainingArguments {
     /// The config of the run, a TOML file
     pub config: PathBuf,
-    /// Trainer processes: a number from 1 to run.lanes, or auto (as many as cores and lanes allow)
-    #[arg(short = 'n', long = "ranks", default_value = "auto", value_name = "RANKS")]
-    pub ranks: Ranks,
     /// How gradients travel between ranks
     #[arg(long, value_enum)]
     pub backend: Option<Backend>,
@@ -157,6 +154,17 @@ pub struct RunArguments {
     /// Print one JSON object a line for everything that happens
     #[arg(long)]
     pub json: bool,
+}
+
+/// `lockstep run`.
+#[derive(Debug, Args)]
+pub struct RunArguments {
+    /// What is trained, and how it is shown.
+    #[command(flatten)]
+    pub training: TrainingArguments,
+    /// Trainer processes: a number from 1 to run.lanes, or auto (as many as cores and lanes allow)
+    #[arg(short = 'n', long = "ranks", default_value = "auto", value_name = "RANKS")]
+    pub ranks: Ranks,
 }
 
 /// `lockstep doctor`.

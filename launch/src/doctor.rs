@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use lockstep_config::RunConfig;
+use lockstep_config::place::{Place, place};
 use lockstep_data::Manifest;
 use lockstep_doctor::checks::{self, Expected};
 use lockstep_doctor::facts::programs::answer;
@@ -16,7 +17,7 @@ use lockstep_doctor::facts::trainer::TrainerFacts;
 use lockstep_doctor::facts::{Facts, Places, Said};
 use lockstep_doctor::gather::{Asked, Programs};
 use lockstep_doctor::pairs::meeting::{Measured, Meeting, follow, lead};
-use lockstep_doctor::pairs::{Pair, echo, launched};
+use lockstep_doctor::pairs::{Pair, echo};
 use lockstep_doctor::{Finding, MemoryNeed, Report, Wanted, lines};
 use lockstep_proto::domain::RunStatus;
 use lockstep_proto::v1;
@@ -36,6 +37,11 @@ const VARIABLE: &str = "LOCKSTEP_DOCTOR";
 const BENCH: Duration = Duration::from_secs(300);
 /// How long a peer may take to be reached.
 const PEER: Duration = Duration::from_secs(5);
+
+/// Which rank of how many this process is, by the words of whoever started it.
+fn own_place() -> Result<Option<Place>, Ending> {
+    place(&variable).map_err(Ending::BadInput)
+}
 
 fn variable(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
@@ -79,7 +85,9 @@ pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<(), Ending> {
         milliseconds: arguments.expect_ms,
     };
     if let Some(meeting) = meeting.as_ref().filter(|meeting| meeting.rank > 0) {
-        let is_first = launched::place_on_host(&variable).is_none_or(|(local, _)| local == 0);
+        let is_first = own_place()?
+            .and_then(|place| place.local_rank)
+            .is_none_or(|local| local == 0);
         let asked = asked(wanted.as_ref());
         let facts = if is_first { asked.all() } else { asked.processors_only() };
         let code = follow(meeting, checks::all(&facts, wanted.as_ref(), &expected)).map_err(Ending::Failed)?;
@@ -149,7 +157,11 @@ fn listen(address: SocketAddr) -> Result<(), Ending> {
 /// Which rank this is, and where all of them meet.
 fn meeting(meet: &str, arguments: &DoctorArguments) -> Result<Meeting, Ending> {
     let typed = arguments.rank.zip(arguments.size);
-    let (rank, size) = typed.or_else(|| launched::place(&variable)).ok_or_else(|| {
+    let said = match typed {
+        Some(_) => typed,
+        None => own_place()?.and_then(|place| Some((place.rank, place.size?))),
+    };
+    let (rank, size) = said.ok_or_else(|| {
         Ending::BadInput(
             "--meet is for ranks, and nothing says which one this is: start it by mpirun, srun or torchrun, or give --rank and --size"
                 .to_owned(),
@@ -180,9 +192,7 @@ fn wanted(config: &RunConfig, arguments: &DoctorArguments, meeting: Option<&Meet
     let Some(meeting) = meeting else {
         return Ok(Wanted::of(config, ranks_of(arguments.ranks, config)?, vocabulary));
     };
-    let here = launched::place_on_host(&variable)
-        .and_then(|(_, size)| size)
-        .unwrap_or(1);
+    let here = own_place()?.and_then(|place| place.local_size).unwrap_or(1);
     Ok(Wanted {
         is_one_rank: true,
         ..Wanted::of_some(config, (here, meeting.size), vocabulary)

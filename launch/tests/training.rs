@@ -178,6 +178,46 @@ fn a_validation_takes_no_more_memory_however_many_micro_batches_it_has() {
     );
 }
 
+/// The float32 values of a safetensors file.
+fn weights(file: &std::path::Path) -> Vec<f32> {
+    let bytes = std::fs::read(file).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let tensors: Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    let mut values = Vec::new();
+    for (name, tensor) in tensors.as_object().unwrap() {
+        if name != "__metadata__" {
+            assert_eq!(tensor["dtype"], "F32", "{name}");
+            let at = |which: usize| header + tensor["data_offsets"][which].as_u64().unwrap() as usize;
+            let words = bytes[at(0)..at(1)].chunks_exact(4);
+            values.extend(words.map(|word| f32::from_le_bytes(word.try_into().unwrap())));
+        }
+    }
+    values
+}
+
+#[test]
+fn subnormal_numbers_are_zero_in_all_threads_of_a_trainer() {
+    real_trainer();
+    let stage = Stage::new();
+    // Biases begin at zero, and AdamW's first steps are as long as the rate.
+    let train = |rate: &str| {
+        let name =
+            format!("run run.toml -n 2 --set model.bias=true --set run.name=at-{rate} --set optimizer.method=adamw");
+        let output = stage.lockstep(&format!("{name} --set learning_rate.schedule={rate}"));
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        weights(&stage.path(&format!("runs/at-{rate}/final/model.safetensors")))
+    };
+    let is_tiny = |limit: f32| move |value: &&f32| **value != 0.0 && value.abs() < limit;
+    let normal = train("1e-35");
+    assert!(
+        normal.iter().any(|value| is_tiny(1e-30)(&value)),
+        "normal numbers are kept"
+    );
+    let subnormal = train("1e-40");
+    let left = subnormal.iter().filter(is_tiny(f32::MIN_POSITIVE)).count();
+    assert_eq!(left, 0, "of {} parameters", subnormal.len());
+}
+
 #[test]
 fn people_see_lines_and_where_everything_is() {
     real_trainer();

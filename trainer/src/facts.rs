@@ -66,47 +66,8 @@ fn memory(config: &RunConfig, ranks: u32) -> Result<Vec<u64>, TrainerError> {
 #[cfg(test)]
 mod tests {
     use lockstep_doctor::Wanted;
-    use lockstep_doctor::pairs::launched;
 
     use super::*;
-    use crate::started::place::place;
-
-    #[test]
-    fn doctor_and_trainer_agree_on_which_rank_a_process_is() {
-        const OPEN_MPI: &str = "OMPI_COMM_WORLD_RANK=3 OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_LOCAL_RANK=1 \
-                                OMPI_COMM_WORLD_LOCAL_SIZE=2";
-        const HYDRA: &str = "PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1 MPI_LOCALNRANKS=2";
-        const TORCHRUN: &str = "RANK=2 WORLD_SIZE=4 LOCAL_RANK=0 LOCAL_WORLD_SIZE=2";
-        const SRUN: &str =
-            "SLURM_STEP_ID=0 SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=3 SLURM_LOCALID=1 SLURM_STEP_TASKS_PER_NODE=3";
-        const SBATCH: &str = "SLURM_JOB_ID=7 SLURM_PROCID=0 SLURM_NTASKS=4 SLURM_LOCALID=0 SLURM_TASKS_PER_NODE=4";
-        let both = |one: &str, other: &str| format!("{one} {other}");
-        for words in [
-            OPEN_MPI.to_owned(),
-            HYDRA.to_owned(),
-            TORCHRUN.to_owned(),
-            SRUN.to_owned(),
-            SBATCH.to_owned(),
-            both(SRUN, OPEN_MPI),
-            both(SRUN, TORCHRUN),
-            both(SBATCH, HYDRA),
-            String::new(),
-        ] {
-            let get = |name: &str| {
-                let set = words.split_whitespace().filter_map(|word| word.split_once('='));
-                set.filter(|(known, _)| *known == name)
-                    .map(|(_, value)| value.to_owned())
-                    .next()
-            };
-            let trainer = place(&get).unwrap();
-            let found = trainer.as_ref().map(|place| (place.rank, place.size.unwrap()));
-            assert_eq!(launched::place(&get), found, "{words}");
-            if let Some(place) = trainer {
-                let local = place.local_rank.map(|rank| (rank, place.local_size));
-                assert_eq!(launched::place_on_host(&get), local, "{words}");
-            }
-        }
-    }
 
     /// The launcher, which has no libtorch, counts less: a run is refused only if this little is not there.
     #[test]

@@ -37,7 +37,12 @@ pub fn fingerprint(config: &RunConfig, vocabulary: u32, opened: &Opened) -> Resu
     let polar = optimizer.polar();
     let place = match &opened.facts {
         Some(facts) => facts.clone(),
-        None => format!("cpu {}; threads {}", instruction_set(), config.run.intra_op_threads),
+        None => format!(
+            "cpu {}; subnormals {}; threads {}",
+            instruction_set(),
+            if are_subnormals_zero() { "zero" } else { "kept" },
+            config.run.intra_op_threads
+        ),
     };
     let gradients = match device {
         Device::Cpu => format!("; gradients {}", gradients(config, vocabulary, products)?),
@@ -51,6 +56,11 @@ pub fn fingerprint(config: &RunConfig, vocabulary: u32, opened: &Opened) -> Resu
         polar.products.name(),
         probe(config, vocabulary, products, (polar, device))?
     ))
+}
+
+/// Whether what is too small for a normal float32 is zero on this thread.
+fn are_subnormals_zero() -> bool {
+    std::hint::black_box(f32::MIN_POSITIVE) * std::hint::black_box(0.5) == 0.0
 }
 
 /// The instructions that kernels use here.
@@ -224,6 +234,21 @@ mod tests {
         assert_eq!(of(&deeper, Products::Float32), first, "one layer says it all");
         assert_ne!(of(&["run.precision=fp32", "model.width=64"], Products::Float32), first);
         assert_ne!(of(&["run.precision=bf16"], Products::WidenedBf16), first);
+    }
+
+    #[test]
+    fn subnormals_are_zero_on_threads_that_say_so_and_on_those_that_they_start() {
+        let both = || {
+            let tensor = Tensor::from_slice(&[f32::MIN_POSITIVE]) * 0.5;
+            (are_subnormals_zero(), tensor.double_value(&[0]) == 0.0)
+        };
+        assert_eq!(both(), (false, false), "as every process begins");
+        let told = std::thread::spawn(move || {
+            assert!(lockstep_autograd::take_subnormals_for_zero());
+            (both(), std::thread::spawn(both).join().unwrap())
+        });
+        assert_eq!(told.join().unwrap(), ((true, true), (true, true)));
+        assert_eq!(both(), (false, false), "no matter of other threads");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! How this process was started: by the launcher, or by an MPI, a Slurm, a torchrun that a launcher or a person has started.
-//! Said by the environment; a trainer that was started by hand knows none of it. [`place`] reads rank and size from it.
+//! Said by the environment; a trainer that was started by hand knows none of it. [`lockstep_config::place`] reads rank and size
+//! from it.
 
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use lockstep_config::place::{Environment, Place, place};
 use lockstep_config::{LOCAL_RANK, this_machine};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -17,9 +19,6 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::error::TrainerError;
 
 pub(crate) mod guard;
-pub mod place;
-
-use place::{Environment, Place};
 
 /// The launcher's process, where it is this one's parent.
 const PARENT: &str = "LOCKSTEP_PARENT_PID";
@@ -40,7 +39,7 @@ const RANKS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"];
 /// # Errors
 /// Words that contradict each other.
 pub fn own_place() -> Result<Option<Place>, TrainerError> {
-    place::place(OWN).map_err(TrainerError::Refused)
+    place(OWN).map_err(TrainerError::Refused)
 }
 
 const OWN: Environment<'static> = &|name| std::env::var(name).ok();

@@ -1,12 +1,14 @@
 //! A trainer that was started with a config, by mpirun, srun or torchrun together with the others of its job, or by hand: no
 //! launcher of ours is there, so rank 0 hosts the coordinator, unless one is named.
 //!
-//! Way of data: config and environment → [`bootstrap`] decides how this rank comes to its coordinator (pure) → rank 0 starts one ([`host`]) and says where it is, the others [`find`] it → [`train`] → rank 0 waits for
-//! its coordinator, whose exit code is the job's. The others end with 0 where the run was stopped in order: an mpirun ends
+//! Way of data: config and environment → [`bootstrap`] decides how this rank comes to its coordinator (pure) → rank 0 starts
+//! one ([`host`]) and says where it is, the others [`find`] it → [`train`] → rank 0 waits for its coordinator, whose exit code is
+//! the job's. The others end with 0 where the run was stopped in order: an mpirun ends
 //! a whole job as soon as one process has another code.
 
 use std::path::{Path, PathBuf};
 
+use lockstep_config::place::Starter;
 use lockstep_config::{CollectiveBackend, RunConfig, first_host_of_slurm, hosts_of_hostfile};
 use lockstep_proto::address::{Address, Early};
 use lockstep_proto::domain::Outcome;
@@ -14,7 +16,6 @@ use lockstep_session::SessionError;
 use rustix::process::getppid;
 
 use crate::error::TrainerError;
-use crate::started::place::Starter;
 use crate::started::{end_with_parent, end_with_starter, keep_log, member_of, own_place};
 use crate::train::{Mpi, TrainOptions, train};
 

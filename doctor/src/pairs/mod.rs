@@ -1,10 +1,9 @@
 //! Latency, rate and clocks between processes, over plain TCP: what any backend has at most.
 //!
-//! [`echo`] is both ends of one measurement. [`launched`] says which rank of how many a process is, by the words of whoever
-//! started it. [`meeting`] brings all ranks together at rank 0 and measures every pair, those that share no rank at once.
+//! [`echo`] is both ends of one measurement. [`meeting`] brings all ranks together at rank 0 and measures every pair, those
+//! that share no rank at once.
 
 pub mod echo;
-pub mod launched;
 pub mod meeting;
 
 use serde::{Deserialize, Serialize};

@@ -5,31 +5,20 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::Backend;
+use super::TrainingArguments;
 
 /// `lockstep mpirun`.
 #[derive(Debug, Args)]
 pub struct MpirunArguments {
-    /// The config of the run, a TOML file
-    pub config: PathBuf,
+    /// What is trained, and how it is shown.
+    #[command(flatten)]
+    pub training: TrainingArguments,
     /// Trainer processes: a number from 1 to run.lanes
     #[arg(short = 'n', long = "ranks", value_name = "RANKS", value_parser = clap::value_parser!(u32).range(1..))]
     pub ranks: u32,
     /// The hosts for them, as mpirun wants them
     #[arg(long, value_name = "FILE")]
     pub hostfile: Option<PathBuf>,
-    /// How gradients travel between ranks
-    #[arg(long, value_enum)]
-    pub backend: Option<Backend>,
-    /// Set a value of the config: section.key=value (may be repeated)
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub sets: Vec<String>,
-    /// Go on with the run of this name, if there is one, on this number of ranks
-    #[arg(long)]
-    pub resume: bool,
-    /// Print one JSON object a line for everything that happens
-    #[arg(long)]
-    pub json: bool,
     /// The name or address by which the other hosts reach this one
     #[arg(long, value_name = "NAME")]
     pub advertise: Option<String>,

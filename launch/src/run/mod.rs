@@ -1,10 +1,10 @@
 //! `lockstep run` and `lockstep mpirun`: a whole run, from config to final weights, with the coordinator in this process.
 //!
 //! Way of data: [`check`] reads config and data and refuses what does not fit, before anything is made, and so does
-//! [`doctor`] with what the machine lacks; [`folder`]
-//! claims the run's folder; [`serve`] starts the coordinator inside this process; [`trainers`] starts the trainer
-//! processes, or one [`mpirun`] that starts them; then events of the run, exits of trainers, signals and the clock go into
-//! [`supervisor`], which decides, and to [`show`], which tells. Whatever happens, every trainer is reaped and `coordinator.json` is gone at the end.
+//! [`doctor`] with what the machine lacks; [`folder`] claims the run's folder; [`serve`] starts the coordinator inside this
+//! process; [`trainers`] starts the trainer processes, or one [`mpirun`] that starts them; then events of the run, exits of
+//! trainers, signals and the clock go into [`supervisor`], which decides, and to [`show`], which tells. Whatever happens, every
+//! trainer is reaped and `coordinator.json` is gone at the end.
 
 pub(crate) mod check;
 pub(crate) mod folder;
@@ -22,7 +22,7 @@ use lockstep_config::{Device, RunConfig, hosts_of_hostfile};
 use lockstep_coordinator::plan::{Planner, warnings};
 use serde_json::json;
 
-use crate::cli::{Backend, MpirunArguments, Ranks, RunArguments};
+use crate::cli::{MpirunArguments, Ranks, RunArguments, TrainingArguments};
 use crate::doctor;
 use crate::ending::Ending;
 use crate::run::check::{Checked, check};
@@ -39,56 +39,32 @@ use crate::sibling;
 /// How often trainers are looked after.
 const GLANCE: Duration = Duration::from_millis(25);
 
-/// What both commands are told.
-struct Asked {
-    config: PathBuf,
-    sets: Vec<String>,
-    backend: Option<Backend>,
-    ranks: Ranks,
-    resume: bool,
-    json: bool,
-}
-
 /// Carries out `lockstep run`.
 pub(crate) fn run(arguments: RunArguments) -> Result<(), Ending> {
-    let asked = Asked {
-        config: arguments.config,
-        sets: arguments.sets,
-        backend: arguments.backend,
-        ranks: arguments.ranks,
-        resume: arguments.resume,
-        json: arguments.json,
-    };
-    launch(&asked, |checked| match backend_of(checked) {
-        "mpi" => {
-            let trainer = sibling::mpi_trainer()?;
-            let program = sibling::mpirun()?;
-            let mpirun = Mpirun {
-                flavour: Flavour::of(&program),
-                program,
-                place: Where::Here,
-                hostfile: None,
-                survives: false,
-                arguments: Vec::new(),
-            };
-            Ok((trainer, Some(mpirun)))
+    launch(&arguments.training, arguments.ranks, |checked| {
+        match backend_of(checked) {
+            "mpi" => {
+                let trainer = sibling::mpi_trainer()?;
+                let program = sibling::mpirun()?;
+                let mpirun = Mpirun {
+                    flavour: Flavour::of(&program),
+                    program,
+                    place: Where::Here,
+                    hostfile: None,
+                    survives: false,
+                    arguments: Vec::new(),
+                };
+                Ok((trainer, Some(mpirun)))
+            }
+            _ => Ok((sibling::trainer()?, None)),
         }
-        _ => Ok((sibling::trainer()?, None)),
     })
 }
 
 /// Carries out `lockstep mpirun`.
 pub(crate) fn mpirun(arguments: MpirunArguments) -> Result<(), Ending> {
-    let asked = Asked {
-        config: arguments.config,
-        sets: arguments.sets,
-        backend: arguments.backend,
-        ranks: Ranks::Exactly(arguments.ranks),
-        resume: arguments.resume,
-        json: arguments.json,
-    };
     let (hostfile, advertise, words) = (arguments.hostfile, arguments.advertise, arguments.arguments);
-    launch(&asked, |checked| {
+    launch(&arguments.training, Ranks::Exactly(arguments.ranks), |checked| {
         check_words(&words).map_err(Ending::BadInput)?;
         let is_mpi = backend_of(checked) == "mpi";
         let trainer = if is_mpi {
@@ -141,13 +117,14 @@ fn read_hosts(path: &Path) -> Result<Vec<String>, Ending> {
 
 /// A whole run; `programs` finds the trainer, and the mpirun that starts it if one does.
 fn launch(
-    asked: &Asked,
+    asked: &TrainingArguments,
+    ranks: Ranks,
     programs: impl FnOnce(&Checked) -> Result<(PathBuf, Option<Mpirun>), Ending>,
 ) -> Result<(), Ending> {
     let mut sets = asked.sets.clone();
     sets.extend(asked.backend.map(|backend| backend.as_set().to_owned()));
     let config = RunConfig::read(&asked.config, &sets).map_err(Ending::bad_input)?;
-    let checked = check(config, asked.ranks)?;
+    let checked = check(config, ranks)?;
     let programs = programs(&checked)?;
     serve::check_bind(&checked.config)?;
     let doubts = doctor::before_run(&checked, programs.1.as_ref())?;

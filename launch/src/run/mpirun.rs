@@ -1,8 +1,8 @@
 //! How trainers are started by one mpirun: for `lockstep mpirun` on any backend, and for `lockstep run --backend mpi`.
 //!
 //! [`flavour`] says which MPI it is and how that is told what is wanted, [`hosts`] where the ranks run and how they reach the
-//! coordinator, [`scratch`] where its files are until the last one who uses them has gone. All else goes by the environment, in which each MPI reads what is meant for it; nothing that is secret is on
-//! a command line. What the user has set stays.
+//! coordinator, [`scratch`] where its files are until the last one who uses them has gone. All else goes by the environment, in which
+//! each MPI reads what is meant for it; nothing that is secret is on a command line. What the user has set stays.
 
 pub(crate) mod flavour;
 pub(crate) mod hosts;

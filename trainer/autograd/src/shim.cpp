@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include <ATen/Context.h>
 #include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/from_blob.h>
@@ -84,6 +85,9 @@ const char* lockstep_library_versions() {
       std::string("libtorch ") + TORCH_VERSION + "; " + at::get_mkl_version() + "; " + at::get_mkldnn_version();
   return text.c_str();
 }
+
+// 0 where this thread, and those that it starts, now take subnormal numbers for zero; -1 where the processor cannot.
+int lockstep_subnormals_are_zero() { return at::Context::setFlushDenormal(true) ? 0 : -1; }
 
 int lockstep_set_gradient(at::Tensor* leaf, at::Tensor* slot) {
   return guarded([&] { leaf->mutable_grad() = *slot; });

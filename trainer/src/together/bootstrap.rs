@@ -10,7 +10,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use crate::started::place::{Place, Starter};
+use lockstep_config::place::{Place, Starter};
 
 /// What is known before anything has started.
 #[derive(Clone, Debug)]

@@ -42,12 +42,15 @@ const CONFIGS: &[Shape] = &[
 /// Options of `bench plan`.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Only the first so many configs.
+    /// At most so many configs.
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=12))]
     configs: u32,
     /// Steps of each run.
-    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(6..=1000))]
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(6..=1000))]
     steps: u32,
+    /// Begin with this config.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=12))]
+    from: u32,
 }
 
 fn sets(shape: &Shape, steps: u32) -> Vec<String> {
@@ -64,9 +67,9 @@ fn sets(shape: &Shape, steps: u32) -> Vec<String> {
         format!("run.precision={precision}"),
         format!("run.steps={steps}"),
         format!("optimizer.method={method}"),
-        // What is rare is no part of a median step.
+        // What is rare is no part of a median step; the memory of snapshots is there from the second one on.
         "fault.drift_every=0".to_owned(),
-        "fault.snapshot_every=3".to_owned(),
+        "fault.snapshot_every=10".to_owned(),
         "validation.every=0".to_owned(),
     ]
 }
@@ -76,12 +79,13 @@ pub(crate) fn plan(workspace: &Workspace, options: &Options) -> Result<(), Failu
     let bench = [Bench::prepare(workspace)?, Bench::prepare_bytes(workspace)?];
     let mut rows = Vec::new();
     let (mut memory_well, mut time_well) = (0, 0);
-    let chosen = &CONFIGS[..options.configs as usize];
+    let from = options.from as usize - 1;
+    let chosen = &CONFIGS[from..(from + options.configs as usize).min(CONFIGS.len())];
     for (at, shape) in chosen.iter().enumerate() {
         let (tokenizer, layers, width, .., ranks, precision, method) = shape;
         let bench = &bench[usize::from(*tokenizer == "byte")];
         let sets = sets(shape, options.steps);
-        println!("\n== config {} of {}: {}", at + 1, chosen.len(), sets.join(" "));
+        println!("\n== config {} of {}: {}", from + at + 1, CONFIGS.len(), sets.join(" "));
         let text = bench.plan(*ranks, &sets)?;
         let predicted: Value = serde_json::from_str(&text)
             .map_err(|error| Failure::work(format!("lockstep plan printed what is no JSON ({error}): {text}")))?;

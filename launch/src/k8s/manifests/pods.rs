@@ -26,9 +26,18 @@ const SSH_PORT: u16 = 2222;
 /// again, which the controller would do after any other code than 0; and one that is stopped because this pod has to leave
 /// is.
 const LAUNCH: &str = r#"asked=
-trap 'asked=yes; kill -TERM "$child"' TERM
+child=
+told=
+tell() {
+  if [ -n "$asked" ] && [ -n "$child" ] && [ -z "$told" ]; then
+    told=yes
+    kill -TERM "$child"
+  fi
+}
+trap 'asked=yes; tell' TERM
 lockstep mpirun "$@" &
 child=$!
+tell
 wait "$child"
 code=$?
 while kill -0 "$child" 2>/dev/null; do
@@ -313,7 +322,7 @@ mod tests {
             let Words::Mpirun(arguments) = typed.command else {
                 panic!("{typed:?}");
             };
-            assert_eq!((arguments.ranks, arguments.resume), (3, true));
+            assert_eq!((arguments.ranks, arguments.training.resume), (3, true));
             assert_eq!(arguments.hostfile.as_deref(), Some(HOSTFILE.as_ref()));
             // The name in the coordinator's certificate.
             assert_eq!(arguments.advertise.as_deref(), Some("a-coordinator"));
@@ -357,5 +366,10 @@ mod tests {
         // The signal reaches the run, which ends in order, and the controller begins it again elsewhere.
         let leaves = "trap 'sleep 0.2; exit 3' TERM\n: > \"$BEGUN\"\nwhile :; do sleep 0.05; done";
         assert_eq!(launched(leaves, true), 3, "the pod has to leave");
+        // It may come as soon as the run is there, before the script knows its process.
+        let at_once = "trap 'sleep 0.2; exit 3' TERM\nkill -TERM $PPID\nwhile :; do sleep 0.05; done";
+        for _ in 0..20 {
+            assert_eq!(launched(at_once, false), 3, "the pod has to leave at once");
+        }
     }
 }
