@@ -196,7 +196,7 @@ fn weights(file: &std::path::Path) -> Vec<f32> {
 }
 
 #[test]
-fn subnormal_numbers_are_zero_in_all_threads_of_a_trainer() {
+fn a_trainer_takes_subnormal_numbers_for_zero() {
     real_trainer();
     let stage = Stage::new();
     // Biases begin at zero, and AdamW's first steps are as long as the rate.

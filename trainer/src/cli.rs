@@ -189,7 +189,6 @@ enum Bench {
 
 /// The whole program; `mpi` where the binary has it.
 pub fn main(mpi: Option<&'static dyn Mpi>) -> ExitCode {
-    let has_fast_subnormals = lockstep_autograd::take_subnormals_for_zero(); // before there is another thread
     lockstep_autograd::cuda::open_libraries(); // before anything asks libtorch about CUDA; callers later get the answer
     let version = match mpi {
         Some(mpi) => format!("{} ({})", env!("CARGO_PKG_VERSION"), mpi.version()),
@@ -211,11 +210,6 @@ pub fn main(mpi: Option<&'static dyn Mpi>) -> ExitCode {
         .init();
     if !lockstep_autograd::keep_freed_memory() {
         tracing::warn!("the C allocator cannot be told to keep freed memory; steps will be slower");
-    }
-    if !has_fast_subnormals {
-        tracing::warn!(
-            "this processor cannot take subnormal numbers for zero; steps may become slower as the model learns"
-        );
     }
     let code = match run(arguments, mpi) {
         Ok(code) => code,

@@ -200,6 +200,8 @@ fn short(hasher: &blake3::Hasher) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_autograd::take_subnormals_for_zero;
+
     use super::*;
 
     fn config(sets: &[&str]) -> RunConfig {
@@ -244,10 +246,13 @@ mod tests {
         };
         assert_eq!(both(), (false, false), "as every process begins");
         let told = std::thread::spawn(move || {
-            assert!(lockstep_autograd::take_subnormals_for_zero());
-            (both(), std::thread::spawn(both).join().unwrap())
+            assert!(take_subnormals_for_zero(true));
+            let zero = (both(), std::thread::spawn(both).join().unwrap());
+            assert!(take_subnormals_for_zero(false));
+            (zero, both())
         });
-        assert_eq!(told.join().unwrap(), ((true, true), (true, true)));
+        let (zero, kept) = told.join().unwrap();
+        assert_eq!((zero, kept), (((true, true), (true, true)), (false, false)));
         assert_eq!(both(), (false, false), "no matter of other threads");
     }
 

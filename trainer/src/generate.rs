@@ -55,6 +55,7 @@ pub fn generate(options: &GenerateOptions) -> Result<String, TrainerError> {
             tokens.len()
         )));
     }
+    lockstep_autograd::take_subnormals_for_zero(true); // as where it was trained; where it cannot, only time is lost
     let model = from_config(&file.config, tokenizer.vocab());
     let narrow = file.config.run.precision == Precision::Bf16;
     let treatments =

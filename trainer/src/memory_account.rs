@@ -16,7 +16,7 @@ use crate::sharding::owners::OwnerMap;
 use crate::sharding::program::gradient_buffers;
 
 /// Bytes of one rank, without activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryAccount {
     /// Working copies of all parameters.
     pub working_copies: usize,

@@ -25,5 +25,5 @@ pub use device_buffer::{DeviceBuffer, memory_of};
 pub use errors::AutogradError;
 pub use function::{custom, run_backward};
 pub use hooks::{accumulate_in_float32, on_gradient_ready, set_gradient_slot};
-pub use memory::{Element, FlatBuffer, HeapMemory, Memory, elements, elements_mut, keep_freed_memory};
+pub use memory::{Element, FlatBuffer, HeapMemory, Memory, TensorBytes, elements, elements_mut, keep_freed_memory};
 pub use shim::{library_versions, take_subnormals_for_zero};

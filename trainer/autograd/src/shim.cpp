@@ -4,6 +4,7 @@
 // Codes and texts of errors: guarded.h. Rust callbacks return non-zero when they failed (they have kept their own error);
 // only a std::runtime_error leaves a hook or a node, since libtorch ends the process on anything else.
 
+#include <atomic>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -12,6 +13,8 @@
 #include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/from_blob.h>
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/function_hook.h>
@@ -70,6 +73,20 @@ struct RustNode : torch::autograd::Node {
   Drop drop = nullptr;
   void* context = nullptr;
 };
+
+// Counts what tensors of a thread, and of its backward passes, take of the host's memory.
+struct TensorBytes : c10::MemoryReportingInfoBase {
+  void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device device) override {
+    if (!device.is_cpu()) return;
+    int64_t now = allocated.fetch_add(bytes) + bytes;
+    int64_t most = largest.load();
+    while (now > most && !largest.compare_exchange_weak(most, now)) {
+    }
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  std::atomic<int64_t> allocated{0};
+  std::atomic<int64_t> largest{0};
+};
 }  // namespace
 
 extern "C" {
@@ -86,8 +103,25 @@ const char* lockstep_library_versions() {
   return text.c_str();
 }
 
-// 0 where this thread, and those that it starts, now take subnormal numbers for zero; -1 where the processor cannot.
-int lockstep_subnormals_are_zero() { return at::Context::setFlushDenormal(true) ? 0 : -1; }
+// Whether this thread, and those that it starts, take subnormal numbers for zero; -1 where the processor cannot.
+int lockstep_subnormals_are_zero(int zero) { return at::Context::setFlushDenormal(zero != 0) ? 0 : -1; }
+
+// Counts tensors of this thread from now on; `out` is to be given back to lockstep_stop_counting, on the same thread.
+int lockstep_count_tensor_bytes(void** out) {
+  return guarded([&] {
+    auto counter = std::make_shared<TensorBytes>();
+    *out = new c10::DebugInfoGuard(c10::DebugInfoKind::PROFILER_STATE, counter);
+  });
+}
+
+void lockstep_stop_counting(void* guard) { delete static_cast<c10::DebugInfoGuard*>(guard); }
+
+// The largest number of bytes since the last call on this thread; -1 where nothing counts.
+int64_t lockstep_most_tensor_bytes() {
+  auto* counter =
+      dynamic_cast<TensorBytes*>(c10::ThreadLocalDebugInfo::get(c10::DebugInfoKind::PROFILER_STATE));
+  return counter == nullptr ? -1 : counter->largest.exchange(counter->allocated.load());
+}
 
 int lockstep_set_gradient(at::Tensor* leaf, at::Tensor* slot) {
   return guarded([&] { leaf->mutable_grad() = *slot; });

@@ -16,7 +16,10 @@ unsafe extern "C" {
     pub(crate) fn lockstep_last_error() -> *const c_char;
     pub(crate) fn lockstep_last_accelerator_code() -> c_int;
     fn lockstep_library_versions() -> *const c_char;
-    fn lockstep_subnormals_are_zero() -> c_int;
+    fn lockstep_subnormals_are_zero(zero: c_int) -> c_int;
+    pub(crate) fn lockstep_count_tensor_bytes(out: *mut *mut c_void) -> c_int;
+    pub(crate) fn lockstep_stop_counting(guard: *mut c_void);
+    pub(crate) fn lockstep_most_tensor_bytes() -> i64;
     pub(crate) fn lockstep_set_gradient(leaf: *mut C_tensor, slot: *mut C_tensor) -> c_int;
     pub(crate) fn lockstep_set_hook(leaf: *mut C_tensor, call: Ready, drop: Drop, context: *mut c_void) -> c_int;
     pub(crate) fn lockstep_set_gradient_kind_float(leaf: *mut C_tensor) -> c_int;
@@ -55,18 +58,18 @@ pub fn library_versions() -> String {
         .into_owned()
 }
 
-/// Has this thread, and all that it starts from now on, take subnormal float32 numbers (those below 1.2e-38) for zero, as operands
+/// Whether this thread, and all that it starts from now on, take subnormal float32 numbers (those below 1.2e-38) for zero, as operands
 /// and as results. Returns whether the processor can.
 ///
-/// For a program's first lines, while it has one thread: then all of it computes alike, and so do all ranks. Softmax and its
-/// gradient are full of such numbers as soon as attention is sharp, processors take some hundred cycles for each, and no sum
-/// that holds anything else notices them: a step of backward took ten times as long for the same parameters.
+/// For the thread that computes, before it starts others that add. Softmax and its gradient are full of such numbers as soon as
+/// attention is sharp, processors take some hundred cycles for each, and no sum that holds anything else notices them: a step's
+/// backward took ten times as long for the same parameters.
 ///
 /// Compilers may take subnormals for what IEEE 754 says, so a constant that is folded could differ from one that is computed. That
 /// is the same on all ranks, which run the same program; and nothing here reads subnormals for anything but numbers.
-pub fn take_subnormals_for_zero() -> bool {
+pub fn take_subnormals_for_zero(zero: bool) -> bool {
     // SAFETY: sets two bits of this thread's own floating-point control register.
-    unsafe { lockstep_subnormals_are_zero() == 0 }
+    unsafe { lockstep_subnormals_are_zero(c_int::from(zero)) == 0 }
 }
 
 /// Turns a code of the shim into a result.

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use half::bf16;
 use lockstep_autograd::{
-    FlatBuffer, accumulate_in_float32, custom, elements, on_gradient_ready, run_backward, set_gradient_slot,
+    FlatBuffer, TensorBytes, accumulate_in_float32, custom, elements, on_gradient_ready, run_backward,
+    set_gradient_slot,
 };
 use tch::{Kind, Tensor};
 
@@ -160,4 +161,32 @@ fn the_libraries_name_their_versions() {
     let versions = lockstep_autograd::library_versions();
     assert!(versions.starts_with("libtorch 2."), "{versions}");
     assert_eq!(versions.matches(';').count(), 2, "{versions}");
+}
+
+#[test]
+fn the_memory_of_tensors_is_counted_while_they_are_there_and_in_backward_too() {
+    const PIECE: u64 = 1 << 20;
+    let counted = TensorBytes::count().unwrap();
+    let piece = || Tensor::zeros([PIECE as i64 / 4], (Kind::Float, tch::Device::Cpu));
+    let kept = piece();
+    drop(piece());
+    drop(piece());
+    assert_eq!(counted.most(), 2 * PIECE, "one after the other");
+    assert_eq!(counted.most(), PIECE, "what was there since the last question");
+    let leaf = kept.set_requires_grad(true);
+    run_backward(&(leaf.exp().sum(Kind::Float))).unwrap();
+    let most = counted.most();
+    assert!(
+        (3 * PIECE..5 * PIECE).contains(&most),
+        "{most}: value, exponentials, gradient"
+    );
+    let elsewhere =
+        std::thread::spawn(move || drop(Tensor::zeros([8 * PIECE as i64], (Kind::Float, tch::Device::Cpu))));
+    elsewhere.join().unwrap();
+    assert!(counted.most() < 5 * PIECE, "of another thread");
+    drop(counted);
+    let not_counted = Tensor::zeros([8 * PIECE as i64], (Kind::Float, tch::Device::Cpu));
+    let counted = TensorBytes::count().unwrap();
+    drop(not_counted);
+    assert_eq!(counted.most(), 0);
 }

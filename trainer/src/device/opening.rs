@@ -8,6 +8,7 @@ use std::sync::Arc;
 use lockstep_autograd::cuda::{CudaLibraries, loaded_libraries, mixed_roots, open_libraries, roots};
 use lockstep_autograd::device::settings::{self, Attention, Products, Settings, environment_faults};
 use lockstep_autograd::device::{CollectiveDevice, Cuda, DeviceError};
+use lockstep_autograd::take_subnormals_for_zero;
 use lockstep_config::{Device, GPU_ENVIRONMENT, Precision, Reduction, RunConfig};
 use lockstep_gpu_kernels::Driver;
 use lockstep_proto::domain::Generation;
@@ -25,17 +26,24 @@ pub struct Opened {
     pub facts: Option<String>,
 }
 
-/// Opens where a config computes: the host, or the GPU `index` among those that are visible.
+/// Opens where a config computes: the host, or the GPU `index` among those that are visible. On a host this thread, and those that it
+/// starts from now on, take subnormal numbers for zero; beside a GPU they keep them, as the GPU's additions do.
 ///
 /// # Errors
 /// What a GPU needs is missing, in one sentence.
 pub fn open(config: &RunConfig, index: usize) -> Result<Opened, TrainerError> {
     if config.run.device == Device::Cpu {
+        if !take_subnormals_for_zero(true) {
+            tracing::warn!(
+                "this processor cannot take subnormal numbers for zero; steps may become slower as the model learns"
+            );
+        }
         return Ok(Opened {
             compute: Compute::Host,
             facts: None,
         });
     }
+    take_subnormals_for_zero(false);
     let gpu = open_gpu("run.device is \"cuda\"", config.run.precision, index)?;
     let facts = facts(config, index)?;
     tracing::info!("computing on {facts}");

@@ -134,7 +134,9 @@ fn here(
                 let probes = probes
                     .into_iter()
                     .map(|probe| measure(options, config, (vocabulary, on), probe));
-                let rates = Rates::of(&probes.collect::<Result<Vec<_>, _>>()?);
+                let probes = probes.collect::<Result<Vec<_>, _>>()?;
+                let rates = Rates::of(&probes);
+                tracing::debug!("{on} ranks measured {probes:?}, so {rates:?}");
                 known.insert(key, rates.clone());
                 rates
             }

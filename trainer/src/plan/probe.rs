@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use lockstep_autograd::TensorBytes;
 use lockstep_collective::communication::{Communication, Overlap};
 use lockstep_config::RunConfig;
 use lockstep_data::{MicroBatch, rank_lanes};
@@ -44,7 +45,8 @@ pub(super) struct Shortened {
 impl Shortened {
     /// The probes of a run of `micro_batches` on `ranks` ranks, of which `on` run here at once, in rising order of layers.
     pub(super) fn all(config: &RunConfig, (ranks, on, micro_batches): (u32, u32, u32)) -> Vec<Shortened> {
-        let lanes_each = (config.run.lanes / ranks).clamp(1, LANES);
+        // As many as the rank with most lanes has.
+        let lanes_each = config.run.lanes.div_ceil(ranks).clamp(1, LANES);
         let lanes = lanes_each * on;
         // A lane with several micro-batches runs two of them.
         let each = (micro_batches / config.run.lanes)
@@ -153,12 +155,15 @@ pub(super) fn measured_as_a_rank(config: &RunConfig, vocabulary: u32, ranks: u32
     let broken =
         |error: &dyn std::fmt::Display| TrainerError::Broken(format!("cannot write what was measured: {error}"));
     let resident_before = resident();
+    let tensors = TensorBytes::count()?;
     // A rank makes its fingerprint first, and what that leaves of the heap is there when the run's memory is taken.
     fingerprint(config, vocabulary, &open(config, 0)?)?;
+    tensors.most(); // from now on
     let (rank, measured) = steps(config, (vocabulary, ranks), shortened, &place)?;
     let measured = Measured {
         resident_before,
         peak: peak(),
+        tensors: tensors.most(),
         ..measured
     };
     let text = serde_json::to_vec(&measured).map_err(|error| broken(&error))?;

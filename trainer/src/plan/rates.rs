@@ -6,7 +6,7 @@
 use lockstep_config::RunConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::work::Work;
+use crate::plan::work::{RankWork, Work};
 
 /// What one rank measured of a few steps of a run that is shortened to `layers`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -17,6 +17,8 @@ pub(super) struct Measured {
     pub(super) resident_before: u64,
     /// The largest resident memory, bytes.
     pub(super) peak: u64,
+    /// The most bytes that libtorch's tensors took of it at once, in the steps.
+    pub(super) tensors: u64,
     /// Milliseconds a step, by part; medians of the steps.
     pub(super) times: Times,
 }
@@ -150,19 +152,12 @@ impl Rates {
         };
         // What is a rate is taken of all ranks together, in the probe with most layers.
         let sum = |of: &dyn Fn(&Measured) -> f64| last.measured.iter().map(of).sum::<f64>();
-        let units = |of: &dyn Fn(&crate::plan::work::RankWork) -> f64| last.work.ranks.iter().map(of).sum::<f64>();
+        let units = |of: &dyn Fn(&RankWork) -> f64| last.work.ranks.iter().map(of).sum::<f64>();
         let least = |of: fn(&Times) -> f64| {
             let ranks = last.measured.iter().map(|measured| of(&measured.times));
             ranks.fold(f64::INFINITY, f64::min)
         };
         let millions = last.work.gradient_elements as f64 / 1e6;
-        let beside = |probe: &Probe| {
-            let ranks = probe.work.ranks.iter().zip(&probe.measured);
-            let each = ranks.map(|(work, measured)| {
-                measured.peak as f64 - work.account.bytes() as f64 - measured.resident_before as f64
-            });
-            each.fold(0.0, f64::max)
-        };
         Rates {
             forward: line(&|probe| micro_batch(probe, |times| times.forward)),
             backward: line(&|probe| micro_batch(probe, |times| times.backward)),
@@ -179,8 +174,39 @@ impl Rates {
                 .iter()
                 .map(|m| m.resident_before as f64)
                 .fold(0.0, f64::max),
-            activations: line(&beside),
+            activations: activations(probes),
         }
+    }
+}
+
+/// How much more than its tensors a layer may take, at most: gaps between them, and what products need beside.
+const MOST_BESIDE_TENSORS: f64 = 1.75;
+
+/// Memory beside the account and the process. Where pieces come to lie in the heap is chance, and a gap as large as all logits would
+/// count for many layers; what tensors take is the same in every run. So that bounds what a layer adds.
+fn activations(probes: &[Probe]) -> Line {
+    let most = |probe: &Probe, of: &dyn Fn(&RankWork, &Measured) -> f64| {
+        let ranks = probe.work.ranks.iter().zip(&probe.measured);
+        ranks.map(|(work, measured)| of(work, measured)).fold(0.0, f64::max)
+    };
+    let beside = |probe: &Probe| {
+        most(probe, &|work, measured| {
+            measured.peak as f64 - work.account.bytes() as f64 - measured.resident_before as f64
+        })
+    };
+    let tensors = |probe: &Probe| most(probe, &|_, measured| measured.tensors as f64);
+    let through = |of: &dyn Fn(&Probe) -> f64| {
+        let points: Vec<(u32, f64)> = probes.iter().map(|probe| (layers(probe), of(probe))).collect();
+        Line::through(&points)
+    };
+    let least = through(&tensors).layer;
+    let layer = through(&beside).layer.clamp(least, least * MOST_BESIDE_TENSORS);
+    let fixed = probes
+        .iter()
+        .map(|probe| beside(probe) - layer * f64::from(layers(probe)));
+    Line {
+        fixed: median(fixed.collect()).max(0.0),
+        layer,
     }
 }
 
@@ -233,7 +259,7 @@ impl Memory {
 pub(super) fn predict(config: &RunConfig, work: &Work, rates: &Rates) -> Prediction {
     let layers = config.model.layers;
     let millions = work.gradient_elements as f64 / 1e6;
-    let slowest = |of: &dyn Fn(&crate::plan::work::RankWork) -> f64| work.ranks.iter().map(of).fold(0.0, f64::max);
+    let slowest = |of: &dyn Fn(&RankWork) -> f64| work.ranks.iter().map(of).fold(0.0, f64::max);
     let mut times = Times {
         forward: rates.forward.at(layers) * slowest(&|w| f64::from(w.micro_batches)),
         backward: rates.backward.at(layers) * slowest(&|w| f64::from(w.micro_batches)),
@@ -284,6 +310,55 @@ mod tests {
         assert_eq!(Line::through(&[(1, 9.0), (3, 5.0)]).at(12), 9.0, "noise is no speed");
         assert_eq!(Line::through(&[(2, 8.0)]).at(4), 16.0);
         assert_eq!(Line::through(&[]).at(4), 0.0);
+    }
+
+    /// A probe of one rank whose account is empty.
+    fn probe(layers: u32, (peak, tensors): (u64, u64)) -> Probe {
+        let text = r#"
+            [run]
+            name = "probe"
+            steps = 1
+            [data]
+            path = "data"
+            [model]
+            layers = 1
+            heads = 1
+            width = 8
+            vocab = 8
+            [batch]
+            micro_batch = 1
+            schedule = 1
+            [learning_rate]
+            schedule = 0.1
+        "#;
+        let config = RunConfig::parse(text, "test", &[]).unwrap();
+        let mut work = Work::of(&config, 8, (1, 1)).unwrap();
+        work.ranks[0].account = crate::memory_account::MemoryAccount::default();
+        let measured = vec![Measured {
+            layers,
+            resident_before: 100,
+            peak,
+            tensors,
+            ..Measured::default()
+        }];
+        Probe { work, measured }
+    }
+
+    #[test]
+    fn a_gap_in_the_heap_does_not_count_for_every_layer() {
+        let at = |probes: &[Probe], layers| activations(probes).at(layers);
+        let calm = [probe(1, (310, 100)), probe(3, (360, 140))];
+        assert_eq!((at(&calm, 1), at(&calm, 3), at(&calm, 9)), (210.0, 260.0, 410.0));
+        // A gap of 200 in the larger one, of 200 in the smaller one.
+        let larger = [probe(1, (310, 100)), probe(3, (560, 140))];
+        assert_eq!(at(&larger, 9), (210.0 + 8.0 * 35.0 + 460.0 + 6.0 * 35.0) / 2.0);
+        let smaller = [probe(1, (510, 100)), probe(3, (360, 140))];
+        assert_eq!(at(&smaller, 9), (410.0 + 8.0 * 20.0 + 260.0 + 6.0 * 20.0) / 2.0);
+        assert_eq!(
+            at(&[probe(1, (310, 100))], 1),
+            210.0,
+            "a run of one layer is its own probe"
+        );
     }
 
     #[test]
