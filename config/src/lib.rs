@@ -8,6 +8,8 @@
 //! Beside it is what every program must read alike of the job that it is part of: [`place`] says which rank of how many a process
 //! is, [`hosts_of_hostfile`] and [`first_host_of_slurm`] on which hosts they are, [`this_machine`] whose process numbers count.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod error;
 mod fields;
 mod gpu;
