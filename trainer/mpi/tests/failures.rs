@@ -53,13 +53,14 @@ fn wait_in(call: &str, collective: &mut Communicator, buffer: BufferId) -> Resul
     }
 }
 
-/// In a rank: says what it heard, lets the others hear it too, and ends as a trainer that failed: MPI not finished.
-fn hear(error: &CollectiveError) -> ! {
+/// In a rank: says what it heard, waits until `ranks` of them have heard, and ends as a trainer that failed: MPI not finished. The
+/// first that ends takes all others with it.
+fn hear(error: &CollectiveError, ranks: usize) -> ! {
     let rank = mpi_rank().unwrap();
     // In one piece: all ranks write to one place.
     let line = format!("rank {rank} heard: {error}\n");
     std::io::stderr().write_all(line.as_bytes()).unwrap();
-    thread::sleep(Duration::from_millis(700));
+    job::come_here(rank, ranks);
     std::process::exit(1);
 }
 
@@ -87,7 +88,7 @@ fn a_rank_of_which_one_is_killed() {
         nix::sys::signal::kill(own, nix::sys::signal::Signal::SIGKILL).unwrap();
     }
     if let Err(error) = reduce(&mut collective, buffer).and_then(|()| collective.barrier()) {
-        hear(&error);
+        hear(&error, 2);
     }
     unreachable!("rank 1 never enters the barrier");
 }
@@ -119,7 +120,7 @@ fn a_rank_that_makes_another_call() {
         Some(0) => wait_in(&call, &mut collective, buffer),
         _ => collective.barrier(),
     };
-    hear(&result.unwrap_err());
+    hear(&result.unwrap_err(), 2);
 }
 
 #[test]
@@ -206,12 +207,12 @@ fn a_rank_that_is_aborted() {
             thread::sleep(Duration::from_millis(50));
             later.abort("the operator has had enough");
         });
-        hear(&wait_in(&call, &mut collective, buffer).unwrap_err());
+        hear(&wait_in(&call, &mut collective, buffer).unwrap_err(), 2);
     }
     // Late enough for the abort. Where rank 0 had entered a barrier too, this rank hears in its next call.
     thread::sleep(Duration::from_millis(150));
     let heard = collective.barrier().and_then(|()| collective.barrier());
-    hear(&heard.unwrap_err());
+    hear(&heard.unwrap_err(), 2);
 }
 
 #[test]
@@ -235,7 +236,7 @@ fn a_rank_that_stalls() {
     let mut collective = job::join(0, 2, options, &patient());
     let buffer = collective.allocate("buffer", 64).unwrap();
     if mpi_rank() == Some(0) {
-        hear(&wait_in(&call, &mut collective, buffer).unwrap_err());
+        hear(&wait_in(&call, &mut collective, buffer).unwrap_err(), 1);
     }
     // mpirun ends it with the other one.
     thread::sleep(PATIENCE);
@@ -276,5 +277,5 @@ fn a_rank_in_a_wrong_world() {
     if mpi_rank() == Some(1) {
         thread::sleep(Duration::from_millis(300));
     }
-    hear(&connect(mpi_rank().unwrap(), 2, Duration::from_millis(100)));
+    hear(&connect(mpi_rank().unwrap(), 2, Duration::from_millis(100)), 2);
 }

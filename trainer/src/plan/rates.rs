@@ -320,6 +320,7 @@ mod tests {
             steps = 1
             [data]
             path = "data"
+            sequence_length = 8
             [model]
             layers = 1
             heads = 1
@@ -330,6 +331,8 @@ mod tests {
             schedule = 1
             [learning_rate]
             schedule = 0.1
+            [optimizer]
+            method = "adamw"
         "#;
         let config = RunConfig::parse(text, "test", &[]).unwrap();
         let mut work = Work::of(&config, 8, (1, 1)).unwrap();

@@ -14,6 +14,8 @@ use lockstep_trainer_mpi::{Communicator, Library, Options};
 
 /// What the ranks of a job are told.
 const TOLD: &str = "LOCKSTEP_JOB";
+/// Where ranks of a job show each other what they have done.
+const SHOWN: &str = "LOCKSTEP_JOB_SHOWN";
 
 /// A started mpirun, ended with its ranks when dropped.
 pub(crate) struct Job {
@@ -31,6 +33,7 @@ pub(crate) fn start(ranks: u32, test: &str, told: &str) -> Job {
         .arg(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", test])
         .env(TOLD, told)
+        .env(SHOWN, scratch.path())
         .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
         .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
         .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
@@ -91,6 +94,17 @@ impl Job {
 pub(crate) fn told() -> String {
     Library.start().unwrap();
     std::env::var(TOLD).unwrap()
+}
+
+/// In a rank: shows that it has come here, and waits until `ranks` of them have.
+pub(crate) fn come_here(rank: u32, ranks: usize) {
+    let here = std::path::PathBuf::from(std::env::var(SHOWN).unwrap()).join("here");
+    std::fs::create_dir_all(&here).unwrap();
+    std::fs::write(here.join(rank.to_string()), "").unwrap();
+    let begun = Instant::now();
+    while std::fs::read_dir(&here).unwrap().count() < ranks && begun.elapsed() < PATIENCE {
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// In a rank: a communicator of all ranks, whose order is turned by `turn` against MPI's own.
