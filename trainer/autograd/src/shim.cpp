@@ -1,5 +1,6 @@
 // What tch lacks, and nothing more: a gradient slot on a leaf, a hook that fires when a leaf's gradient has been
-// accumulated, functions whose backward is a Rust closure, and tensors over memory that Rust owns.
+// accumulated, functions whose backward is a Rust closure, tensors over memory that Rust owns, a count of what tensors take,
+// and the switch for subnormal numbers.
 //
 // Codes and texts of errors: guarded.h. Rust callbacks return non-zero when they failed (they have kept their own error);
 // only a std::runtime_error leaves a hook or a node, since libtorch ends the process on anything else.

@@ -1,4 +1,5 @@
-//! The C functions of `shim.cpp`, and the two callbacks' contexts: boxes of closures that C++ calls and drops.
+//! The C functions of `shim.cpp`, and the two callbacks' contexts: boxes of closures that C++ calls and drops. What needs no
+//! tensor has its safe face here: the libraries' versions, and subnormal numbers.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 

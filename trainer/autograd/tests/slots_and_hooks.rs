@@ -1,4 +1,5 @@
-//! Gradients land in views of a flat buffer, hooks fire in backward order, closures are functions of the graph.
+//! Gradients land in views of a flat buffer, hooks fire in backward order, closures are functions of the graph, and the memory of
+//! tensors is counted.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::sync::{Arc, Mutex};

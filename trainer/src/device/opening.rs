@@ -1,4 +1,5 @@
-//! A rank opens its GPU, in the one order that works: environment → libraries (`main` has opened them) → settings → device.
+//! A rank opens where it computes. A GPU in the one order that works: environment → libraries (`main` has opened them) → settings
+//! → device. On the host there is only to say what its threads do with subnormal numbers.
 //!
 //! What is missing is refused with one sentence: what, and what to do.
 

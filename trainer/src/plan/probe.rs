@@ -1,8 +1,8 @@
 //! A short calibration: a few steps of the very engine that trains, for the run with fewer layers, on this machine.
 //!
 //! Way of data: config → [`Shortened`] (few layers, few lanes a rank) → one process a rank, a copy of this command with
-//! [`SHORTENED`] in its environment → ranks meet as in a run, make steps on tokens of a formula, and write what they measured
-//! into a file each → [`Probe`].
+//! [`SHORTENED`] in its environment → ranks meet as in a run, make steps on tokens of a formula, and write what they measured,
+//! times and memory, into a file each → [`Probe`].
 
 use std::ffi::OsString;
 use std::path::Path;

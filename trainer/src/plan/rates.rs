@@ -302,6 +302,8 @@ pub(super) fn predict(config: &RunConfig, work: &Work, rates: &Rates) -> Predict
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory_account::MemoryAccount;
+    use crate::plan::work::tests::config;
 
     #[test]
     fn a_line_goes_through_its_points_and_never_falls() {
@@ -314,29 +316,8 @@ mod tests {
 
     /// A probe of one rank whose account is empty.
     fn probe(layers: u32, (peak, tensors): (u64, u64)) -> Probe {
-        let text = r#"
-            [run]
-            name = "probe"
-            steps = 1
-            [data]
-            path = "data"
-            sequence_length = 8
-            [model]
-            layers = 1
-            heads = 1
-            width = 8
-            vocab = 8
-            [batch]
-            micro_batch = 1
-            schedule = 1
-            [learning_rate]
-            schedule = 0.1
-            [optimizer]
-            method = "adamw"
-        "#;
-        let config = RunConfig::parse(text, "test", &[]).unwrap();
-        let mut work = Work::of(&config, 8, (1, 1)).unwrap();
-        work.ranks[0].account = crate::memory_account::MemoryAccount::default();
+        let mut work = Work::of(&config(&[]), 61, (1, 6)).unwrap();
+        work.ranks[0].account = MemoryAccount::default();
         let measured = vec![Measured {
             layers,
             resident_before: 100,

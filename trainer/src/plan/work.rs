@@ -150,10 +150,11 @@ impl Work {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn config(sets: &[&str]) -> RunConfig {
+    /// A small run on six lanes.
+    pub(in crate::plan) fn config(sets: &[&str]) -> RunConfig {
         let text = "[run]\nname = \"a\"\nsteps = 1\nlanes = 6\n[data]\npath = \"unused\"\nsequence_length = 16\n\
                     [model]\nkind = \"gpt2\"\nlayers = 2\nheads = 2\nwidth = 32\n[batch]\nmicro_batch = 1\nschedule = 6\n\
                     [learning_rate]\nschedule = 0.5\n[optimizer]\nmethod = \"muon\"\n";

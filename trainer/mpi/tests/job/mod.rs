@@ -14,14 +14,14 @@ use lockstep_trainer_mpi::{Communicator, Library, Options};
 
 /// What the ranks of a job are told.
 const TOLD: &str = "LOCKSTEP_JOB";
-/// Where ranks of a job show each other what they have done.
-const SHOWN: &str = "LOCKSTEP_JOB_SHOWN";
+/// Where ranks show each other that they have come to a place, in the job's own folder.
+const HERE: &str = "here";
 
 /// A started mpirun, ended with its ranks when dropped.
 pub(crate) struct Job {
     child: Child,
     said: thread::JoinHandle<String>,
-    /// Where Open MPI keeps its files. Two jobs that begin at once in its usual place can be in each other's way.
+    /// Where the ranks run, and Open MPI keeps its files. Two jobs that begin at once in its usual place can be in each other's way.
     _scratch: tempfile::TempDir,
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn start(ranks: u32, test: &str, told: &str) -> Job {
         .arg(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", test])
         .env(TOLD, told)
-        .env(SHOWN, scratch.path())
+        .current_dir(scratch.path())
         .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
         .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
         .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
@@ -98,11 +98,11 @@ pub(crate) fn told() -> String {
 
 /// In a rank: shows that it has come here, and waits until `ranks` of them have.
 pub(crate) fn come_here(rank: u32, ranks: usize) {
-    let here = std::path::PathBuf::from(std::env::var(SHOWN).unwrap()).join("here");
-    std::fs::create_dir_all(&here).unwrap();
+    let here = std::path::Path::new(HERE);
+    std::fs::create_dir_all(here).unwrap();
     std::fs::write(here.join(rank.to_string()), "").unwrap();
     let begun = Instant::now();
-    while std::fs::read_dir(&here).unwrap().count() < ranks && begun.elapsed() < PATIENCE {
+    while std::fs::read_dir(here).unwrap().count() < ranks && begun.elapsed() < PATIENCE {
         thread::sleep(Duration::from_millis(5));
     }
 }
